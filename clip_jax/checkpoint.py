@@ -1,0 +1,89 @@
+"""Checkpoints by orbax: the train state and the position in the data, saved together or not at all."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from absl import logging
+
+from clip_jax.train_state import TrainState
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written or read; the message says which, where and what to do."""
+
+
+class Checkpointer:
+    """Asynchronous, atomic saves under workdir/checkpoints.
+
+    keep: how many of the newest are kept.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 2):
+        self.directory = workdir.absolute() / "checkpoints"  # orbax fails late, in a thread, on a relative path
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def steps(self) -> Sequence[int]:
+        """Steps with a committed checkpoint, oldest first; an unfinished save is not among them."""
+        return sorted(self._manager.all_steps(read=True))
+
+    def save(self, step: int, state: TrainState, data_state: dict[str, Any]) -> None:
+        """Starts to save in the background; an error of an earlier save is raised here."""
+        if step in self.steps():
+            return
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
+        try:
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, onto the target's shardings; None where there is none.
+
+        Raises CheckpointError when there are checkpoints and none of them can be read.
+        """
+        failures = []
+        for step in reversed(self.steps()):
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+            try:
+                restored = self._manager.restore(step, args=args)
+            except Exception as error:  # a damaged step must not hide the sound one before it
+                failures.append(f"step {step}: {_first_line(error)}")
+                logging.warning("checkpoint %s/%d cannot be read: %s", self.directory, step, _first_line(error))
+                continue
+            return restored.state, restored.data
+        if failures:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} can be read ({'; '.join(failures)}): "
+                "restore the folder from a copy, or start again in another --workdir"
+            )
+        return None
+
+    def delete_after(self, step: int) -> None:
+        """Removes the unreadable checkpoints that are newer than the one resumed from, so that they can be rewritten."""
+        for newer in [s for s in self.steps() if s > step]:
+            self._manager.delete(newer)
+
+    def wait(self) -> None:
+        """Returns when all started saves are on the disk; raises CheckpointError when one failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        kept = self.steps()
+        return CheckpointError(
+            f"could not save a checkpoint to {self.directory}: {_first_line(error)}. "
+            f"The newest complete checkpoint is {'step ' + str(kept[-1]) if kept else 'none'}; "
+            "free space or mend the folder, then run the same command again"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]

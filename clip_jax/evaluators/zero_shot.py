@@ -1,0 +1,131 @@
+"""Zero-shot classification: class names become text embeddings, the nearest one is the prediction.
+
+Ties are counted against the model: an image is right at k only if fewer than k other classes score at least as
+high as its own. A collapsed model, or one full of NaN, thus gets 0 rather than the accuracy of argmax's habits.
+
+Reference: Radford et al. 2021, sec. 3.1.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def class_embeddings(
+    encode_texts: Callable[[np.ndarray], np.ndarray],
+    tokenize: Callable[[Sequence[str]], np.ndarray],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+) -> np.ndarray:
+    """One embedding a class: the normalised mean of the normalised embeddings of all its prompts.
+
+    Args:
+      encode_texts: int32 [N, L] tokens to [N, E] embeddings, any N; called once with all C * T prompts.
+      tokenize: N strings to int32 [N, L].
+      class_names: C different names, at least two.
+      templates: T strings with exactly one `{}` each.
+
+    Returns:
+      float32 [C, E], L2-normalised.
+
+    Raises:
+      ValueError: for names or templates that break the rules above.
+
+    Reference: Radford et al. 2021, sec. 3.1.4 (ensembling over the embedding space).
+    """
+    if len(class_names) < 2:
+        raise ValueError(f"zero-shot classification needs at least two class names, got {list(class_names)}")
+    if repeated := [name for name, count in Counter(class_names).items() if count > 1]:
+        raise ValueError(f"class names appear more than once: {', '.join(map(repr, repeated))}; rename or merge them")
+    if not templates:
+        raise ValueError("no prompt template given; '{}' alone stands for the bare class name")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"prompt template {template!r} needs exactly one {{}} for the class name")
+
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
+    embeddings = _normalized(encode_texts(tokenize(prompts)))  # [C * T, E]
+    embeddings = embeddings.reshape(len(class_names), len(templates), -1)  # [C, T, E]
+    return _normalized(embeddings.mean(axis=1))
+
+
+def zero_shot_metrics(
+    image_embeddings: np.ndarray,
+    labels: np.ndarray,
+    class_embeddings: np.ndarray,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Accuracies in [0, 1], ties counted against the model.
+
+    Args:
+      image_embeddings: [N, E], L2-normalised.
+      labels: int [N], each in [0, C).
+      class_embeddings: [C, E], L2-normalised.
+      class_names: C names, the keys of `per_class`.
+
+    Returns:
+      A dict ready for JSON: top1; top5 if C > 5; mean_per_class, the mean over the classes that have images;
+      per_class, {name: accuracy, None without images}; chance, 1 / C; count, N.
+
+    Raises:
+      ValueError: lengths that do not match, no images, a label out of range.
+    """
+    if len(class_names) != len(class_embeddings):
+        raise ValueError(f"{len(class_names)} class names for {len(class_embeddings)} class embeddings")
+    rank, _ = _ranks_and_predictions(image_embeddings, labels, class_embeddings)
+    C = len(class_names)
+    images = np.bincount(labels, minlength=C)  # [C]
+    right = np.bincount(labels, weights=rank == 0, minlength=C)  # [C]
+    per_class = [float(r / n) if n else None for r, n in zip(right, images)]
+    metrics: dict[str, Any] = {"top1": float(np.mean(rank == 0))}
+    if C > 5:
+        metrics["top5"] = float(np.mean(rank < 5))
+    metrics["mean_per_class"] = float(np.mean([accuracy for accuracy in per_class if accuracy is not None]))
+    metrics["per_class"] = dict(zip(class_names, per_class))
+    metrics["chance"] = 1 / C
+    metrics["count"] = len(rank)
+    return metrics
+
+
+def confusion_matrix(image_embeddings: np.ndarray, labels: np.ndarray, class_embeddings: np.ndarray) -> np.ndarray:
+    """Counts int64 [C, C]: row the true class, column the predicted one; its trace over N is top1.
+
+    Where the own class ties for the best score, the image counts for another of the tied classes.
+    Arguments and errors as for `zero_shot_metrics`.
+    """
+    _, predicted = _ranks_and_predictions(image_embeddings, labels, class_embeddings)
+    C = len(class_embeddings)
+    return np.bincount(np.asarray(labels) * C + predicted, minlength=C * C).reshape(C, C)
+
+
+def _ranks_and_predictions(
+    image_embeddings: np.ndarray, labels: np.ndarray, class_embeddings: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each image the number of other classes that score at least as high as its own, and its prediction."""
+    labels = np.asarray(labels)
+    N, C = len(image_embeddings), len(class_embeddings)
+    if labels.shape != (N,):
+        raise ValueError(f"labels have shape {labels.shape} for {N} image embeddings, expected ({N},)")
+    if N == 0:
+        raise ValueError("no images to classify: the evaluation set is empty")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if (outside := np.flatnonzero((labels < 0) | (labels >= C))).size:
+        i = outside[0]
+        raise ValueError(f"label {labels[i]} of image {i} is outside 0..{C - 1}, the range of the {C} class names")
+
+    scores = np.asarray(image_embeddings, np.float32) @ np.asarray(class_embeddings, np.float32).T  # [N, C]
+    every = np.arange(N)
+    # "not below" instead of "at or above", so that NaN counts against the model too.
+    rank = np.sum(~(scores < scores[every, labels][:, None]), axis=1) - 1  # [N], less the own class itself
+    missed = np.flatnonzero(rank > 0)
+    scores[missed, labels[missed]] = -np.inf
+    return rank, scores.argmax(axis=1)
+
+
+def _normalized(x: np.ndarray) -> np.ndarray:
+    """x over its L2 norm along the last axis, float32; a zero vector stays zero."""
+    x = np.asarray(x, np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

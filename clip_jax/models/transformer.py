@@ -1,0 +1,112 @@
+"""The transformer both towers share: pre-norm blocks, stacked along a leading depth axis and scanned."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from clip_jax.models.config import ModelConfig, TransformerConfig
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+def make_layer_norm(width: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm with statistics in at least float32 and the two-pass variance, exact for large means."""
+    return nnx.LayerNorm(width, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs, **config.dtypes)
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+    """Scaled dot-product attention over [B, L, H, K]; the softmax is in at least float32.
+
+    `jax.nn.dot_product_attention` casts its softmax down to float32 under x64, where we compare with float64 references.
+    """
+    logits = jnp.einsum("blhk,bmhk->bhlm", query * query.shape[-1] ** -0.5, key)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # [B, H, L, L]
+    if causal:
+        visible = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        logits = jnp.where(visible, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhlm,bmhk->blhk", weights, value)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused query-key-value projection."""
+
+    def __init__(self, config: TransformerConfig, model: ModelConfig, causal: bool, rngs: nnx.Rngs):
+        head_dim = config.width // config.num_heads
+        std = config.width**-0.5
+        normal = nnx.initializers.normal
+        self.causal = causal
+        self.qkv = nnx.LinearGeneral(
+            config.width, (3, config.num_heads, head_dim), kernel_init=normal(std), rngs=rngs, **model.dtypes
+        )
+        self.out = nnx.LinearGeneral(
+            (config.num_heads, head_dim),
+            config.width,
+            axis=(-2, -1),
+            kernel_init=normal(std * (2 * config.depth) ** -0.5),
+            rngs=rngs,
+            **model.dtypes,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # [B, L, H, K] each
+        return self.out(attention(query, key, value, self.causal))
+
+
+class MLP(nnx.Module):
+    """Two linear layers around the activation."""
+
+    def __init__(self, config: TransformerConfig, model: ModelConfig, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal
+        width, mlp_dim = config.width, config.mlp_dim
+        out_std = width**-0.5 * (2 * config.depth) ** -0.5
+        self.activation = ACTIVATIONS[model.activation]
+        self.fc_in = nnx.Linear(width, mlp_dim, kernel_init=normal((2 * width) ** -0.5), rngs=rngs, **model.dtypes)
+        self.fc_out = nnx.Linear(mlp_dim, width, kernel_init=normal(out_std), rngs=rngs, **model.dtypes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc_out(self.activation(self.fc_in(x)))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual attention block."""
+
+    def __init__(self, config: TransformerConfig, model: ModelConfig, causal: bool, rngs: nnx.Rngs):
+        self.ln_1 = make_layer_norm(config.width, model, rngs)
+        self.attn = Attention(config, model, causal, rngs)
+        self.ln_2 = make_layer_norm(config.width, model, rngs)
+        self.mlp = MLP(config, model, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nnx.Module):
+    """`depth` blocks whose parameters are stacked, [depth, ...], and applied by one scanned body.
+
+    The paper initialises only the text tower by this depth-scaled rule and leaves the vision tower's blocks at the
+    framework's defaults in the released code; we use the rule for both.
+
+    Reference: Radford et al. 2021, sec. 2.4; initialisation as in GPT-2.
+    """
+
+    def __init__(self, config: TransformerConfig, model: ModelConfig, causal: bool, rngs: nnx.Rngs):
+        self.remat = model.remat
+        self.blocks = nnx.vmap(lambda r: Block(config, model, causal, r))(rngs.fork(split=config.depth))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D] in the compute dtype."""
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graphdef, params)(x), None
+
+        if self.remat == "full":
+            body = jax.checkpoint(body, prevent_cse=False)
+        return jax.lax.scan(body, x, stacked)[0]

@@ -1,0 +1,101 @@
+"""Where arrays live: one mesh, one table from parameter path to partition, one way to place a batch."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH_AXES = ("data", "fsdp")
+
+# Parameters by path; a leading None is the stacked depth axis. Letters: D width, H heads, K head_dim, M mlp_dim.
+PARAM_RULES: tuple[tuple[str, P], ...] = (
+    (r".*/blocks/attn/qkv/kernel", P(None, "fsdp", None, "tensor", None)),  # [depth, D, 3, H, K]
+    (r".*/blocks/attn/qkv/bias", P(None, None, "tensor", None)),  # [depth, 3, H, K]
+    (r".*/blocks/attn/out/kernel", P(None, "tensor", None, "fsdp")),  # [depth, H, K, D]
+    (r".*/blocks/mlp/fc_in/kernel", P(None, "fsdp", "tensor")),  # [depth, D, M]
+    (r".*/blocks/mlp/fc_in/bias", P(None, "tensor")),  # [depth, M]
+    (r".*/blocks/mlp/fc_out/kernel", P(None, "tensor", "fsdp")),  # [depth, M, D]
+    (r".*/blocks/(attn/out|mlp/fc_out)/bias", P()),
+    (r".*/ln_\w+/(scale|bias)", P()),
+    (r"visual/patch_embedding/kernel", P(None, "fsdp")),  # [3 * patch_size**2, D]
+    (r"visual/class_embedding", P()),
+    (r"(visual|text)/positional_embedding", P()),
+    (r"text/token_embedding/embedding", P(None, "fsdp")),  # [vocab_size, D]
+    (r"(visual|text)_projection/kernel", P("fsdp", None)),  # [D, embed_dim]
+    (r"logit_scale", P()),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """Devices along each mesh axis; -1, at most once, stands for the rest.
+
+    data: the batch is split, parameters are copied. fsdp: the batch is split and so are parameters and optimizer
+    state. tensor: heads and MLP channels are split.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: ShardingConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over `devices`, by default all of them.
+
+    Axes are Auto: with JAX's default, Explicit, the similarity matrix of two batch-sharded sides is a type error.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    known = int(np.prod([s for s in sizes if s != -1]))
+    wrong = sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes)
+    if wrong or len(devices) % known or (-1 not in sizes and known != len(devices)):
+        raise ValueError(
+            f"sharding data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not multiply to the "
+            f"{len(devices)} devices: set one of them to -1 for 'the rest' and the others to divisors"
+        )
+    shape = tuple(len(devices) // known if s == -1 else s for s in sizes)
+    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows split over the batch axes."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def param_specs(params: Mapping[str, Any]) -> Any:
+    """The partition of every parameter of a nested dict, by PARAM_RULES.
+
+    Raises ValueError for a parameter that no rule, or more than one, matches.
+    """
+
+    def spec(path: tuple[Any, ...], _: Any) -> P:
+        name = "/".join(str(key.key) for key in path)
+        specs = [rule for pattern, rule in PARAM_RULES if re.fullmatch(pattern, name)]
+        if len(specs) != 1:
+            raise ValueError(f"parameter {name} matches {len(specs)} rules of PARAM_RULES; it must match exactly one")
+        return specs[0]
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of each array to the global array, rows split over the batch axes."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keeps the leading axis split over the batch axes; without a mesh in context (`jax.set_mesh`) it does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))

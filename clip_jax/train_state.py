@@ -1,0 +1,77 @@
+"""All that training changes, as one pytree, created directly in its sharded place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from clip_jax.models import CLIP, ModelConfig
+from clip_jax.sharding import param_specs
+
+Params = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """step: int32 []. params, opt_state: nested dicts and optax states. rng: uint32 key data [2], the run's key:
+    whatever is random inside a step folds the step into it."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    rng: jax.Array
+
+
+def model_graph(config: ModelConfig) -> nnx.GraphDef[CLIP]:
+    """The model without its parameters; `nnx.merge(graph, params)` gives the module back."""
+    return nnx.split(nnx.eval_shape(lambda: CLIP(config, nnx.Rngs(0))))[0]
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters as a nested dict of arrays."""
+    return nnx.to_pure_dict(nnx.split(CLIP(config, nnx.Rngs(key)))[1])
+
+
+def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """The sharding of each leaf of a (possibly abstract) TrainState: moments lie with their parameters (ZeRO)."""
+    specs = param_specs(state.params)
+    specs = TrainState(
+        step=P(),
+        params=specs,
+        opt_state=optax.tree_utils.tree_map_params(
+            optimizer, lambda _, spec: spec, state.opt_state, specs, transform_non_params=lambda _: P()
+        ),
+        rng=P(),
+    )
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def _make_init(config: ModelConfig, optimizer: optax.GradientTransformation) -> Any:
+    def init(rng: jax.Array) -> TrainState:
+        params = init_params(config, jax.random.wrap_key_data(rng))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+
+    return init
+
+
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of the TrainState, with nothing allocated: the target of a restore."""
+    state = jax.eval_shape(_make_init(config, optimizer), jax.ShapeDtypeStruct((2,), jnp.uint32))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(state, optimizer, mesh),
+    )
+
+
+def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
+    """A fresh TrainState, each shard computed on its own device; the values do not depend on the mesh."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
+    rng = jax.random.key_data(jax.random.key(seed))
+    return jax.jit(_make_init(config, optimizer), out_shardings=shardings)(rng)

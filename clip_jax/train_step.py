@@ -1,0 +1,59 @@
+"""One update: encode both sides, compare all pairs, differentiate, apply AdamW, clamp the temperature."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from clip_jax.losses import normalize, sharded_contrastive_loss
+from clip_jax.losses.contrastive import Metrics
+from clip_jax.models import CLIP
+from clip_jax.train_state import Params, TrainState
+
+Batch = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def loss_fn(params: Params, graph: nnx.GraphDef[CLIP], batch: Batch, mesh: Mesh) -> tuple[jax.Array, Metrics]:
+    """The contrastive loss of a global batch {image [N, H, W, 3], text int32 [N, L]} and its metrics."""
+    features = nnx.merge(graph, params)(batch["image"], batch["text"])
+    return sharded_contrastive_loss(
+        normalize(features.image_features), normalize(features.text_features), features.logit_scale, mesh
+    )
+
+
+def make_train_step(
+    graph: nnx.GraphDef[CLIP],
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    max_logit_scale: float,
+    shardings: TrainState,
+) -> TrainStep:
+    """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated and stay in their place.
+
+    Metrics are scalars on the device: loss, chance_loss (ln N, what guessing gives), accuracy in the batch both ways,
+    logit_scale (after exp), grad_norm, param_norm, learning_rate. Call it under `jax.set_mesh(mesh)`.
+    """
+
+    mesh = shardings.step.mesh
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, metrics), grads = gradient(state.params, graph, batch, mesh)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params["logit_scale"] = jnp.clip(params["logit_scale"], 0, jnp.log(max_logit_scale))
+        metrics |= {
+            "loss": loss,
+            "chance_loss": jnp.log(len(batch["text"])),
+            "logit_scale": jnp.exp(state.params["logit_scale"]),
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(state.params),
+            "learning_rate": schedule(state.step),
+        }
+        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
