@@ -1,7 +1,7 @@
 """What a drawn scene consists of, and how people would put it in words.
 
-The vocabulary, the `Scene` that `scenes.py` samples and draws, and the caption grammar. A caption may leave out much of
-the picture, as text on the web does, but what it says is true of the picture. In every choice of word the canonical name
+The vocabulary, the `Scene` that `scenes.py` samples and draws, and the caption grammar. A caption may leave out much
+of the picture, as text on the web does, but what it says is true of it. In every choice of word the canonical name
 (the one in class names) is taken about 70 % of the time, a synonym otherwise.
 """
 
@@ -46,11 +46,11 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "dotted": ("spotted", "polka-dot"),
     "checkered": ("chequered", "checked"),
     "shape": ("object", "thing", "figure"),
-    "left": ("on the left side", "at the left edge"),
-    "right": ("on the right side", "at the right edge"),
-    "top": ("near the top", "in the upper part"),
-    "bottom": ("near the bottom", "in the lower part"),
-    "centre": ("in the middle", "in the center"),
+    "on the left": ("on the left side", "at the left edge"),
+    "on the right": ("on the right side", "at the right edge"),
+    "at the top": ("near the top", "in the upper part"),
+    "at the bottom": ("near the bottom", "in the lower part"),
+    "in the centre": ("in the middle", "in the center"),
     "left of": ("to the left of",),
     "right of": ("to the right of",),
     "above": ("over",),
@@ -74,6 +74,7 @@ TEXTURE_TAILS = {"striped": "with stripes", "dotted": "with dots", "checkered": 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 INVERSE_RELATION = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 TEMPLATES = ("a picture of {}", "a photo of {}", "a drawing of {}", "an image of {}", "this is {}", "here is {}")
+_AS_IS = ("{}",)  # for phrases that would be no English inside another template
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Thing:
 class Scene:
     """Everything a picture shows, whatever its resolution.
 
-    In a "pair", `things[0]` is `relation` `things[1]`. `position` is set for "object" scenes only. `background_field` is
-    0 for a flat background, else which gradient or noise lies over it. `outline` draws thin contours (the sketch set).
+    In a "pair", `things[0]` is `relation` `things[1]`. `position` is set for "object" scenes only. `background_field`
+    is 0 for a flat background, else which gradient or noise lies over it. `outline` asks for thin contours only.
     """
 
     kind: str
@@ -142,7 +143,7 @@ def caption_scene(scene: Scene, rng: Uniforms) -> str:
       rng: where the choices of content and wording come from; how many numbers are taken varies.
     """
     phrase, templates = _PHRASES[scene.kind](scene, rng)
-    if rng.random() < 0.1:
+    if templates is not _AS_IS and rng.random() < 0.1:
         ground = " ".join(_word(rng, word) for word in scene.background.split())
         phrase += f" on {with_article(ground)} background"
     if rng.random() < 0.5:
@@ -182,18 +183,20 @@ def _noun(rng: Uniforms, thing: Thing, colour: bool, shape: bool, size: float = 
 
 def _object(scene: Scene, rng: Uniforms) -> tuple[str, Sequence[str]]:
     thing, content = scene.things[0], rng.random()
-    colour, shape = content < 0.9, content < 0.83 or content > 0.96  # 83 % both, 7 % colour, 4 % shape, 6 % neither below
-    if 0.94 < content <= 0.96 or content > 0.99:
-        colour = shape = False
-    bare = not (colour or shape)
-    phrase = _noun(rng, thing, colour, shape, size=0.6 if bare else 0.3)
-    if rng.random() > 0.12:
+    colour, shape = content < 0.9, content < 0.83 or 0.9 <= content < 0.95  # 83 % both, 5 % neither
+    bare = not (colour or shape)  # then rather something else is said
+    phrase = _noun(rng, thing, colour, shape, size=0.5 if bare else 0.3)
+    templates: Sequence[str] = TEMPLATES
+    if rng.random() < 0.12:
+        templates = _AS_IS
+    else:
         phrase = with_article(phrase)
-    if rng.random() < (0.35 if thing.size == "small" else 0.1):
-        place = scene.position if rng.random() > CANONICAL_SHARE else ""
-        where = pick(rng, SYNONYMS[place]) if place else POSITION_PHRASES[scene.position]
-        phrase = f"{where}, {phrase}" if rng.random() < 0.1 else f"{phrase} {where}"
-    return phrase, TEMPLATES
+    if rng.random() < (0.1 if thing.size == "large" else 0.6 if bare else 0.35):
+        where = _word(rng, POSITION_PHRASES[scene.position])
+        if rng.random() < 0.1:
+            return f"{where}, {phrase}", _AS_IS
+        phrase = f"{phrase} {where}"
+    return phrase, templates
 
 
 def _pair(scene: Scene, rng: Uniforms) -> tuple[str, Sequence[str]]:
@@ -212,11 +215,11 @@ def _pair(scene: Scene, rng: Uniforms) -> tuple[str, Sequence[str]]:
 
 def _count(scene: Scene, rng: Uniforms) -> tuple[str, Sequence[str]]:
     n, thing, content = len(scene.things), scene.things[0], rng.random()
-    colour, shape = (True, True) if content < 0.7 else (False, content < 0.8)
-    noun = _noun(rng, thing, colour and content > 0.05, shape)
+    colour, shape = content < 0.6 or content >= 0.9, content < 0.75  # both, shape only, neither, colour only
+    noun = _noun(rng, thing, colour, shape)
     if n > 1:
-        head, *tail = noun.split(" in ", 1) if " in " in noun else noun.split(" with ", 1)
-        noun = plural(head) + (noun[len(head) :] if tail else "")
+        head, *tail = noun.split(" in ")
+        noun = " in ".join([plural(head), *tail])
     if rng.random() > 0.1:
         noun = f"{_word(rng, COUNTS[n - 1])} {noun}"
     elif n > 1:
@@ -228,18 +231,24 @@ def _count(scene: Scene, rng: Uniforms) -> tuple[str, Sequence[str]]:
 
 def _text(scene: Scene, rng: Uniforms) -> tuple[str, Sequence[str]]:
     thing = scene.things[0]
-    name = thing.shape.lower()
-    colour = _word(rng, thing.colour)
+    text, colour = thing.shape.lower(), _word(rng, thing.colour)
     if scene.kind == "digit":
-        spelled = name if rng.random() < CANONICAL_SHARE else DIGIT_WORDS[int(name)]
-        phrases = ("the digit {0}", "the number {0}", "the digit {0} in {1}", "a {1} number {0}", "number {0}", "{0}")
-        phrases += ("the {1} digit {0}",)
-    else:
-        spelled = name
-        phrases = ("the word {0}", 'the word "{0}"', "text that says {0}", "the word {0} in {1}", "{0} written in {1}")
-        phrases += ("the {1} word {0}", "{0}")
-    phrase = pick(rng, phrases).format(spelled, colour)
-    return phrase.replace(f"a {colour} ", f"{with_article(colour)} "), TEMPLATES
+        text = text if rng.random() < CANONICAL_SHARE else DIGIT_WORDS[int(text)]
+    if rng.random() < 0.12:
+        return text, _AS_IS
+    return pick(rng, _TEXT_PHRASES[scene.kind]).format(text, colour, with_article(colour)), TEMPLATES
 
+
+_TEXT_PHRASES = {
+    "digit": ("the digit {0}", "the number {0}", "the digit {0} in {1}", "the {1} digit {0}", "{2} number {0}"),
+    "word": (
+        "the word {0}",
+        'the word "{0}"',
+        "the word {0} in {1}",
+        "the {1} word {0}",
+        "text that says {0}",
+        "{0} written in {1}",
+    ),
+}
 
 _PHRASES = {"object": _object, "pair": _pair, "count": _count, "digit": _text, "word": _text}

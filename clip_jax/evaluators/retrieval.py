@@ -106,6 +106,8 @@ def _chunked_scores(queries: np.ndarray, candidates: np.ndarray, chunk_size: int
 def _check_pairs(image_of_text: np.ndarray, N: int, M: int) -> None:
     if image_of_text.shape != (M,):
         raise ValueError(f"image_of_text has shape {image_of_text.shape} for {M} texts, expected ({M},)")
+    if not np.issubdtype(image_of_text.dtype, np.integer):
+        raise ValueError(f"image_of_text must be integers, got {image_of_text.dtype}")
     if N == 0:
         raise ValueError("no images to retrieve: the evaluation set is empty")
     if (outside := np.flatnonzero((image_of_text < 0) | (image_of_text >= N))).size:

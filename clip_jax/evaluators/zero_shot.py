@@ -75,7 +75,7 @@ def zero_shot_metrics(
     if len(class_names) != len(class_embeddings):
         raise ValueError(f"{len(class_names)} class names for {len(class_embeddings)} class embeddings")
     rank, _ = _ranks_and_predictions(image_embeddings, labels, class_embeddings)
-    C = len(class_names)
+    labels, C = np.asarray(labels), len(class_names)
     images = np.bincount(labels, minlength=C)  # [C]
     right = np.bincount(labels, weights=rank == 0, minlength=C)  # [C]
     per_class = [float(r / n) if n else None for r, n in zip(right, images)]
@@ -97,7 +97,9 @@ def confusion_matrix(image_embeddings: np.ndarray, labels: np.ndarray, class_emb
     """
     _, predicted = _ranks_and_predictions(image_embeddings, labels, class_embeddings)
     C = len(class_embeddings)
-    return np.bincount(np.asarray(labels) * C + predicted, minlength=C * C).reshape(C, C)
+    matrix = np.zeros((C, C), np.int64)
+    np.add.at(matrix, (np.asarray(labels), predicted), 1)
+    return matrix
 
 
 def _ranks_and_predictions(
@@ -116,7 +118,11 @@ def _ranks_and_predictions(
         i = outside[0]
         raise ValueError(f"label {labels[i]} of image {i} is outside 0..{C - 1}, the range of the {C} class names")
 
-    scores = np.asarray(image_embeddings, np.float32) @ np.asarray(class_embeddings, np.float32).T  # [N, C]
+    images, classes = np.asarray(image_embeddings, np.float32), np.asarray(class_embeddings, np.float32)
+    if images.shape[1:] != classes.shape[1:]:
+        raise ValueError(f"image embeddings {images.shape} and class embeddings {classes.shape} differ in size")
+
+    scores = images @ classes.T  # [N, C]
     every = np.arange(N)
     # "not below" instead of "at or above", so that NaN counts against the model too.
     rank = np.sum(~(scores < scores[every, labels][:, None]), axis=1) - 1  # [N], less the own class itself

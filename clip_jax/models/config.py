@@ -46,7 +46,7 @@ class TextConfig(TransformerConfig):
 
     context_length: int
     vocab_size: int
-    eot_token: int = 49407
+    eot_token: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +88,9 @@ class ModelConfig:
         if self.embed_dim < 1:
             raise ValueError(f"model.embed_dim={self.embed_dim} must be at least 1")
         if self.logit_scale_init <= 0:
-            raise ValueError(f"model.logit_scale_init={self.logit_scale_init} must be positive: it is stored as its log")
+            raise ValueError(
+                f"model.logit_scale_init={self.logit_scale_init} must be positive: it is stored as its log"
+            )
 
     @property
     def dtypes(self) -> dict[str, jnp.dtype]:

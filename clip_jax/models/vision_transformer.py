@@ -27,7 +27,9 @@ class VisionTransformer(nnx.Module):
             patch_dim, config.width, use_bias=False, kernel_init=normal(patch_dim**-0.5), rngs=rngs, **model.dtypes
         )
         self.class_embedding = nnx.Param(normal(scale)(rngs.params(), (config.width,), param_dtype))
-        self.positional_embedding = nnx.Param(normal(scale)(rngs.params(), (num_patches + 1, config.width), param_dtype))
+        self.positional_embedding = nnx.Param(
+            normal(scale)(rngs.params(), (num_patches + 1, config.width), param_dtype)
+        )
         self.ln_pre = make_layer_norm(config.width, model, rngs)
         self.transformer = Transformer(config, model, causal=False, rngs=rngs)
         self.ln_post = make_layer_norm(config.width, model, rngs)

@@ -113,6 +113,9 @@ def test_top_matches_best_first_ties_to_the_lower_index():
     indices, scores = top_matches(np.array([[1, 0], [0, 1]]), candidates, k=3)
     np.testing.assert_array_equal(indices, [[1, 3, 0], [2, 0, 1]])
     np.testing.assert_array_equal(scores, [[3, 3, 1], [5, 0, 0]])
+    ones = np.random.default_rng(0).permutation(1009) < 211  # enough for an unstable sort to show
+    order = np.concatenate([np.flatnonzero(ones), np.flatnonzero(~ones)])
+    np.testing.assert_array_equal(top_matches(np.ones((1, 1)), ones[:, None], k=1009)[0], [order])
     assert top_matches(np.eye(2), candidates, k=9)[0].shape == (2, 4)
 
 
@@ -120,6 +123,7 @@ def test_top_matches_best_first_ties_to_the_lower_index():
     ("image_of_text", "options", "message"),
     [
         ([0, 1, 2], {}, r"image_of_text has shape \(3,\) for 5 texts"),
+        ([0.0, 1.0, 2.0, 0.0, 0.0], {}, "image_of_text must be integers, got float64"),
         ([0, 1, 2, 3, 0], {}, r"text 3 belongs to image 3, outside 0\.\.2"),
         ([0, 1, -1, 2, 0], {}, "text 2 belongs to image -1"),
         ([0, 2, 2, 0, 0], {}, "image 1 has no text; leave the 1 images without text out"),

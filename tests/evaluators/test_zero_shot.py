@@ -127,6 +127,18 @@ def test_bad_labels_are_refused(labels, names, message):
         zero_shot_metrics(np.ones((2, 5)), np.array(labels), np.ones((3, 5)), names)
 
 
+def test_labels_of_a_narrow_dtype_do_not_overflow():
+    labels = np.array([200, 7], np.uint8)
+    confusion = confusion_matrix(np.eye(211)[[200, 8]], labels, np.eye(211))
+    assert confusion[200, 200] == confusion[7, 8] == 1
+    assert confusion.sum() == 2
+
+
+def test_embeddings_of_different_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"image embeddings \(2, 5\) and class embeddings \(3, 7\) differ in size"):
+        zero_shot_metrics(np.ones((2, 5)), np.arange(2), np.ones((3, 7)), NAMES)
+
+
 def test_an_empty_evaluation_set_is_refused():
     with pytest.raises(ValueError, match="the evaluation set is empty"):
         zero_shot_metrics(np.ones((0, 5)), np.zeros(0, int), np.ones((3, 5)), NAMES)

@@ -1,0 +1,206 @@
+"""A config file's ConfigDict to frozen dataclasses, once, at the edge; and its record in the workdir."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from clip_jax.models import ModelConfig, TextConfig, VisionConfig
+from clip_jax.optimizer import OptimizerConfig
+from clip_jax.sharding import ShardingConfig
+from input_pipeline.pipeline import DataConfig
+from input_pipeline.tokenizers import Tokenizer
+
+T = TypeVar("T")
+TOKENIZER_FILE = "tokenizer.model"  # the vocabulary of a run, in its workdir
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Attributes:
+    global_batch_size: pairs a step over all devices; 32,768 in the paper.
+    total_steps: steps of the whole run; samples seen = total_steps * global_batch_size.
+    checkpoint_every, evaluate_every: in steps; 0 only at the end.
+    keep_checkpoints: how many of the newest are kept.
+    seed: of the initial parameters.
+    """
+
+    global_batch_size: int
+    total_steps: int
+    checkpoint_every: int
+    evaluate_every: int
+    keep_checkpoints: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "total_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Attributes:
+    zero_shot: labelled sets, "scenes/NAME" or "tfds/NAME/SPLIT"; may be empty.
+    data_dir: where prepared tfds sets lie.
+    templates: a prompt set of clip_jax/evaluators/prompts; empty takes the labelled set's own.
+    num_examples: pictures of each labelled set and of retrieval; 0 takes all there are.
+    batch_size: images or texts encoded at once, over all devices.
+    """
+
+    zero_shot: tuple[str, ...]
+    data_dir: str
+    templates: str
+    num_examples: int
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All of a run. Each attribute is a section of the config file; vision and text are parts of model."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    sharding: ShardingConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig
+
+
+def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Checks and freezes the sections of a config file.
+
+    Raises ValueError that lists every unknown, missing or mistyped key. text.eot_token is not a key: it comes from
+    the tokenizer, see `with_tokenizer`.
+    """
+    expected = {"vision", "text", *(field.name for field in dataclasses.fields(Config))}
+    _check_names("config", set(sections), expected)
+    eot_token = {"eot_token": max(int(sections["text"].get("vocab_size", 1)) - 1, 0)}
+    towers = {
+        "vision": _make("vision", VisionConfig, sections["vision"]),
+        "text": _make("text", TextConfig, {**sections["text"], **eot_token}),
+    }
+    return Config(
+        model=_make("model", ModelConfig, {**sections["model"], **towers}),
+        data=_make("data", DataConfig, sections["data"]),
+        optimizer=_make("optimizer", OptimizerConfig, sections["optimizer"]),
+        sharding=_make("sharding", ShardingConfig, sections["sharding"]),
+        train=_make("train", TrainConfig, sections["train"]),
+        evaluation=_make("evaluation", EvaluationConfig, sections["evaluation"]),
+    )
+
+
+def with_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model that reads this tokenizer's rows. Raises ValueError when its vocabulary is too small."""
+    if model.text.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"text.vocab_size={model.text.vocab_size} is smaller than the tokenizer's vocabulary, "
+            f"{tokenizer.vocab_size}: set text.vocab_size={tokenizer.vocab_size} or more"
+        )
+    return dataclasses.replace(model, text=dataclasses.replace(model.text, eot_token=tokenizer.eot_token))
+
+
+def _check_names(where: str, given: set[str], expected: set[str]) -> None:
+    wrong = [f"unknown {where}.{name}" for name in sorted(given - expected)]
+    wrong += [f"missing {where}.{name}" for name in sorted(expected - given)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}; {where} has {', '.join(sorted(expected))}")
+
+
+def _make(section: str, cls: type[T], values: Mapping[str, Any]) -> T:
+    types = typing.get_type_hints(cls)
+    _check_names(section, set(values), {field.name for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    return cls(**{name: _typed(f"{section}.{name}", value, types[name]) for name, value in values.items()})
+
+
+def _typed(name: str, value: Any, expected: Any) -> Any:
+    origin = typing.get_origin(expected)
+    if origin is typing.Literal:
+        if value not in typing.get_args(expected):
+            raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, typing.get_args(expected)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{name}={value!r} must be a tuple of strings")
+        return tuple(value)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (expected is not bool and isinstance(value, bool)):
+        raise ValueError(f"{name}={value!r} must be {expected.__name__}, not {type(value).__name__}")
+    return value
+
+
+# What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another
+# path is told apart by its fingerprint.
+MAY_CHANGE = ("data.path", "data.num_workers", "data.max_broken_share", "data.tokenizer_file", "sharding.",
+              "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints", "evaluation.")  # fmt: skip
+
+
+def record_config(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
+    """Writes config.json and environment.json into the workdir, or checks that a run may go on there.
+
+    Raises ValueError that lists the keys in which a workdir's config differs.
+    """
+    file = workdir / "config.json"
+    sections = json.loads(json.dumps(sections))  # tuples to lists, as a file has them
+    if file.exists():
+        differing = []
+        for name, old, new in _changes(json.loads(file.read_text()), sections):
+            if not name.startswith(MAY_CHANGE):
+                differing.append(f"{name} was {old!r}, is {new!r}")
+        if differing:
+            raise ValueError(
+                f"workdir {workdir} holds a run of another config: {'; '.join(differing)}. "
+                "Use another --workdir, or the config it was started with"
+            )
+    write_json(file, sections)
+    write_json(workdir / "environment.json", environment())
+
+
+def load_config(workdir: Path) -> Config:
+    """The config of a run, from its workdir."""
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{workdir} is not the workdir of a run: it has no config.json")
+    return make_config(json.loads(file.read_text()))
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    names = sorted({(s, k) for sections in (old, new) for s in sections for k in sections[s]})
+    pairs = [(f"{s}.{k}", old.get(s, {}).get(k), new.get(s, {}).get(k)) for s, k in names]
+    return [(name, before, after) for name, before, after in pairs if before != after]
+
+
+def environment() -> dict[str, Any]:
+    """Command, commit, package versions and devices of this process."""
+    packages = ("clip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "command": sys.argv,
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(file)

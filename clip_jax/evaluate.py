@@ -1,0 +1,84 @@
+"""Measures a trained model: `python -m clip_jax.evaluate --workdir=runs/tiny`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from clip_jax import cli
+from clip_jax.checkpoint import Checkpointer
+from clip_jax.config import TOKENIZER_FILE, load_config, with_tokenizer, write_json
+from clip_jax.evaluation import Evaluator, Results, as_table
+from clip_jax.evaluators.encoder import Encoder
+from clip_jax.optimizer import make_optimizer, make_schedule
+from clip_jax.sharding import make_mesh
+from clip_jax.train_state import abstract_state, model_graph
+from input_pipeline.pipeline import make_sources
+from input_pipeline.tokenizers import make_tokenizer
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for evaluation.json and the pictures; by default WORKDIR/evaluation."
+)
+ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, scenes/NAME or tfds/NAME/SPLIT; by default the run's.")
+TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluators/prompts; by default the run's.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared tfds sets lie; by default the run's.")
+DATA_PATH = flags.DEFINE_string("data_path", None, "Where the run's data lies now, if it has moved.")
+NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Pictures of each set, 0 for all; by default the run's.")
+
+
+def evaluate(workdir: Path, output: Path, data_path: str | None = None, **changes: Any) -> Results:
+    """Evaluates the newest checkpoint of a run; writes evaluation.json and pictures into `output`.
+
+    Args:
+      workdir: folder of the run.
+      output: folder for the results; made when missing.
+      data_path: replaces data.path of the run's config.
+      **changes: fields of EvaluationConfig to replace.
+
+    Raises:
+      ValueError: no run or no checkpoint there, or an unknown set.
+    """
+    config = load_config(workdir)
+    data = config.data if data_path is None else dataclasses.replace(config.data, path=data_path)
+    evaluation = dataclasses.replace(config.evaluation, **changes)
+    mesh = make_mesh(config.sharding)
+    tokenizer = make_tokenizer(data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
+    model = with_tokenizer(config.model, tokenizer)
+    _, validation = make_sources(data, model.vision.image_size)
+    encoder = Encoder(model_graph(model), mesh, evaluation.batch_size)
+    evaluator = Evaluator(evaluation, encoder, tokenizer, validation, model.vision.image_size)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.total_steps))
+    checkpointer = Checkpointer(workdir)
+    restored = checkpointer.restore(abstract_state(model, optimizer, mesh))
+    checkpointer.close()
+    if restored is None:
+        raise ValueError(f"{workdir} has no checkpoint yet: train first, or wait for the first checkpoint")
+    output.mkdir(parents=True, exist_ok=True)
+    state = restored[0]
+    results = {"step": int(state.step), **evaluator(state.params, pictures=output)}
+    write_json(output / "evaluation.json", results)
+    return results
+
+
+def main() -> int:
+    workdir = Path(cli.required(WORKDIR, "runs/tiny"))
+    output = Path(OUTPUT.value or workdir / "evaluation")
+    flags_given = {
+        "zero_shot": None if ZERO_SHOT.value is None else tuple(ZERO_SHOT.value),
+        "templates": TEMPLATES.value,
+        "data_dir": DATA_DIR.value,
+        "num_examples": NUM_EXAMPLES.value,
+    }
+    changes = {name: value for name, value in flags_given.items() if value is not None}
+    results = evaluate(workdir, output, DATA_PATH.value, **changes)
+    print(
+        f"checkpoint of step {results['step']}\n\n{as_table(results)}\n\nevaluation.json and pictures are in {output}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv)

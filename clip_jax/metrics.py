@@ -1,0 +1,156 @@
+"""A run's numbers: JSON lines, TensorBoard event files, a progress bar, and the tables a person reads."""
+
+import json
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+Row = dict[str, Any]
+METRICS_LAG = 4  # steps that may still be running when the next one is dispatched
+
+
+class MetricsWriter:
+    """Appends rows to workdir/metrics.jsonl and to TensorBoard files in workdir/tensorboard.
+
+    A row is {"step": int, "samples_seen": int, name: float, ...}. Rows after `resume_step` are dropped when the file is
+    opened: the run is about to make them again.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int):
+        self._path = workdir / "metrics.jsonl"
+        rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
+        partial = self._path.with_name(".metrics.jsonl.partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.replace(self._path)
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, row: Row) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._events.add_scalar(name.replace("@", "_at_"), value, row["step"])
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[Row]:
+    """All whole rows of a run; a line cut short by a kill is left out."""
+    path = workdir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned for a terminal; floats in three significant decimals, the first column to the left."""
+
+    def text(cell: Any) -> str:
+        return ("-" if math.isnan(cell) else f"{cell:.3f}") if isinstance(cell, float) else str(cell)
+
+    cells = [list(header), *([text(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+class NonFiniteLossError(ValueError):
+    """The loss of a step is not a number; `step` says which and `index` which records it saw."""
+
+    def __init__(self, step: int, loss: float, index: np.ndarray):
+        super().__init__(f"the loss is {loss} at step {step}")
+        self.step = step
+        self.index = index
+
+
+class ProgressLog:
+    """Follows a run without holding it up: a step's metrics are read a few steps later, when they are surely done.
+
+    Each row also has images_per_s and data_wait_share, the share of the time spent waiting for the input pipeline.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int, total_steps: int, global_batch_size: int):
+        self._writer = MetricsWriter(workdir, resume_step)
+        self._batch_size = global_batch_size
+        self._pending: deque[tuple[int, Mapping[str, jax.Array], np.ndarray]] = deque()
+        quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
+        self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True, **quiet)
+        self._last_time = time.perf_counter()
+        self._waited_s = 0.0
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Times what it encloses as waiting."""
+        start = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what it encloses, such as an evaluation, out of images_per_s."""
+        self.flush()
+        yield
+        self._last_time, self._waited_s = time.perf_counter(), 0.0
+
+    def add(self, step: int, metrics: Mapping[str, jax.Array], index: np.ndarray) -> None:
+        """Takes the device metrics of a step and the records of its batch. Raises NonFiniteLossError, a little late."""
+        self._pending.append((step, metrics, index))
+        while len(self._pending) > METRICS_LAG:
+            self._log_oldest()
+
+    def flush(self) -> None:
+        """Waits for all steps given so far and puts their rows on the disk."""
+        while self._pending:
+            self._log_oldest()
+        self._writer.flush()
+
+    def write(self, row: Row) -> None:
+        """A row of its own, such as an evaluation's."""
+        self._writer.write(row)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()
+
+    def _log_oldest(self) -> None:
+        step, metrics, index = self._pending.popleft()
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
+            raise NonFiniteLossError(step, values["loss"], index)
+        now = time.perf_counter()
+        elapsed, self._last_time = max(now - self._last_time, 1e-9), now
+        wait_share, self._waited_s = min(self._waited_s / elapsed, 1.0), 0.0
+        speed = self._batch_size / elapsed
+        row = {"step": step, "samples_seen": step * self._batch_size, **values}
+        self._writer.write({**row, "images_per_s": speed, "data_wait_share": wait_share})
+        accuracy = (values["image_to_text_accuracy"] + values["text_to_image_accuracy"]) / 2
+        self._bar.update()
+        self._bar.set_postfix_str(
+            f"loss {values['loss']:.3f} (chance {values['chance_loss']:.2f}), accuracy {accuracy:.1%}, "
+            f"{speed:.0f} images/s, {wait_share:.0%} waiting for data",
+            refresh=False,
+        )

@@ -1,0 +1,288 @@
+"""Records to batches: one global order that depends on the seed and the data alone.
+
+Which record stands at which place of which batch is a pure function of (seed, position), never of the number of
+workers or hosts, so the whole state of the iterator is the number of the next batch.
+"""
+
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import grain
+import numpy as np
+from absl import flags
+from grain.experimental import index_shuffle
+from PIL import Image
+
+from input_pipeline.scenes import SceneSource
+from input_pipeline.sources import BrokenRecordError, Record, Source, SubsetSource, make_source
+from input_pipeline.tokenizers import Tokenizer
+from input_pipeline.transforms import decode_image, random_square_crop
+
+MAX_BROKEN_IN_A_ROW = 100
+LAST_ROW = 2**62  # the stream has no end that a run could reach
+FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
+BROKEN_REMEMBERED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Attributes:
+    source: "scenes" (drawn, needs no path), "webdataset", "tfds", "array_record" or "table".
+    path: tar, folder, table or pattern of the source; for tfds the data set's folder, DATA_DIR/NAME.
+    split: of a tfds data set; unused elsewhere.
+    num_examples: pictures of a drawn epoch; unused elsewhere.
+    scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
+    num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream).
+    min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
+    tokenizer: "sentencepiece" or "clip_bpe".
+    tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
+    num_workers: processes that read and decode; 0 does it in the training process.
+    max_broken_share: the run stops when more of the records than this cannot be used.
+    seed: of the order, the crops, the choice of captions and the drawn scenes.
+    """
+
+    source: str
+    path: str
+    split: str
+    num_examples: int
+    scene_kinds: tuple[str, ...]
+    num_validation: int
+    min_crop_scale: float
+    tokenizer: str
+    tokenizer_file: str
+    num_workers: int
+    max_broken_share: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers={self.num_workers} must be at least 0")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"data.min_crop_scale={self.min_crop_scale} must lie in (0, 1]")
+        if not 0 <= self.max_broken_share <= 1:
+            raise ValueError(f"data.max_broken_share={self.max_broken_share} must lie in [0, 1]")
+
+
+def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
+    """The records to train on and those held out for validation."""
+    if config.source == "scenes":
+
+        def scenes(num_examples: int, split: Literal["train", "validation"]) -> SceneSource:
+            return SceneSource(config.seed, num_examples, image_size, config.scene_kinds or None, split)
+
+        return scenes(config.num_examples, "train"), scenes(config.num_validation, "validation")
+    source = make_source(config.source, config.path, config.split)
+    check_broken_share(len(source.broken), len(source) + len(source.broken), source.broken, config.max_broken_share)
+    num_train = len(source) - config.num_validation
+    if num_train < 1 or config.num_validation < 1:
+        raise ValueError(
+            f"data.num_validation={config.num_validation} must leave something on both sides of the "
+            f"{len(source)} records of {config.path}"
+        )
+    return SubsetSource(source, 0, num_train), SubsetSource(source, num_train, len(source))
+
+
+def check_broken_share(num_broken: int, num_seen: int, broken: Sequence[tuple[str, str]], max_share: float) -> None:
+    """Raises ValueError that names the first broken records when their share is over the limit."""
+    if num_broken > max_share * num_seen:
+        examples = "; ".join(f"{record_id}: {reason}" for record_id, reason in broken[:3])
+        raise ValueError(
+            f"{num_broken} of {num_seen} records cannot be used, more than data.max_broken_share={max_share} "
+            f"({examples}): mend the data or raise data.max_broken_share"
+        )
+
+
+class Batch(TypedDict):
+    """One process's rows of a global batch.
+
+    image: uint8 [b, H, W, 3]. text: int32 [b, L]. index: int64 [b], the records' places in the source.
+    truncated: how many captions were cut. broken: (id, reason) of the records met that could not be used.
+    """
+
+    image: np.ndarray
+    text: np.ndarray
+    index: np.ndarray
+    truncated: int
+    broken: list[tuple[str, str]]
+
+
+class Example(TypedDict):
+    """One row of a batch and what happened on the way to it."""
+
+    image: np.ndarray
+    text: np.ndarray
+    index: int
+    truncated: bool
+    broken: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Position in the endless stream of shuffled epochs -> example, a pure function.
+
+    A record that cannot be used is reported where it stands, and the next one of the epoch takes its place.
+    min_scale: the smallest side of the random square crop, as a share of the image's shorter side.
+    """
+
+    source: Source
+    tokenizer: Tokenizer
+    image_size: int
+    min_scale: float
+    seed: int
+
+    def __getitem__(self, position: int) -> Example:
+        epoch, offset = divmod(position, len(self.source))
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+        broken: list[tuple[str, str]] = []
+        for attempt in range(MAX_BROKEN_IN_A_ROW):
+            index = self._shuffled(epoch, (offset + attempt) % len(self.source))
+            try:
+                record = self.source[index]
+                image = random_square_crop(load_image(record), self.image_size, self.min_scale, rng)
+            except BrokenRecordError as error:
+                broken.append((error.record_id, error.reason))
+                continue
+            text, truncated = self.tokenizer.encode(record["captions"][rng.integers(len(record["captions"]))])
+            # Only the record that stands here is this position's to report: the others stand elsewhere, too.
+            return Example(image=image, text=text, index=index, truncated=truncated, broken=broken[:1])
+        raise ValueError(
+            f"{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is {broken[0][0]}: {broken[0][1]}"
+        )
+
+    def _shuffled(self, epoch: int, offset: int) -> int:
+        if len(self.source) == 1:
+            return 0
+        seed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]
+        return index_shuffle(offset, max_index=len(self.source) - 1, seed=int(seed), rounds=4)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the content of every batch, together with the batch size."""
+        return {
+            "source": self.source.fingerprint(),
+            "tokenizer": self.tokenizer.fingerprint(),
+            "image_size": self.image_size,
+            "min_scale": self.min_scale,
+            "seed": self.seed,
+        }
+
+
+def load_image(record: Record) -> Image.Image | np.ndarray:
+    """The record's picture, decoded unless it was drawn; raises BrokenRecordError where that cannot be done."""
+    image = record["image"]
+    if isinstance(image, np.ndarray):
+        return image
+    try:
+        return decode_image(image)
+    except ValueError as error:
+        raise BrokenRecordError(record["id"], str(error)) from error
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Stacks examples into a batch."""
+    return Batch(
+        image=np.stack([e["image"] for e in examples]),
+        text=np.stack([e["text"] for e in examples]),
+        index=np.array([e["index"] for e in examples], np.int64),
+        truncated=sum(e["truncated"] for e in examples),
+        broken=[pair for e in examples for pair in e["broken"]],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LocalExamples:
+    """Row of this process's part of the stream -> example: process p of P holds rows [p b, (p + 1) b) of each batch."""
+
+    examples: Examples
+    local_batch_size: int
+    process_index: int
+    process_count: int
+
+    def __call__(self, local: int) -> Example:
+        batch, row = divmod(local, self.local_batch_size)
+        return self.examples[(batch * self.process_count + self.process_index) * self.local_batch_size + row]
+
+
+def _ignore_interrupt(worker_index: int, worker_count: int) -> None:
+    """Ctrl-C reaches the whole process group; the training process saves first and then stops its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class BatchIterator(Iterator[Batch]):
+    """Endless batches, made ahead by worker processes, with a count of what could not be used.
+
+    The order is that of `Examples` for any number of workers and processes, so the number of the next batch is all
+    that has to be remembered of the stream.
+
+    Raises ValueError when the state to go on from belongs to other data, and when more than max_broken_share of the
+    records met cannot be used.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        global_batch_size: int,
+        *,
+        state: dict[str, Any] | None = None,
+        num_workers: int = 0,
+        max_broken_share: float = 0.0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if global_batch_size % process_count:
+            raise ValueError(f"global_batch_size={global_batch_size} is not divisible by {process_count} processes")
+        fingerprint = {**examples.fingerprint(), "global_batch_size": global_batch_size}
+        fingerprint = json.loads(json.dumps(fingerprint))  # as a checkpoint gives it back
+        self._state = state or {"next_batch": 0, "truncated": 0, "broken": 0, "first_broken": []}
+        if (state or {}).get("fingerprint", fingerprint) != fingerprint:
+            raise ValueError(f"the data is not what the checkpoint was made with: {_differences(state, fingerprint)}")
+        self._state = {**self._state, "fingerprint": fingerprint}
+        self._batch_size = global_batch_size
+        self._max_broken_share = max_broken_share
+        self._few = min(len(examples.source), FEW_RECORDS)
+        b = global_batch_size // process_count
+        local = _LocalExamples(
+            examples=examples, local_batch_size=b, process_index=process_index, process_count=process_count
+        )
+        rows = grain.MapDataset.range(self._state["next_batch"] * b, LAST_ROW // b * b)
+        batches = rows.map(local).batch(b, batch_fn=collate)
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        stream = batches.to_iter_dataset(ahead)
+        if num_workers:
+            if not flags.FLAGS.is_parsed():  # outside absl.app, in a notebook, grain's workers would refuse to start
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+            stream = stream.mp_prefetch(options, _ignore_interrupt)
+        self._batches = iter(stream)
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        state = self._state
+        self._state = {
+            "next_batch": state["next_batch"] + 1,
+            "truncated": state["truncated"] + batch["truncated"],
+            "broken": state["broken"] + len(batch["broken"]),
+            "first_broken": (state["first_broken"] + [list(pair) for pair in batch["broken"]])[:BROKEN_REMEMBERED],
+            "fingerprint": state["fingerprint"],
+        }
+        if batch["broken"]:
+            seen = max(self._state["next_batch"] * self._batch_size, self._few)
+            check_broken_share(self._state["broken"], seen, self._state["first_broken"], self._max_broken_share)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON of where the stream stands and what was met: next_batch, truncated, broken, first_broken, fingerprint."""
+        return self._state
+
+    def close(self) -> None:
+        """Stops the worker processes."""
+        if hasattr(self._batches, "close"):
+            self._batches.close()
+
+
+def _differences(state: dict[str, Any] | None, fingerprint: dict[str, Any]) -> str:
+    old = (state or {})["fingerprint"]
+    names = sorted(name for name in {*old, *fingerprint} if old.get(name) != fingerprint.get(name))
+    return "; ".join(f"{name} was {old.get(name)!r}, is {fingerprint.get(name)!r}" for name in names)

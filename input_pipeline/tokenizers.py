@@ -1,0 +1,307 @@
+"""Text to int32 [context_length]: SentencePiece, trained on the run's captions, and CLIP's released byte pairs."""
+
+import gzip
+import hashlib
+import html
+import io
+import itertools
+import os
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import tokenizers
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Split
+
+KINDS = ("sentencepiece", "clip_bpe")
+
+# As the released code counts: 49,152 less 256 bytes and 2 special tokens. The 256 bytes that end a word come on top.
+CLIP_NUM_MERGES = 49152 - 256 - 2
+# The released expression. Its alternatives for literal special tokens are left out, so that no caption can forge one.
+CLIP_SPLIT = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+CLIP_HUB_REPOS = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14")
+WORD_CACHE_SIZE = 2**16
+
+
+class Tokenizer(ABC):
+    """Maps texts to rows of sot_token, the text's ids, eot_token and zeros.
+
+    Attributes:
+      vocab_size: ids are in [0, vocab_size).
+      context_length: ids a row, the two special tokens included; at least 3.
+      sot_token, eot_token: ids of the start and the end of a text.
+    """
+
+    kind: str
+
+    def __init__(self, context_length: int, vocab_size: int, sot_token: int, eot_token: int, vocabulary: bytes):
+        if context_length < 3:
+            raise ValueError(
+                f"context_length {context_length} leaves no room for text: it counts the start and the end token, "
+                "so at least 3 is needed (the paper uses 77)"
+            )
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.sot_token = sot_token
+        self.eot_token = eot_token
+        self._sha256 = hashlib.sha256(vocabulary).hexdigest()
+
+    @abstractmethod
+    def token_ids(self, text: str) -> list[int]:
+        """All ids of `text`, without special tokens, not truncated."""
+
+    def encode(self, text: str) -> tuple[np.ndarray, bool]:
+        """Returns int32 [context_length] and whether the text was too long; the end token is kept in any case."""
+        ids = self.token_ids(text)
+        room = self.context_length - 2
+        kept = ids[:room]
+        row = np.zeros(self.context_length, np.int32)
+        row[: len(kept) + 2] = [self.sot_token, *kept, self.eot_token]
+        return row, len(ids) > room
+
+    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Returns int32 [n, context_length]; one text is one row."""
+        if isinstance(texts, str):
+            texts = [texts]
+        rows = np.zeros((len(texts), self.context_length), np.int32)
+        for row, text in zip(rows, texts):
+            row[:], _ = self.encode(text)
+        return rows
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """What decides the ids; the vocabulary counts by its contents, not by its file name."""
+        return {
+            "kind": self.kind,
+            "vocabulary_sha256": self._sha256,
+            "vocab_size": self.vocab_size,
+            "context_length": self.context_length,
+        }
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model that has a start and an end piece, neither with id 0 (padding).
+
+    Raises:
+      ValueError: the file is missing, is no SentencePiece model, or has no usable start or end piece.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model_file: str | os.PathLike[str], context_length: int):
+        proto = _read(model_file, "SentencePiece model")
+        try:
+            model = SentencePieceProcessor(model_proto=proto) if proto else None
+        except RuntimeError:
+            model = None
+        if model is None:
+            raise ValueError(f"{model_file} is not a SentencePiece model (a .model file as spm_train writes it)")
+        vocab_size = model.vocab_size()
+        for name, flag, token in (("start", "bos_id", model.bos_id()), ("end", "eos_id", model.eos_id())):
+            if not 0 < token < vocab_size:
+                raise ValueError(
+                    f"SentencePiece model {model_file} has no usable {name} token ({flag} is {token}, vocabulary size "
+                    f"{vocab_size}, 0 is padding): train it with --pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3, "
+                    "or give no model and let one be trained on the captions"
+                )
+        super().__init__(context_length, vocab_size, model.bos_id(), model.eos_id(), proto)
+        self._model = model
+
+    def token_ids(self, text: str) -> list[int]:
+        return self._model.encode(_without_surrogates(text))
+
+
+def train_sentencepiece(
+    captions: Iterable[str],
+    vocab_size: int,
+    model_file: str | os.PathLike[str],
+    *,
+    max_captions: int = 2_000_000,
+) -> None:
+    """Trains a SentencePiece model for `SentencePieceTokenizer` and writes it whole or not at all.
+
+    The same captions in the same order give the same bytes: one thread, no sampling. Merges are byte-pair and text is
+    case-folded, as CLIP's. Ids: 0 padding, 1 unknown, 2 start, 3 end. From a vocabulary of 512 on, 256 pieces are
+    bytes, so that no text is unknown; in a smaller one they would leave too little for words.
+
+    Args:
+      captions: only the first `max_captions` are used: shuffle first if later ones differ.
+      vocab_size: an upper limit. Captions with too few distinct words give a smaller vocabulary
+        (`SentencePieceTokenizer.vocab_size` says which); a larger embedding table does no harm.
+      model_file: where to write; missing folders are made.
+
+    Raises:
+      ValueError: there are no captions, or `vocab_size` is below what the captions' characters need.
+
+    Reference: Kudo & Richardson 2018, https://arxiv.org/abs/1808.06226.
+    """
+    texts = [_without_surrogates(text) for text in itertools.islice(captions, max_captions) if text.strip()]
+    if not texts:
+        raise ValueError("cannot train a tokenizer: there are no captions, or all are empty")
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=vocab_size >= 512,
+            normalization_rule_name="nmt_nfkc_cf",
+            num_threads=1,
+            shuffle_input_sentence=False,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        if too_small:
+            raise ValueError(
+                f"vocab_size {vocab_size} is too small to train a tokenizer on these captions: "
+                f"their characters and the special tokens alone need {too_small[1]}"
+            ) from error
+        raise ValueError(f"SentencePiece cannot train {vocab_size} pieces on these captions: {error}") from error
+
+    path = Path(model_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(model.getvalue())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class ClipBytePairTokenizer(Tokenizer):
+    """The tokenizer of the released CLIP models: 49,408 lower-cased byte pairs.
+
+    Differs from the released code in one point: `<|startoftext|>` and `<|endoftext|>` written out in a caption are
+    ordinary text, not special tokens (open_clip does the same).
+
+    Args:
+      vocab_file: `bpe_simple_vocab_16e6.txt.gz` or the Hub's `merges.txt`; `find_clip_vocab` finds one.
+      context_length: 77 in all released models.
+
+    Raises:
+      ValueError: the file is missing or holds another vocabulary.
+
+    Reference: Radford et al. 2021, sec. 2.4; merging as in Sennrich et al. 2016, https://arxiv.org/abs/1508.07909.
+    """
+
+    kind = "clip_bpe"
+
+    def __init__(self, vocab_file: str | os.PathLike[str], context_length: int = 77):
+        merges = _read_clip_merges(vocab_file)
+        symbols = sorted(ByteLevel.alphabet())  # a printable character for each byte; code points are in the ids' order
+        tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(first + second for first, second in merges)]
+        vocab = {token: index for index, token in enumerate(tokens)}
+        if len(vocab) != len(tokens) or not all(part in vocab for merge in merges for part in merge):
+            raise ValueError(f"{vocab_file} is not CLIP's byte-pair vocabulary: its merges do not build on each other")
+        super().__init__(
+            context_length,
+            vocab_size=len(vocab) + 2,
+            sot_token=len(vocab),
+            eot_token=len(vocab) + 1,
+            vocabulary="\n".join(map(" ".join, merges)).encode(),
+        )
+        self._word_tokenizer = tokenizers.Tokenizer(BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>"))
+        self._word_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                Split(tokenizers.Regex(CLIP_SPLIT), behavior="removed", invert=True),
+                ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        self._word_cache: dict[str, list[int]] = {}
+
+    def token_ids(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for word in clean_clip_text(text).split():  # no token spans whitespace, so words can be merged one by one
+            word_ids = self._word_cache.get(word)
+            if word_ids is None:
+                if len(self._word_cache) >= WORD_CACHE_SIZE:
+                    self._word_cache.clear()
+                word_ids = self._word_cache[word] = self._word_tokenizer.encode(word).ids
+            ids += word_ids
+        return ids
+
+
+def clean_clip_text(text: str) -> str:
+    """Mends mis-decoded text, resolves HTML entities (twice, as web text needs) and lower-cases, as CLIP's release."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # there is nothing to mend in such text
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return text.lower()
+
+
+def find_clip_vocab(path: str | os.PathLike[str] | None) -> Path:
+    """`path` if given, else the merges of a CLIP model in the local Hugging Face Hub cache; downloads nothing.
+
+    Raises:
+      ValueError: no path was given and the cache has no CLIP model.
+    """
+    if path is not None:
+        return Path(path)
+    from huggingface_hub import try_to_load_from_cache  # slow to import; tokenizers depends on it
+
+    for repo in CLIP_HUB_REPOS:
+        cached = try_to_load_from_cache(repo, "merges.txt")
+        if isinstance(cached, str):
+            return Path(cached)
+    raise ValueError(
+        "CLIP's byte-pair vocabulary was not found: no file was given and the Hugging Face Hub cache has none. Get "
+        "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz and give its path, "
+        f"or run `hf download {CLIP_HUB_REPOS[0]} merges.txt`"
+    )
+
+
+def make_tokenizer(kind: str, file: str | os.PathLike[str] | None, context_length: int) -> Tokenizer:
+    """The tokenizer `kind` from its vocabulary file; only "clip_bpe" can do without one (see `find_clip_vocab`).
+
+    Raises:
+      ValueError: the kind is unknown, or its file is missing or wrong.
+    """
+    if kind == "clip_bpe":
+        return ClipBytePairTokenizer(find_clip_vocab(file), context_length)
+    if kind == "sentencepiece":
+        if file is None:
+            raise ValueError("a sentencepiece tokenizer needs a model file: give one, or train one on the captions")
+        return SentencePieceTokenizer(file, context_length)
+    raise ValueError(f"unknown tokenizer {kind!r}; known: {', '.join(KINDS)}")
+
+
+def _read(file: str | os.PathLike[str], what: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the {what} {file}: {error.strerror}") from error
+
+
+def _read_clip_merges(file: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """The merges by rank; the released file lists 262,144 of them and CLIP uses the first 48,894."""
+    data = _read(file, "CLIP vocabulary")
+    try:
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+        header, *lines = data.decode("utf-8").split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not CLIP's byte-pair vocabulary, or is damaged: {error}") from error
+    pairs = [tuple(line.split()) for line in lines[:CLIP_NUM_MERGES]]
+    merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+    if "#version" not in header or len(merges) != CLIP_NUM_MERGES:
+        raise ValueError(
+            f"{file} is not CLIP's byte-pair vocabulary (bpe_simple_vocab_16e6.txt.gz, or merges.txt from the Hub): "
+            f"a #version line and {CLIP_NUM_MERGES} merges are expected, {len(merges)} merges found"
+        )
+    return merges
+
+
+def _without_surrogates(text: str) -> str:
+    """SentencePiece rejects lone surrogates, which JSON escapes can hold; they become question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,123 @@
+"""From encoded bytes to uint8 [S, S, 3]: decode, then the training crop or the evaluation crop.
+
+Normalisation by mean and standard deviation happens on the device. EXIF orientation is ignored, as the reference does.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MIN_SIDE = 8  # pixels; below this a picture holds nothing to learn from (tracking pixels, failed downloads)
+MAX_PIXELS = 2**26  # about 8000x8000; more is a decompression bomb or a scan to be reduced beforehand
+# Pillow's other readers are for rarer formats; some start external programs (EPS runs Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# The reference resizes in these modes and converts to RGB last: alpha weighs the resampled colours.
+_CONVERTED_LAST = ("RGBA", "LA", "CMYK")
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decodes JPEG, PNG, WebP, GIF (first frame), BMP or TIFF; the result is fully loaded.
+
+    Returns:
+      An 8-bit image of mode RGB; but RGBA, LA and CMYK stay as they are, since the reference resizes them before it
+      converts to RGB, and so do `random_square_crop` and `resize_and_center_crop`. 16-bit greyscale is scaled
+      (v / 257), not clipped. A palette becomes RGB here, where the reference would resize it by nearest neighbour.
+
+    Raises:
+      ValueError: not an image, truncated or broken, a side below MIN_SIDE, more than MAX_PIXELS, or a pixel type that
+        has no 8-bit reading (float, 32-bit integer).
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height <= MAX_PIXELS:
+            image.load()
+    except UnidentifiedImageError:
+        raise ValueError(f"not an image of a known format ({', '.join(FORMATS)}); {len(data)} bytes") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image too large: {error}") from error
+    except Exception as error:  # hostile bytes make Pillow raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"truncated or broken image: {error}") from error
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"image too large: {width}x{height} pixels, at most {MAX_PIXELS} in all")
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"image too small: {width}x{height} pixels, at least {MIN_SIDE} on a side")
+    return _eight_bit(image)
+
+
+def random_square_crop(
+    image: Image.Image | np.ndarray, image_size: int, min_scale: float, rng: np.random.Generator
+) -> np.ndarray:
+    """A square of random size and position, resized to image_size with antialiased bicubic.
+
+    The paper's only augmentation is "a random square crop from resized images"; here the square is cut and resized in
+    one step. Its side is uniform in [min_scale, 1] of the shorter side and its position uniform, both in whole pixels,
+    so min_scale = 1 gives crops as high (or wide) as the image. A drawn array that is [S, S, 3] already comes back as
+    it is with min_scale = 1.
+
+    Args:
+      image: PIL image, or uint8 [H, W, 3].
+      image_size: S in pixels.
+      min_scale: in (0, 1].
+      rng: three numbers are drawn, whatever the image.
+
+    Returns:
+      uint8 [S, S, 3].
+
+    Reference: Radford et al. 2021, sec. 2.4 (the range of scales is not given there).
+    """
+    if not 0 < min_scale <= 1:
+        raise ValueError(f"min_scale must be in (0, 1], not {min_scale}")
+    height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+    scale, horizontal, vertical = rng.random(3)
+    side = max(1, round((min_scale + (1 - min_scale) * scale) * min(height, width)))
+    left = int(horizontal * (width - side + 1))
+    top = int(vertical * (height - side + 1))
+    if isinstance(image, np.ndarray):
+        if height == width == side == image_size:
+            return image
+        image = Image.fromarray(image)
+    box = (left, top, left + side, top + side)
+    return _rgb_array(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+
+
+def resize_and_center_crop(image: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
+    """The reference's evaluation transform: shorter side to image_size (antialiased bicubic), centre crop, RGB.
+
+    The rounding is torchvision's: the longer side is truncated, the crop's offset rounded half to even.
+
+    Args:
+      image: PIL image, or uint8 [H, W, 3].
+      image_size: S in pixels.
+
+    Returns:
+      uint8 [S, S, 3].
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    width, height = image.size
+    shorter = min(width, height)
+    if shorter != image_size:
+        size = (int(image_size * width / shorter), int(image_size * height / shorter))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    width, height = image.size
+    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    return _rgb_array(image.crop((left, top, left + image_size, top + image_size)))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # I;16, I;16B, I;16L, I
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(
+                f"32-bit greyscale image (values {values.min()}..{values.max()}); convert it to 8 or 16 bits"
+            )
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point image; convert it to 8 or 16 bits")
+    return image if image.mode in _CONVERTED_LAST else image.convert("RGB")
+
+
+def _rgb_array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
