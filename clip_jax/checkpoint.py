@@ -62,7 +62,7 @@ class Checkpointer:
         return None
 
     def delete_after(self, step: int) -> None:
-        """Removes the unreadable checkpoints that are newer than the one resumed from, so that they can be rewritten."""
+        """Removes the checkpoints newer than `step`, which could not be read, so that they can be written again."""
         for newer in [s for s in self.steps() if s > step]:
             self._manager.delete(newer)
 

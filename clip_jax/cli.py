@@ -1,14 +1,17 @@
 """The console command: `clip-jax train ...` is `python -m clip_jax.train ...`."""
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
 COMMANDS = {"train": "train a model from a config", "evaluate": "measure a trained model"}
 
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, metrics, pictures.")
 flags.DEFINE_bool("traceback", False, "Show where an error came from, not only its message.")
 
 
@@ -31,6 +34,9 @@ def main() -> None:
 
 def run(command: Callable[[], int | None], argv: Sequence[str]) -> None:
     """Parses the flags and runs a command; a mistake of the user ends in one message and exit code 1."""
+    if {"-h", "--help"} & set(argv[1:]):
+        print(_help(sys.modules[command.__module__]))
+        return
 
     def guarded(_: Sequence[str]) -> int | None:
         try:
@@ -39,34 +45,58 @@ def run(command: Callable[[], int | None], argv: Sequence[str]) -> None:
             if flags.FLAGS.traceback:
                 raise
             _fail(f"{error}\n(--traceback shows where this came from)")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
 
     app.run(guarded, argv=list(argv), flags_parser=_parse_flags)
 
 
+def _help(module: ModuleType) -> str:
+    own = [*flags.FLAGS.get_key_flags_for_module(module), flags.FLAGS["traceback"]]
+    return "\n".join([module.__doc__ or "", "", "flags:", *(f"  --{flag.name}: {flag.help}" for flag in own)])
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    argv = [_find_shipped_config(argument) for argument in argv]
     try:
-        rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        message = str(error.args[0] if error.args else error).strip("'\"").replace("\\n", " ")
-        _fail(f"{message}\n{Path(argv[0]).name} --help lists the flags")
+        rest = flags.FLAGS(_find_config(argv))
+    except (flags.Error, AttributeError, KeyError) as error:
+        _fail(f"{_describe(error)}\n--help lists the flags")
     if flags.FLAGS["verbosity"].using_default_value:  # the libraries' information would bury the progress bar
-        flags.FLAGS.verbosity = logging.WARNING
+        logging.set_verbosity(logging.WARNING)
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}: flags begin with --")
     return rest
 
 
-def _find_shipped_config(argument: str) -> str:
-    """--config=tiny means the shipped configs/tiny.py; anything with a slash or a suffix is a path."""
-    name, _, value = argument.partition("=")
-    if name != "--config" or not value or "/" in value or "." in value:
-        return argument
-    folder = Path(__file__).parent.parent / "configs"
-    if not (folder / f"{value}.py").is_file():
-        known = sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
-        _fail(f"there is no shipped config {value!r}: use one of {', '.join(known)}, or the path of a file")
-    return f"{name}={folder / value}.py"
+def _describe(error: Exception) -> str:
+    if isinstance(error, flags.Error):
+        return str(error)
+    while isinstance(error.args[0], Exception):  # for an unknown key, a KeyError within an AttributeError
+        error = error.args[0]
+    return "unknown config key " + str(error.args[0]).replace("\n", ". ")
+
+
+def _find_config(argv: Sequence[str]) -> list[str]:
+    """--config=tiny and --config tiny mean the shipped configs/tiny.py; what has a slash or a suffix is a path."""
+    argv = list(argv)
+    for i, argument in enumerate(argv):
+        name, _, value = argument.partition("=")
+        if name != "--config":
+            continue
+        if "=" not in argument:
+            value = argv.pop(i + 1) if i + 1 < len(argv) else ""
+        file = Path(value)
+        if "/" not in value and "." not in value:
+            folder = Path(__file__).parent.parent / "configs"
+            file = folder / f"{value}.py"
+            if not file.is_file():
+                known = sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+                _fail(f"there is no shipped config {value!r}: use one of {', '.join(known)}, or the path of a file")
+        if not file.is_file():
+            _fail(f"there is no config file {value}")
+        argv[i] = f"--config={file}"
+    return argv
 
 
 def required(flag: flags.FlagHolder[Any], example: str) -> Any:
@@ -79,7 +109,3 @@ def required(flag: flags.FlagHolder[Any], example: str) -> Any:
 def _fail(message: str) -> NoReturn:
     print(f"clip-jax: error: {message}", file=sys.stderr)
     sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

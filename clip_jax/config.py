@@ -63,6 +63,12 @@ class EvaluationConfig:
     num_examples: int
     batch_size: int
 
+    def __post_init__(self) -> None:
+        if self.num_examples < 0:
+            raise ValueError(f"evaluation.num_examples={self.num_examples} must be at least 0, which takes all")
+        if self.batch_size < 1:
+            raise ValueError(f"evaluation.batch_size={self.batch_size} must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -79,18 +85,17 @@ class Config:
 def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     """Checks and freezes the sections of a config file.
 
-    Raises ValueError that lists every unknown, missing or mistyped key. text.eot_token is not a key: it comes from
-    the tokenizer, see `with_tokenizer`.
+    Raises ValueError that names the unknown, missing or mistyped keys of a section. text.eot_token is not a key: it
+    comes from the tokenizer, see `with_tokenizer`.
     """
     expected = {"vision", "text", *(field.name for field in dataclasses.fields(Config))}
     _check_names("config", set(sections), expected)
-    eot_token = {"eot_token": max(int(sections["text"].get("vocab_size", 1)) - 1, 0)}
-    towers = {
-        "vision": _make("vision", VisionConfig, sections["vision"]),
-        "text": _make("text", TextConfig, {**sections["text"], **eot_token}),
-    }
+    vocab_size = sections["text"].get("vocab_size")
+    eot_token = max(vocab_size - 1, 0) if isinstance(vocab_size, int) else 0
+    vision = _make("vision", VisionConfig, sections["vision"])
+    text = _make("text", TextConfig, sections["text"], eot_token=eot_token)
     return Config(
-        model=_make("model", ModelConfig, {**sections["model"], **towers}),
+        model=_make("model", ModelConfig, sections["model"], vision=vision, text=text),
         data=_make("data", DataConfig, sections["data"]),
         optimizer=_make("optimizer", OptimizerConfig, sections["optimizer"]),
         sharding=_make("sharding", ShardingConfig, sections["sharding"]),
@@ -116,10 +121,11 @@ def _check_names(where: str, given: set[str], expected: set[str]) -> None:
         raise ValueError(f"{', '.join(wrong)}; {where} has {', '.join(sorted(expected))}")
 
 
-def _make(section: str, cls: type[T], values: Mapping[str, Any]) -> T:
+def _make(section: str, cls: type[T], values: Mapping[str, Any], **derived: Any) -> T:
     types = typing.get_type_hints(cls)
-    _check_names(section, set(values), {field.name for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
-    return cls(**{name: _typed(f"{section}.{name}", value, types[name]) for name, value in values.items()})
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    _check_names(section, set(values), names - set(derived))
+    return cls(**{name: _typed(f"{section}.{name}", value, types[name]) for name, value in values.items()}, **derived)
 
 
 def _typed(name: str, value: Any, expected: Any) -> Any:
@@ -145,24 +151,25 @@ MAY_CHANGE = ("data.path", "data.num_workers", "data.max_broken_share", "data.to
               "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints", "evaluation.")  # fmt: skip
 
 
-def record_config(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
-    """Writes config.json and environment.json into the workdir, or checks that a run may go on there.
-
-    Raises ValueError that lists the keys in which a workdir's config differs.
-    """
+def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
+    """Raises ValueError that lists the keys in which the config of a run in the workdir differs."""
     file = workdir / "config.json"
+    if not file.exists():
+        return
     sections = json.loads(json.dumps(sections))  # tuples to lists, as a file has them
-    if file.exists():
-        differing = []
-        for name, old, new in _changes(json.loads(file.read_text()), sections):
-            if not name.startswith(MAY_CHANGE):
-                differing.append(f"{name} was {old!r}, is {new!r}")
-        if differing:
-            raise ValueError(
-                f"workdir {workdir} holds a run of another config: {'; '.join(differing)}. "
-                "Use another --workdir, or the config it was started with"
-            )
-    write_json(file, sections)
+    changes = _changes(json.loads(file.read_text()), sections)
+    differing = [f"{name} was {old!r}, is {new!r}" for name, old, new in changes if not name.startswith(MAY_CHANGE)]
+    if differing:
+        raise ValueError(
+            f"workdir {workdir} holds a run of another config: {'; '.join(differing)}. "
+            "Use another --workdir, or the config it was started with"
+        )
+
+
+def record_config(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
+    """Writes config.json and environment.json into the workdir; raises like `check_workdir`."""
+    check_workdir(sections, workdir)
+    write_json(workdir / "config.json", sections)
     write_json(workdir / "environment.json", environment())
 
 
@@ -183,16 +190,14 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, 
 def environment() -> dict[str, Any]:
     """Command, commit, package versions and devices of this process."""
     packages = ("clip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+    except OSError:  # no git here
+        commit = ""
     return {
         "command": sys.argv,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit.strip() or None,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "devices": [device.device_kind for device in jax.devices()],

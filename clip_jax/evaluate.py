@@ -18,7 +18,7 @@ from clip_jax.train_state import abstract_state, model_graph
 from input_pipeline.pipeline import make_sources
 from input_pipeline.tokenizers import make_tokenizer
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
+flags.declare_key_flag("workdir")
 OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for evaluation.json and the pictures; by default WORKDIR/evaluation."
 )
@@ -64,7 +64,7 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
 
 
 def main() -> int:
-    workdir = Path(cli.required(WORKDIR, "runs/tiny"))
+    workdir = Path(cli.required(cli.WORKDIR, "runs/tiny"))
     output = Path(OUTPUT.value or workdir / "evaluation")
     flags_given = {
         "zero_shot": None if ZERO_SHOT.value is None else tuple(ZERO_SHOT.value),

@@ -99,14 +99,14 @@ class Evaluator:
             return resize_and_center_crop(load_image(self._validation[records[i]["index"]]), THUMBNAIL)
 
         first_text = np.searchsorted(image_of_text, np.arange(len(records)))
-        pairs = np.arange(min(PAIRS_DRAWN, len(records)))
+        pairs = list(range(min(PAIRS_DRAWN, len(records))))
         plot_similarity(
             np.stack([thumbnail(i) for i in pairs]),
             [captions[i] for i in first_text[pairs]],
             texts[first_text[pairs]] @ images[pairs].T,
             pictures / "similarity.png",
         )
-        queries = np.linspace(0, len(records) - 1, min(QUERIES_DRAWN, len(records))).astype(int)
+        queries = np.linspace(0, len(records) - 1, min(QUERIES_DRAWN, len(records))).astype(int).tolist()
         found_texts, text_scores = top_matches(images[queries], texts, MATCHES_DRAWN)
         found_images, image_scores = top_matches(texts[first_text[queries]], images, MATCHES_DRAWN)
         plot_retrieval(
@@ -154,8 +154,11 @@ def as_table(results: Results) -> str:
     if results["zero_shot"]:
         header = ["zero-shot", "top-1", "top-5", "per class", "chance", "classes", "images", "skipped"]
         rows = [
-            [name, m["top1"], m.get("top5", float("nan")), m["mean_per_class"], m["chance"]]
-            + [len(m["per_class"]), m["count"], len(m["skipped"])]
+            [
+                name,
+                *(m.get(key, float("nan")) for key in ("top1", "top5", "mean_per_class", "chance")),
+                *(len(m["per_class"]), m["count"], len(m["skipped"])),
+            ]
             for name, m in results["zero_shot"].items()
         ]
         tables.append(format_table(header, rows))

@@ -4,8 +4,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,42 +17,59 @@ from ml_collections import config_flags
 
 from clip_jax import cli
 from clip_jax.checkpoint import Checkpointer
-from clip_jax.config import TOKENIZER_FILE, Config, make_config, record_config, with_tokenizer, write_json
-from clip_jax.evaluation import Evaluator, as_row, as_table
+from clip_jax.config import (
+    TOKENIZER_FILE,
+    Config,
+    check_workdir,
+    make_config,
+    record_config,
+    with_tokenizer,
+    write_json,
+)
+from clip_jax.evaluation import Evaluator, Results, as_row, as_table
 from clip_jax.evaluators.encoder import Encoder
 from clip_jax.metrics import NonFiniteLossError, ProgressLog, format_table, read_metrics
+from clip_jax.models import ModelConfig
 from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.plots import plot_curves
 from clip_jax.sharding import batch_shards, make_mesh, place_batch
 from clip_jax.train_state import TrainState, abstract_state, init_state, model_graph
 from clip_jax.train_step import make_train_step
 from input_pipeline.pipeline import BatchIterator, DataConfig, Examples, make_sources
-from input_pipeline.sources import Source
+from input_pipeline.sources import BrokenRecordError, Source
 from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer, train_sentencepiece
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or the bare name of a shipped one.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, or the bare name of a shipped one; --config.SECTION.KEY=VALUE changes a key."
+)
+flags.declare_key_flag("workdir")
 
 TOKENIZER_RECORDS = 20_000  # whose captions train the tokenizer
 
 
-def store_tokenizer(data: DataConfig, vocab_size: int, source: Source, file: Path) -> None:
+def store_tokenizer(data: DataConfig, model: ModelConfig, source: Source, file: Path) -> None:
     """Puts the run's vocabulary into its workdir: the config's file, or SentencePiece trained on the captions."""
     if file.exists():
         return
     if data.tokenizer == "sentencepiece" and not data.tokenizer_file:
-        indices = range(min(len(source), TOKENIZER_RECORDS))
-        train_sentencepiece((caption for i in indices for caption in source.captions(i)), vocab_size, file)
+        train_sentencepiece(_captions(source), model.text.vocab_size, file)
         return
     given = find_clip_vocab(data.tokenizer_file or None) if data.tokenizer == "clip_bpe" else Path(data.tokenizer_file)
-    make_tokenizer(data.tokenizer, given, context_length=3)  # refuses what is no vocabulary before it is copied
+    tokenizer = make_tokenizer(data.tokenizer, given, model.text.context_length)
+    with_tokenizer(model, tokenizer)  # refused before it is copied
     partial = file.with_name(f".{file.name}.partial")
     shutil.copyfile(given, partial)
     partial.replace(file)
 
 
+def _captions(source: Source) -> Iterator[str]:
+    for index in range(min(len(source), TOKENIZER_RECORDS)):
+        with suppress(BrokenRecordError):  # met and counted in training
+            yield from source.captions(index)
+
+
 def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
-    """Trains to train.total_steps, evaluates and draws; a second call goes on bit-identically from the newest checkpoint.
+    """Trains to train.total_steps, evaluates and draws; a second call goes on, bit-identically, where one was stopped.
 
     Args:
       sections: a config file's ConfigDict as a plain dict.
@@ -70,9 +87,9 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
     _check_batch(config, mesh)
     schedule = make_schedule(config.optimizer, config.train.total_steps)
     source, validation = make_sources(config.data, config.model.vision.image_size)
+    check_workdir(sections, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    record_config(sections, workdir)
-    store_tokenizer(config.data, config.model.text.vocab_size, source, workdir / TOKENIZER_FILE)
+    store_tokenizer(config.data, config.model, source, workdir / TOKENIZER_FILE)
     tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
     model = with_tokenizer(config.model, tokenizer)
     graph = model_graph(model)
@@ -80,6 +97,7 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
     target = abstract_state(model, optimizer, mesh)
     encoder = Encoder(graph, mesh, config.evaluation.batch_size)
     evaluator = Evaluator(config.evaluation, encoder, tokenizer, validation, model.vision.image_size)
+    record_config(sections, workdir)  # only now, so that a config that was refused does not bind the workdir
 
     checkpointer = Checkpointer(workdir, config.train.keep_checkpoints)
     state, data_state = checkpointer.restore(target) or (init_state(model, optimizer, config.train.seed, mesh), None)
@@ -99,6 +117,7 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
         process_count=jax.process_count(),
     )
     first_step = int(state.step)
+    evaluated = any(row["step"] == first_step and "loss" not in row for row in read_metrics(workdir))
     checkpointer.delete_after(first_step)
     _print_plan(config, state, source, validation, tokenizer, mesh)
     step_fn = make_train_step(
@@ -112,8 +131,17 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
     last_step, batch_size = config.train.total_steps, config.train.global_batch_size
     log = ProgressLog(workdir, first_step, last_step, batch_size)
     start = time.perf_counter()
+
+    def evaluate(step: int, pictures: Path | None = None) -> Results:
+        results = evaluator(state.params, pictures)
+        if step > first_step or not evaluated:
+            log.write({"step": step, "samples_seen": step * batch_size, **as_row(results)})
+        return results
+
     try:
         with jax.set_mesh(mesh), _stop_signals() as received:
+            if 0 < first_step < last_step and not evaluated and _is_due(first_step, config.train.evaluate_every):
+                evaluate(first_step)  # the run was stopped after the checkpoint and before the evaluation
             for step in range(first_step + 1, last_step + 1):
                 with log.waiting_for_data():
                     batch = next(batches)
@@ -131,13 +159,11 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
                     return 128 + received[0]
                 if not last and _is_due(step, config.train.evaluate_every):
                     with log.paused():
-                        row = as_row(evaluator(state.params))
-                    log.write({"step": step, "samples_seen": step * batch_size, **row})
+                        evaluate(step)
             checkpointer.wait()
             train_s = time.perf_counter() - start
             log.flush()
-            results = evaluator(state.params, pictures=workdir)
-            log.write({"step": last_step, "samples_seen": last_step * batch_size, **as_row(results)})
+            results = evaluate(last_step, pictures=workdir)
     except NonFiniteLossError as error:
         raise _explain_non_finite(error, source, workdir, checkpointer.steps()) from error
     finally:
@@ -182,7 +208,7 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, previous)
 
 
-def _explain_non_finite(error: NonFiniteLossError, source: Source, workdir: Path, saved: list[int]) -> ValueError:
+def _explain_non_finite(error: NonFiniteLossError, source: Source, workdir: Path, saved: Sequence[int]) -> ValueError:
     ids = [source[i]["id"] for i in error.index.tolist()]
     file = workdir / "non_finite_batch.json"
     write_json(file, {"step": error.step, "ids": ids})
@@ -231,7 +257,7 @@ def _summary(workdir: Path, data_state: dict[str, Any], num_left_out: int, train
 
 
 def main() -> int:
-    workdir = Path(cli.required(WORKDIR, "runs/tiny"))
+    workdir = Path(cli.required(cli.WORKDIR, "runs/tiny"))
     return train(cli.required(CONFIG, "tiny").to_dict(), workdir)
 
 

@@ -41,15 +41,15 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """The sharding of each leaf of a (possibly abstract) TrainState: moments lie with their parameters (ZeRO)."""
     specs = param_specs(state.params)
-    specs = TrainState(
-        step=P(),
+    tree: Any = TrainState(
+        step=P(),  # type: ignore[arg-type]
         params=specs,
         opt_state=optax.tree_utils.tree_map_params(
             optimizer, lambda _, spec: spec, state.opt_state, specs, transform_non_params=lambda _: P()
         ),
-        rng=P(),
+        rng=P(),  # type: ignore[arg-type]
     )
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree, is_leaf=lambda x: isinstance(x, P))
 
 
 def _make_init(config: ModelConfig, optimizer: optax.GradientTransformation) -> Any:

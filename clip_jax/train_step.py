@@ -1,6 +1,7 @@
 """One update: encode both sides, compare all pairs, differentiate, apply AdamW, clamp the temperature."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,10 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     max_logit_scale: float,
-    shardings: TrainState,
+    shardings: Any,
 ) -> TrainStep:
-    """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated and stay in their place.
+    """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated and stay in their place,
+    which `shardings`, a TrainState of NamedShardings, says.
 
     Metrics are scalars on the device: loss, chance_loss (ln N, what guessing gives), accuracy in the batch both ways,
     logit_scale (after exp), grad_norm, param_norm, learning_rate. Call it under `jax.set_mesh(mesh)`.

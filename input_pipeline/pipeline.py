@@ -5,7 +5,10 @@ workers or hosts, so the whole state of the iterator is the number of the next b
 """
 
 import json
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -64,6 +67,8 @@ class DataConfig:
             raise ValueError(f"data.min_crop_scale={self.min_crop_scale} must lie in (0, 1]")
         if not 0 <= self.max_broken_share <= 1:
             raise ValueError(f"data.max_broken_share={self.max_broken_share} must lie in [0, 1]")
+        if self.seed < 0:
+            raise ValueError(f"data.seed={self.seed} must be at least 0")
 
 
 def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
@@ -141,6 +146,8 @@ class Examples:
             index = self._shuffled(epoch, (offset + attempt) % len(self.source))
             try:
                 record = self.source[index]
+                if not record["captions"]:  # as labelled records may be
+                    raise BrokenRecordError(record["id"], "no caption")
                 image = random_square_crop(load_image(record), self.image_size, self.min_scale, rng)
             except BrokenRecordError as error:
                 broken.append((error.record_id, error.reason))
@@ -205,9 +212,17 @@ class _LocalExamples:
         return self.examples[(batch * self.process_count + self.process_index) * self.local_batch_size + row]
 
 
-def _ignore_interrupt(worker_index: int, worker_count: int) -> None:
-    """Ctrl-C reaches the whole process group; the training process saves first and then stops its workers."""
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    """Workers live as long as the training process: through a Ctrl-C, while it saves, but not when it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class BatchIterator(Iterator[Batch]):
@@ -254,7 +269,7 @@ class BatchIterator(Iterator[Batch]):
             if not flags.FLAGS.is_parsed():  # outside absl.app, in a notebook, grain's workers would refuse to start
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-            stream = stream.mp_prefetch(options, _ignore_interrupt)
+            stream = stream.mp_prefetch(options, _start_worker)
         self._batches = iter(stream)
 
     def __next__(self) -> Batch:
@@ -273,7 +288,7 @@ class BatchIterator(Iterator[Batch]):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """JSON of where the stream stands and what was met: next_batch, truncated, broken, first_broken, fingerprint."""
+        """For JSON: next_batch, the counts truncated and broken, first_broken as [id, reason], fingerprint."""
         return self._state
 
     def close(self) -> None:

@@ -367,7 +367,8 @@ class TableSource:
         _require_records(len(rows), path, self.broken, "rows")
         self._digest = _digest(json.dumps(rows).encode())
         self._rows = pa.Table.from_pylist(rows)  # compact, and quick to pickle
-        self._metadata: Any = pq.read_metadata(self._path) if self._image_bytes else None
+        # Never pickled: the statistics in the footer may hold whole images.
+        self._metadata = _PerProcess(functools.partial(pq.read_metadata, self._path))
         self._cached_group: tuple[int, Any] = (-1, None)
 
     def _clean_row(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -412,13 +413,14 @@ class TableSource:
     def _read_image_bytes(self, row: int) -> bytes:
         import pyarrow.parquet as pq
 
+        metadata = self._metadata.get()
         group = 0
-        while row >= self._metadata.row_group(group).num_rows:
-            row -= self._metadata.row_group(group).num_rows
+        while row >= metadata.row_group(group).num_rows:
+            row -= metadata.row_group(group).num_rows
             group += 1
         cached, images = self._cached_group  # for reading in order; one tuple, so that threads need no lock
         if cached != group:
-            with pq.ParquetFile(self._path, metadata=self._metadata) as file:
+            with pq.ParquetFile(self._path, metadata=metadata) as file:
                 images = file.read_row_group(group, columns=["image"])["image"]
             self._cached_group = (group, images)
         return images[row].as_py()

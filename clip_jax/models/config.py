@@ -1,7 +1,7 @@
 """The shape of a CLIP model, as frozen dataclasses that refuse what cannot be built."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -93,6 +93,6 @@ class ModelConfig:
             )
 
     @property
-    def dtypes(self) -> dict[str, jnp.dtype]:
+    def dtypes(self) -> dict[str, Any]:
         """The keyword arguments that every NNX layer takes."""
         return {"dtype": jnp.dtype(self.compute_dtype), "param_dtype": jnp.dtype(self.param_dtype)}

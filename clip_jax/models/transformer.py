@@ -22,7 +22,7 @@ def make_layer_norm(width: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Laye
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
     """Scaled dot-product attention over [B, L, H, K]; the softmax is in at least float32.
 
-    `jax.nn.dot_product_attention` casts its softmax down to float32 under x64, where we compare with float64 references.
+    `jax.nn.dot_product_attention` casts its softmax down to float32 under x64, so that float64 could not be had.
     """
     logits = jnp.einsum("blhk,bmhk->bhlm", query * query.shape[-1] ** -0.5, key)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # [B, H, L, L]

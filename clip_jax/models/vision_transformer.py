@@ -23,8 +23,10 @@ class VisionTransformer(nnx.Module):
         scale = config.width**-0.5
         normal = nnx.initializers.normal
         param_dtype = model.dtypes["param_dtype"]
+        # The released code leaves its patch convolution at PyTorch's default, of this standard deviation.
+        patch_init = normal((3 * patch_dim) ** -0.5)
         self.patch_embedding = nnx.Linear(
-            patch_dim, config.width, use_bias=False, kernel_init=normal(patch_dim**-0.5), rngs=rngs, **model.dtypes
+            patch_dim, config.width, use_bias=False, kernel_init=patch_init, rngs=rngs, **model.dtypes
         )
         self.class_embedding = nnx.Param(normal(scale)(rngs.params(), (config.width,), param_dtype))
         self.positional_embedding = nnx.Param(

@@ -34,10 +34,11 @@ def test_evaluation_transform_reproduces_the_reference(number):
 
 
 def test_evaluation_crop_offsets_round_half_to_even():
-    pixels = noise(11, 16, 3)  # (16 - 11) / 2 = 2.5 -> 2
-    np.testing.assert_array_equal(resize_and_center_crop(pixels, 11), pixels[:, 2:13])
-    pixels = noise(18, 11, 3)  # (18 - 11) / 2 = 3.5 -> 4
-    np.testing.assert_array_equal(resize_and_center_crop(Image.fromarray(pixels), 11), pixels[4:15])
+    for longer, offset in ((16, 2), (18, 4)):  # halves of 5 and 7
+        pixels = noise(11, longer, 3)
+        np.testing.assert_array_equal(resize_and_center_crop(pixels, 11), pixels[:, offset : offset + 11])
+        pixels = noise(longer, 11, 3)
+        np.testing.assert_array_equal(resize_and_center_crop(Image.fromarray(pixels), 11), pixels[offset : offset + 11])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,421 @@
+import dataclasses
+import io
+import json
+import multiprocessing
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.pipeline import (
+    MAX_BROKEN_IN_A_ROW,
+    BatchIterator,
+    DataConfig,
+    Examples,
+    check_broken_share,
+    collate,
+    make_sources,
+)
+from input_pipeline.scenes import SceneSource
+from input_pipeline.sources import BrokenRecordError, Record, Source, WebDatasetSource
+
+NUM_RECORDS = 23
+BATCH_SIZE = 8
+
+
+class Words:
+    """A tokenizer of one token a caption, its hash; captions with "long" in them count as truncated."""
+
+    vocab_size, context_length, sot_token, eot_token = 512, 3, 1, 2
+
+    def encode(self, text: str) -> tuple[np.ndarray, bool]:
+        return np.array([1, 3 + sum(text.encode()) % 509, 2], np.int32), "long" in text
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"kind": "words"}
+
+
+class NumberedSource:
+    """Record i is a 9x9 picture of the grey level i with three captions; the records in `unusable` are broken."""
+
+    class_names = None
+
+    def __init__(self, length: int = NUM_RECORDS, unusable: tuple[int, ...] = (), long: bool = False):
+        self.broken: list[tuple[str, str]] = []
+        self.length, self.unusable, self.long = length, unusable, long
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Record:
+        if index in self.unusable:
+            raise BrokenRecordError(f"record{index}", "of no use")
+        return {"id": f"record{index}", "image": np.full((9, 9, 3), index, np.uint8), "captions": self.captions(index)}
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return tuple(f"{'long ' * (self.long and index % 2)}{index} {letter}" for letter in "abc")
+
+    def fingerprint(self) -> dict[str, int]:
+        return {"length": self.length}
+
+
+def make_examples(source: Source | None = None, seed: int = 5) -> Examples:
+    return Examples(source=source or NumberedSource(), tokenizer=Words(), image_size=8, min_scale=0.5, seed=seed)  # type: ignore[arg-type]
+
+
+def take(count: int, examples: Examples | None = None, **options) -> list[dict]:
+    iterator = BatchIterator(examples or make_examples(), BATCH_SIZE, **options)
+    try:
+        return [next(iterator) for _ in range(count)]
+    finally:
+        iterator.close()
+
+
+def assert_equal_batches(left: list[dict], right: list[dict]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right):
+        for name in ("image", "text", "index"):
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+        assert (a["truncated"], a["broken"]) == (b["truncated"], b["broken"])
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def jpeg(grey: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (13, 11), (grey, grey, grey)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tar_of(path: Path, count: int = 11, truncated: tuple[int, ...] = (), uncaptioned: tuple[int, ...] = ()) -> Path:
+    members: list[tuple[str, bytes]] = []
+    for i in range(count):
+        members.append((f"k{i}.jpg", jpeg(10 * i)[: 200 if i in truncated else None]))
+        if i not in uncaptioned:
+            members.append((f"k{i}.txt", f"picture {i}".encode()))
+    return write_tar(path, members)
+
+
+def data_config(**changes) -> DataConfig:
+    config = DataConfig(
+        source="webdataset",
+        path="",
+        split="",
+        num_examples=17,
+        scene_kinds=(),
+        num_validation=3,
+        min_crop_scale=1.0,
+        tokenizer="sentencepiece",
+        tokenizer_file="",
+        num_workers=0,
+        max_broken_share=0.0,
+        seed=0,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def test_an_example_is_a_function_of_its_position_alone():
+    first, second = make_examples(), make_examples()
+    for position in (40, 3, 40, 10**12):
+        a, b = first[position], second[position]
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["text"], b["text"])
+        assert a["index"] == b["index"]
+    assert [first[i]["index"] for i in range(9)] != [make_examples(seed=6)[i]["index"] for i in range(9)]
+
+
+def test_every_epoch_visits_every_record_once_in_another_order():
+    examples = make_examples()
+    epochs = [[examples[epoch * NUM_RECORDS + i]["index"] for i in range(NUM_RECORDS)] for epoch in range(4)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(NUM_RECORDS))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_image_and_the_caption_belong_to_the_index():
+    for position in range(NUM_RECORDS):
+        example = make_examples()[position]
+        index = example["index"]
+        assert example["image"].shape == (8, 8, 3)
+        assert np.all(example["image"] == index)
+        assert example["text"][1] in {Words().encode(caption)[0][1] for caption in NumberedSource().captions(index)}
+
+
+def test_captions_and_crops_are_drawn_anew_each_epoch_and_each_caption_equally_often():
+    source = NumberedSource(1)
+    examples = make_examples(source)
+    captions = [int(examples[epoch]["text"][1]) for epoch in range(600)]
+    counts = Counter(captions)
+    assert set(counts) == {Words().encode(caption)[0][1] for caption in source.captions(0)}
+    # 200 expected each, with a standard deviation of 11.5.
+    assert all(160 < count < 240 for count in counts.values())
+
+    gradient = np.arange(33 * 33 * 3, dtype=np.uint32).reshape(33, 33, 3).astype(np.uint8)
+
+    class OnePicture(NumberedSource):
+        def __getitem__(self, index: int) -> Record:
+            return {**super().__getitem__(index), "image": gradient}
+
+    crops = {make_examples(OnePicture(1))[epoch]["image"].tobytes() for epoch in range(20)}
+    assert len(crops) == 20
+
+
+def test_a_source_of_one_record():
+    batches = take(3, make_examples(NumberedSource(1)))
+    assert all(batch["index"].tolist() == [0] * BATCH_SIZE for batch in batches)
+
+
+def test_a_batch_holds_rows_of_the_documented_types():
+    batch = take(1)[0]
+    assert (batch["image"].shape, batch["image"].dtype) == ((BATCH_SIZE, 8, 8, 3), np.uint8)
+    assert (batch["text"].shape, batch["text"].dtype) == ((BATCH_SIZE, 3), np.int32)
+    assert (batch["index"].shape, batch["index"].dtype) == ((BATCH_SIZE,), np.int64)
+    examples = make_examples()
+    assert_equal_batches([batch], [collate([examples[i] for i in range(BATCH_SIZE)])])
+
+
+def test_the_batches_do_not_depend_on_the_number_of_workers():
+    examples = make_examples(NumberedSource(unusable=(3, 11), long=True))
+    expected = take(7, examples, max_broken_share=0.5)
+    assert sum(len(batch["broken"]) for batch in expected) > 2
+    for num_workers in (1, 2):
+        assert_equal_batches(take(7, examples, num_workers=num_workers, max_broken_share=0.5), expected)
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_the_batches_do_not_depend_on_the_number_of_processes(process_count):
+    expected = take(5)
+    options = [{"process_index": p, "process_count": process_count} for p in range(process_count)]
+    parts = [take(5, **option) for option in options]
+    for number, whole in enumerate(expected):
+        for name in ("image", "text", "index"):
+            rows = np.concatenate([part[number][name] for part in parts])
+            np.testing.assert_array_equal(rows, whole[name])
+
+
+def test_rows_that_do_not_divide_among_the_processes_are_refused():
+    with pytest.raises(ValueError, match="global_batch_size=8 is not divisible by 3 processes"):
+        BatchIterator(make_examples(), BATCH_SIZE, process_count=3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_it_goes_on_from_a_state_in_the_middle_of_an_epoch(num_workers):
+    examples = make_examples(NumberedSource(unusable=(3, 11), long=True))
+    expected = take(9, examples, max_broken_share=0.5)
+    before = BatchIterator(examples, BATCH_SIZE, num_workers=num_workers, max_broken_share=0.5)
+    for _ in range(4):  # 32 rows: into the second epoch of 23
+        next(before)
+    state = json.loads(json.dumps(before.get_state()))  # as a checkpoint keeps it
+    before.close()
+    after = BatchIterator(examples, BATCH_SIZE, state=state, num_workers=num_workers, max_broken_share=0.5)
+    assert_equal_batches([next(after) for _ in range(5)], expected[4:])
+    assert after.get_state()["next_batch"] == 9
+    assert after.get_state()["broken"] == sum(len(batch["broken"]) for batch in expected)
+    assert after.get_state()["truncated"] == sum(batch["truncated"] for batch in expected)
+    after.close()
+
+
+def test_a_state_of_other_data_is_refused_with_the_differences():
+    state = BatchIterator(make_examples(), BATCH_SIZE).get_state()
+    other = make_examples(NumberedSource(29), seed=7)
+    message = (
+        "the data is not what the checkpoint was made with: global_batch_size was 8, is 16; "
+        "seed was 5, is 7; source was {'length': 23}, is {'length': 29}"
+    )
+    with pytest.raises(ValueError) as error:
+        BatchIterator(other, 16, state=state)
+    assert str(error.value) == message
+
+
+def test_broken_records_are_counted_where_they_stand_and_replaced_by_the_next():
+    unusable = (3, 11, 12)
+    batches = take(23, make_examples(NumberedSource(unusable=unusable)), max_broken_share=0.5)  # eight epochs
+    usable = take(23)
+    met: Counter[str] = Counter()
+    for batch, whole in zip(batches, usable):
+        bad = np.isin(whole["index"], unusable)
+        np.testing.assert_array_equal(batch["index"][~bad], whole["index"][~bad])
+        assert not np.isin(batch["index"], unusable).any()
+        assert batch["broken"] == [(f"record{i}", "of no use") for i in whole["index"][bad]]
+        met.update(record_id for record_id, _ in batch["broken"])
+    assert met == {f"record{i}": 8 for i in unusable}
+
+
+def test_the_replacement_is_the_next_record_of_the_epoch():
+    order = [make_examples()[i]["index"] for i in range(NUM_RECORDS)]
+    examples = make_examples(NumberedSource(unusable=(order[4], order[5], order[NUM_RECORDS - 1])))
+    assert [examples[i]["index"] for i in (4, 5, NUM_RECORDS - 1)] == [order[6], order[6], order[0]]
+
+
+def test_the_state_counts_and_remembers_the_first_broken_records():
+    unusable = (3, 11)
+    iterator = BatchIterator(make_examples(NumberedSource(unusable=unusable)), BATCH_SIZE, max_broken_share=0.5)
+    met = [pair for _ in range(92) for pair in next(iterator)["broken"]]  # 32 epochs
+    state = iterator.get_state()
+    assert state["broken"] == len(met) == 64
+    assert state["first_broken"] == [list(pair) for pair in met[:20]]
+    assert state["truncated"] == 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_broken_records_stop_the_run_and_are_named(num_workers):
+    examples = make_examples(NumberedSource(unusable=(3, 11)))
+    expected = take(5, examples, max_broken_share=0.1)  # 2 of 23 are 8.7 %
+    names = [record_id for batch in expected for record_id, _ in batch["broken"]]
+    iterator = BatchIterator(examples, BATCH_SIZE, num_workers=num_workers, max_broken_share=0.08)
+    with pytest.raises(ValueError, match="more than data.max_broken_share=0.08") as error:
+        for _ in range(6):
+            next(iterator)
+    iterator.close()
+    assert str(error.value).startswith("2 of 23 records cannot be used")
+    assert f"({names[0]}: of no use; {names[1]}: of no use): mend the data" in str(error.value)
+
+
+def test_without_a_share_the_first_broken_record_stops_the_run():
+    with pytest.raises(ValueError, match=r"1 of 23 records cannot be used, more than .*=0.0 \(record7: of no use\)"):
+        take(3, make_examples(NumberedSource(unusable=(7,))))
+
+
+def test_the_share_is_judged_on_all_records_met():
+    check_broken_share(5, 100, [], 0.05)
+    with pytest.raises(ValueError, match="6 of 100 records cannot be used"):
+        check_broken_share(6, 100, [("a", "b")], 0.05)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("length", [1, 7, 223])
+def test_data_of_which_nothing_can_be_used_stops_with_one_message(length, num_workers):
+    examples = make_examples(NumberedSource(length, unusable=tuple(range(length))))
+    with pytest.raises(ValueError) as error:
+        take(1, examples, max_broken_share=1.0, num_workers=num_workers)
+    message = str(error.value)
+    assert f"{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is record" in message
+    assert "Traceback" not in message
+
+
+def test_a_record_without_caption_is_broken():
+    class Labelled(NumberedSource):
+        def captions(self, index: int) -> tuple[str, ...]:
+            return () if index == 4 else super().captions(index)
+
+    batches = take(3, make_examples(Labelled()), max_broken_share=0.1)
+    assert ("record4", "no caption") in [pair for batch in batches for pair in batch["broken"]]
+
+
+def test_truncated_captions_are_counted():
+    iterator = BatchIterator(make_examples(NumberedSource(long=True)), BATCH_SIZE)
+    truncated = 0
+    for _ in range(5):
+        batch = next(iterator)
+        assert batch["truncated"] == np.sum(batch["index"] % 2)
+        truncated += batch["truncated"]
+    assert iterator.get_state()["truncated"] == truncated > 0
+
+
+def test_close_leaves_no_process_behind():
+    before = set(multiprocessing.active_children())
+    iterator = BatchIterator(make_examples(), BATCH_SIZE, num_workers=2)
+    next(iterator)
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    iterator.close()
+    assert not any(worker.is_alive() for worker in workers)
+    iterator.close()  # harmless
+
+
+def test_scenes_are_drawn_without_a_path():
+    train, validation = make_sources(data_config(source="scenes"), image_size=16)
+    assert isinstance(train, SceneSource)
+    assert isinstance(validation, SceneSource)
+    assert (len(train), len(validation)) == (17, 3)
+    assert train.fingerprint() != validation.fingerprint()
+    batches = take(3, make_examples(train), num_workers=1)
+    assert_equal_batches(batches, take(3, make_examples(train)))
+    assert sorted(np.concatenate([b["index"] for b in batches])[:17].tolist()) == list(range(17))
+
+
+def test_a_tar_is_split_read_and_its_broken_pictures_replaced(tmp_path):
+    path = tar_of(tmp_path / "a.tar", 11, truncated=(2, 9), uncaptioned=(5,))
+    config = data_config(path=str(path), max_broken_share=0.2)
+    train, validation = make_sources(config, image_size=8)
+    assert [train[i]["id"] for i in range(len(train))] == [f"a/k{i}" for i in (0, 1, 2, 3, 4, 6, 7)]
+    assert [validation[i]["id"] for i in range(len(validation))] == ["a/k8", "a/k9", "a/k10"]
+    assert train.broken == [("a/k5", "image without caption: no .txt and no .json")]
+
+    batches = take(7, make_examples(train), num_workers=1, max_broken_share=0.2)  # 56 rows: eight epochs of 7
+    broken = [pair for batch in batches for pair in batch["broken"]]
+    assert {record_id for record_id, _ in broken} == {"a/k2"}
+    assert len(broken) == 8
+    assert "truncated or broken image" in broken[0][1]
+    greys = np.array([0, 10, 20, 30, 40, 60, 70])
+    for batch in batches:
+        assert 2 not in batch["index"]
+        levels = greys[batch["index"]][:, None, None, None]
+        assert np.all(np.abs(batch["image"].astype(int) - levels) <= 2)  # what JPEG changes
+
+
+def test_records_broken_in_the_index_count_towards_the_share(tmp_path):
+    path = tar_of(tmp_path / "a.tar", 11, uncaptioned=(5, 7))
+    with pytest.raises(ValueError, match=r"2 of 11 records cannot be used, .*=0.1 \(a/k5: image without caption"):
+        make_sources(data_config(path=str(path), max_broken_share=0.1), image_size=8)
+    make_sources(data_config(path=str(path), max_broken_share=0.2), image_size=8)
+
+
+@pytest.mark.parametrize("num_validation", [0, 11, 12])
+def test_both_parts_of_a_split_need_records(tmp_path, num_validation):
+    path = tar_of(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=rf"data.num_validation={num_validation} must leave something on both sides"):
+        make_sources(data_config(path=str(path), num_validation=num_validation), image_size=8)
+
+
+def test_pictures_of_any_form_become_rgb_or_are_broken(tmp_path):
+    forms = {
+        "cmyk.jpg": (Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "JPEG"),
+        "deep.png": (Image.fromarray(np.full((9, 9), 128 * 257, np.uint16)), "PNG"),
+        "alpha.png": (Image.new("LA", (9, 9), (77, 255)), "PNG"),
+        "dot.png": (Image.new("RGB", (1, 1)), "PNG"),
+        "last.jpg": (Image.new("RGB", (9, 9), (1, 1, 1)), "JPEG"),
+    }
+    members = []
+    for name, (image, format_name) in forms.items():
+        buffer = io.BytesIO()
+        image.save(buffer, format_name)
+        members += [(name, buffer.getvalue()), (f"{name[:-4]}.txt", b"c")]
+    source = WebDatasetSource(str(write_tar(tmp_path / "a.tar", members)))
+    examples = make_examples(source)
+    images: dict[int, np.ndarray] = {}
+    broken = []
+    for position in range(len(source)):
+        example = examples[position]
+        images[example["index"]] = example["image"]
+        broken += example["broken"]
+    assert [(record_id, reason.split(":")[0]) for record_id, reason in broken] == [("a/dot", "image too small")]
+    assert {i: image[4, 4].tolist() for i, image in images.items() if i in (1, 2)} == {1: [128] * 3, 2: [77] * 3}
+    red, green, blue = images[0][4, 4].tolist()
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_workers", -1), ("min_crop_scale", 0.0), ("min_crop_scale", 1.5), ("max_broken_share", 2.0)]
+)
+def test_settings_out_of_range_are_named(key, value):
+    with pytest.raises(ValueError, match=f"data.{key}={value} must"):
+        data_config(**{key: value})
+
+
+def test_scene_kinds_reach_the_source():
+    train, _ = make_sources(data_config(source="scenes", scene_kinds=("digit",)), image_size=16)
+    other, _ = make_sources(data_config(source="scenes"), image_size=16)
+    assert train.fingerprint() != other.fingerprint()

@@ -1,0 +1,221 @@
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clip_jax.checkpoint import CheckpointError, Checkpointer
+from clip_jax.models import ModelConfig, TextConfig, VisionConfig
+from clip_jax.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.sharding import ShardingConfig, make_mesh
+from clip_jax.train_state import abstract_state
+
+TINY = ModelConfig(
+    embed_dim=7,
+    vision=VisionConfig(width=12, depth=2, num_heads=2, mlp_dim=26, image_size=10, patch_size=5),
+    text=TextConfig(width=20, depth=3, num_heads=4, mlp_dim=34, context_length=11, vocab_size=997, eot_token=996),
+)
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-3, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6, warmup_steps=8, max_logit_scale=100.0
+)
+
+
+def target_on(data, fsdp, tensor):
+    mesh = make_mesh(
+        ShardingConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor]
+    )
+    return abstract_state(TINY, make_optimizer(OPTIMIZER, optax.constant_schedule(1e-3)), mesh)
+
+
+@pytest.fixture(scope="module")
+def target():
+    return target_on(2, 2, 2)
+
+
+def some_state(target, seed=0):
+    """Every leaf different, each on its devices."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        array = rng.normal(size=leaf.shape) if leaf.dtype == jnp.float32 else rng.integers(1, 1000, size=leaf.shape)
+        return jax.device_put(np.asarray(array, leaf.dtype), leaf.sharding)
+
+    return jax.tree.map(draw, target)
+
+
+def data_state(step):
+    """As the input pipeline gives it: nested, with strings, a large integer and a list."""
+    return {"next_index": 10**12 + step, "fingerprint": {"kind": "scenes", "seed": 3}, "broken": [["a", "b"]]}
+
+
+def assert_identical(state, expected):
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for leaf, other in zip(jax.tree.leaves(state), jax.tree.leaves(expected)):
+        assert leaf.dtype == other.dtype
+        np.testing.assert_array_equal(leaf, other)
+
+
+@pytest.fixture
+def checkpointer(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    yield checkpointer
+    checkpointer.close()
+
+
+@pytest.fixture
+def saved(checkpointer, target):
+    """Steps 10 and 20 on the disk."""
+    for step in (10, 20):
+        checkpointer.save(step, some_state(target, seed=step), data_state(step))
+    checkpointer.wait()
+    return checkpointer
+
+
+def test_nothing_to_restore(checkpointer, target):
+    assert checkpointer.steps() == []
+    assert checkpointer.restore(target) is None
+
+
+def test_what_is_saved_comes_back_to_the_bit(saved, target):
+    state, data = saved.restore(target)
+    assert_identical(state, some_state(target, seed=20))
+    assert data == data_state(20)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, target)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 1), (8, 1, 1)])
+def test_another_mesh_and_another_process_read_it(saved, target, tmp_path, shape):
+    other = target_on(*shape)
+    reader = Checkpointer(tmp_path)
+    state, data = reader.restore(other)
+    reader.close()
+    assert_identical(jax.device_get(state), jax.device_get(some_state(target, seed=20)))
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, other)
+    assert data == data_state(20)
+
+
+def test_donated_steps_after_a_save_do_not_change_what_is_saved(checkpointer, target):
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
+    state = some_state(target)
+    expected = jax.device_get(state)
+    expected = jax.tree.map(np.copy, expected)
+    checkpointer.save(1, state, data_state(1))
+    for _ in range(20):
+        state = step(state)
+    checkpointer.wait()
+    assert_identical(checkpointer.restore(target)[0], expected)
+
+
+def test_a_second_save_of_a_step_changes_nothing(saved, target):
+    saved.save(20, some_state(target, seed=99), data_state(99))
+    saved.wait()
+    assert saved.restore(target)[1] == data_state(20)
+
+
+def test_the_newest_are_kept(tmp_path, target):
+    checkpointer = Checkpointer(tmp_path, keep=2)
+    for step in (1, 2, 3, 4):
+        checkpointer.save(step, some_state(target), data_state(step))
+    checkpointer.wait()
+    assert checkpointer.steps() == [3, 4]
+    checkpointer.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
+def empty_directory(step: Path):
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def without_arrays(step: Path):
+    shutil.rmtree(step / "state")
+
+
+def truncated_arrays(step: Path):
+    """Cuts every array file in half."""
+    files = [path for path in step.rglob("*") if path.is_file() and "/d/" in path.as_posix()]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def broken_data_state(step: Path):
+    (file,) = [path for path in (step / "data").iterdir() if not path.name.startswith("_")]
+    file.write_text(file.read_text()[:9])
+
+
+DAMAGES = [empty_directory, without_arrays, truncated_arrays, broken_data_state]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_step_falls_back_to_the_one_before(saved, target, tmp_path, damage):
+    damage(tmp_path / "checkpoints" / "20")
+    reader = Checkpointer(tmp_path)
+    state, data = reader.restore(target)
+    assert_identical(state, some_state(target, seed=10))
+    assert data == data_state(10)
+    # The run goes on from step 10 and writes step 20 again.
+    reader.delete_after(10)
+    assert reader.steps() == [10]
+    reader.save(20, some_state(target, seed=20), data_state(20))
+    reader.wait()
+    assert_identical(reader.restore(target)[0], some_state(target, seed=20))
+    reader.close()
+
+
+def test_all_steps_damaged_is_an_error(saved, target, tmp_path):
+    truncated_arrays(tmp_path / "checkpoints" / "10")
+    empty_directory(tmp_path / "checkpoints" / "20")
+    reader = Checkpointer(tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        reader.restore(target)
+    reader.close()
+    message = str(error.value)
+    assert message.startswith(f"no checkpoint in {tmp_path}/checkpoints can be read (step 20: ")
+    assert "; step 10: " in message
+    assert message.endswith("restore the folder from a copy, or start again in another --workdir")
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 64 KiB: writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_save_that_fails_says_where_and_what_is_left(saved, target, tmp_path, full_disk):
+    with pytest.raises(CheckpointError) as error:
+        for step in (30, 31):
+            saved.save(step, some_state(target), data_state(step))
+            saved.wait()
+    full_disk()
+    message = str(error.value)
+    assert message.startswith(f"could not save a checkpoint to {tmp_path}/checkpoints: ")
+    assert "The newest complete checkpoint is step 20; " in message
+    assert message.endswith("free space or mend the folder, then run the same command again")
+    reader = Checkpointer(tmp_path)
+    assert reader.restore(target)[1] == data_state(20)
+    reader.close()
+
+
+def test_the_error_of_a_background_save_is_raised_by_the_next_save(saved, target, full_disk):
+    with pytest.raises(CheckpointError, match="newest complete checkpoint is step 20"):
+        for step in (30, 31, 32):
+            saved.save(step, some_state(target), data_state(step))
+    full_disk()
+
+
+def test_a_first_save_that_fails_has_nothing_to_fall_back_to(checkpointer, target, full_disk):
+    with pytest.raises(CheckpointError, match="The newest complete checkpoint is none"):
+        checkpointer.save(1, some_state(target), data_state(1))
+        checkpointer.wait()
+    full_disk()

@@ -1,0 +1,215 @@
+"""The command line as a user meets it. One process imports everything once and forks for each command."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from clip_jax.config import record_config
+from configs.tiny import get_config
+from input_pipeline.tokenizers import train_sentencepiece
+
+RUNNER = """
+import json, os, signal, sys
+from pathlib import Path
+import clip_jax.train, clip_jax.evaluate
+from clip_jax import cli
+
+for number, argv in enumerate(json.loads(sys.argv[2])):
+    if os.fork() == 0:
+        signal.alarm(60)
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+        sys.argv = ["/usr/bin/clip-jax", *argv]
+        cli.main()
+        sys.exit(0)
+    _, status = os.wait()
+    Path(f"{sys.argv[1]}/{number}.code").write_text(str(os.waitstatus_to_exitcode(status)))
+"""
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def run_all(folder: Path, commands: dict[str, list[str]]) -> dict[str, Outcome]:
+    arguments = [str(folder), json.dumps(list(commands.values()))]
+    subprocess.run([sys.executable, "-c", RUNNER, *arguments], check=True, timeout=200, cwd=Path(__file__).parent.parent)
+
+    def outcome(number: int) -> Outcome:
+        code, out, err = ((folder / f"{number}.{name}").read_text() for name in ("code", "out", "err"))
+        return Outcome(int(code), out, err)
+
+    return {name: outcome(number) for number, name in enumerate(commands)}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """empty: a folder without data. tokenizer.model: 60 pieces. other: the workdir of a run of configs/tiny.py."""
+    place = tmp_path_factory.mktemp("cli")
+    (place / "empty").mkdir()
+    (place / "other").mkdir()
+    train_sentencepiece(["a red cat and a blue dog", "the quick brown fox jumps"] * 20, 60, place / "tokenizer.model")
+    record_config(get_config().to_dict(), place / "other")
+    return place
+
+
+def commands(place: Path) -> dict[str, list[str]]:
+    def train(*flags: str) -> list[str]:
+        return ["train", "--config=tiny", f"--workdir={place / 'new'}", *flags]
+
+    tokenizer = f"--config.data.tokenizer_file={place / 'tokenizer.model'}"
+    web = "--config.data.source=webdataset"
+    return {
+        "nothing": [],
+        "help": ["--help"],
+        "train help": ["train", "--help"],
+        "evaluate help": ["evaluate", "-h"],
+        "command": ["trian"],
+        "flag": train("--nonsense=1"),
+        "flag misspelt": train("--wrkdir=x"),
+        "word": train("more"),
+        "key": train("--config.optimizer.learning_rat=1"),
+        "section": train("--config.optimiser.learning_rate=1"),
+        "key of a key": train("--config.train.seed.x=1"),
+        "type": train("--config.train.total_steps=many"),
+        "fraction": train("--config.train.total_steps=1.5"),
+        "shipped config": ["train", "--config=tinny", "--workdir=w"],
+        "shipped config apart": ["train", "--config", "tinny", "--workdir=w"],
+        "config file": ["train", "--config=configs/tinny.py", "--workdir=w"],
+        "config without value": ["train", "--workdir=w", "--config"],
+        "no config": ["train", "--workdir=w"],
+        "no workdir": ["train", "--config=tiny"],
+        "no workdir to evaluate": ["evaluate"],
+        "path": train(web, "--config.data.path=/nowhere/at.tar"),
+        "no path": train(web),
+        "empty path": train(web, f"--config.data.path={place / 'empty'}"),
+        "remote path": train(web, "--config.data.path=gs://bucket/a.tar"),
+        "kind of data": train("--config.data.source=photographs"),
+        "batch": train("--config.train.global_batch_size=12"),
+        "batch below": train("--config.train.global_batch_size=5"),
+        "devices": train("--config.sharding.fsdp=3"),
+        "image size": train("--config.vision.image_size=33"),
+        "heads": train("--config.text.num_heads=7"),
+        "warm-up": train("--config.optimizer.warmup_steps=600"),
+        "vocabulary": train("--config.text.vocab_size=50", tokenizer),
+        "tokenizer file": train("--config.data.tokenizer_file=/nowhere/a.model"),
+        "labelled set": train("--config.evaluation.zero_shot=scenes/cats", tokenizer),
+        "apart": ["train", "--config", "tiny", "--workdir=w", "--config.train.global_batch_size=12"],
+        "path of a config": ["train", "--config=configs/tiny.py", "--workdir=w", "--config.train.global_batch_size=12"],
+        "other config": ["train", "--config=tiny", f"--workdir={place / 'other'}", "--config.train.seed=3"],
+        "no run": ["evaluate", f"--workdir={place / 'empty'}"],
+        "no checkpoint": ["evaluate", f"--workdir={place / 'other'}", "--num_examples=1"],
+    }
+
+
+@pytest.fixture(scope="module")
+def outcomes(place) -> dict[str, Outcome]:
+    outcomes = run_all(place, commands(place))
+    assert not (place / "new" / "config.json").exists()  # nothing that was refused binds the workdir
+    return outcomes
+
+
+MESSAGES = {
+    "command": "unknown command 'trian'\nusage: clip-jax COMMAND [--flags]",
+    "flag": "Unknown command line flag 'nonsense'",
+    "flag misspelt": "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
+    "word": "unexpected argument 'more': flags begin with --",
+    "key": 'unknown config key \'learning_rat\'. Did you mean "learning_rate" instead of "learning_rat"?',
+    "section": 'unknown config key \'optimiser\'. Did you mean "optimizer" instead of "optimiser"?',
+    "key of a key": "unknown config key Attribute <class 'int'>.x does not exist",
+    "type": "flag --config.train.total_steps=many: invalid literal for int() with base 10: 'many'",
+    "fraction": "flag --config.train.total_steps=1.5: invalid literal for int()",
+    "shipped config": "there is no shipped config 'tinny': use one of ",
+    "shipped config apart": "there is no shipped config 'tinny': use one of ",
+    "config file": "there is no config file configs/tinny.py",
+    "config without value": "there is no shipped config ''",
+    "no config": "--config is missing: for instance --config=tiny",
+    "no workdir": "--workdir is missing: for instance --workdir=runs/tiny",
+    "no workdir to evaluate": "--workdir is missing: for instance --workdir=runs/tiny",
+    "path": "no data at '/nowhere/at.tar', which does not exist: expected a tar",
+    "no path": "no data at '', which does not exist: expected a tar",
+    "empty path": "no data in the folder '{place}/empty': expected a tar",
+    "remote path": "gs://bucket/a.tar is remote, and only local paths can be read so far: copy or mount it first",
+    "kind of data": "unknown kind of data 'photographs'; known: ",
+    "batch": "train.global_batch_size=12 is not divisible by the 8 devices that share a batch: use 8 or 16",
+    "batch below": "train.global_batch_size=5 is not divisible by the 8 devices that share a batch: use 8 or 8",
+    "devices": "sharding data=-1, fsdp=3, tensor=1 does not multiply to the 8 devices: set one of them to -1",
+    "image size": "vision.image_size=33 is not divisible by vision.patch_size=8: use an image_size such as 32 or 40",
+    "heads": "text.width=128 is not divisible by text.num_heads=7: change one of them",
+    "warm-up": "optimizer.warmup_steps=600 must lie between 0 and train.total_steps=600",
+    "vocabulary": "text.vocab_size=50 is smaller than the tokenizer's vocabulary, {pieces}: set text.vocab_size=",
+    "tokenizer file": "cannot read the SentencePiece model /nowhere/a.model: No such file or directory",
+    "labelled set": "labelled set 'cats' of the drawn scenes is unknown: choose one of compositions, ",
+    "apart": "train.global_batch_size=12 is not divisible",
+    "path of a config": "train.global_batch_size=12 is not divisible",
+    "other config": "workdir {place}/other holds a run of another config: train.seed was 0, is 3. Use another --workdir",
+    "no run": "{place}/empty is not the workdir of a run: it has no config.json",
+    "no checkpoint": "cannot read the SentencePiece model {place}/other/tokenizer.model",
+}
+
+
+@pytest.mark.parametrize("mistake", MESSAGES)
+def test_a_mistake_ends_in_one_message_before_long_work(mistake, outcomes, place):
+    outcome = outcomes[mistake]
+    message = MESSAGES[mistake].format(place=place, pieces=60)
+    assert outcome.err.startswith(f"clip-jax: error: {message}")
+    assert outcome.code == 1
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert outcome.err.count("error:") == 1
+
+
+def test_every_mistake_is_tried(outcomes):
+    assert set(outcomes) - set(MESSAGES) == {"nothing", "help", "train help", "evaluate help"}
+
+
+def test_help_lists_the_commands(outcomes):
+    for name in ("help", "nothing"):
+        assert (outcomes[name].code, outcomes[name].err) == (0, "")
+        assert outcomes[name].out.splitlines()[0] == "usage: clip-jax COMMAND [--flags]"
+        assert {line.split()[0] for line in outcomes[name].out.splitlines()[1:]} == {"train", "evaluate", "clip-jax"}
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("train", {"config", "workdir", "traceback"}),
+        (
+            "evaluate",
+            {"workdir", "output", "zero_shot", "templates", "data_dir", "data_path", "num_examples", "traceback"},
+        ),
+    ],
+)
+def test_help_of_a_command_shows_its_flags(command, flags, outcomes):
+    outcome = outcomes[f"{command} help"]
+    assert (outcome.code, outcome.err) == (0, "")
+    first, _, heading, *lines = outcome.out.splitlines()
+    assert f"python -m clip_jax.{command}" in first
+    assert heading == "flags:"
+    assert {line.split(":")[0] for line in lines} == {f"  --{flag}" for flag in flags}
+
+
+def test_each_command_is_a_module_of_its_own():
+    for command in ("train", "evaluate"):
+        ran = subprocess.run(
+            [sys.executable, "-m", f"clip_jax.{command}", "--help"], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert f"python -m clip_jax.{command}" in ran.stdout
+        assert "--workdir: Folder of a run" in ran.stdout
+
+
+def test_traceback_shows_where_a_mistake_was_found(tmp_path):
+    (tmp_path / "0").mkdir()
+    arguments = ["evaluate", f"--workdir={tmp_path}", "--traceback"]
+    outcome = run_all(tmp_path / "0", {"traceback": arguments})["traceback"]
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+    assert "in load_config" in outcome.err
+    assert outcome.err.endswith(f"ValueError: {tmp_path} is not the workdir of a run: it has no config.json\n")

@@ -1,0 +1,172 @@
+import copy
+import importlib
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import configs
+import jax
+import pytest
+
+from clip_jax import config as config_module
+from clip_jax.config import environment, load_config, make_config, record_config, with_tokenizer
+from configs.tiny import get_config
+
+CONFIG_FILES = sorted(file.stem for file in Path(configs.__path__[0]).glob("*.py") if file.stem != "__init__")
+
+
+def sections(**changes) -> dict:
+    """configs/tiny.py with section__key=value in place of its own."""
+    result = get_config().to_dict()
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        result[section][key] = value
+    return result
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_every_shipped_config_is_accepted_and_keeps_its_values(name):
+    given = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    config = make_config(given)
+    for section, keys in given.items():
+        made = getattr(config.model if section in ("vision", "text") else config, section)
+        for key, value in keys.items():
+            assert getattr(made, key) == value, f"{section}.{key}"
+
+
+def test_config_files_were_found():
+    assert "tiny" in CONFIG_FILES
+
+
+def test_numbers_become_what_their_section_declares():
+    config = make_config(sections(optimizer__learning_rate=1, evaluation__zero_shot=["scenes/digit"]))
+    assert (config.optimizer.learning_rate, type(config.optimizer.learning_rate)) == (1.0, float)
+    assert config.evaluation.zero_shot == ("scenes/digit",)
+    assert config.model.text.eot_token == config.model.text.vocab_size - 1  # until the tokenizer is known
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer__learning_rat": 1e-3}, "unknown optimizer.learning_rat; optimizer has b1, b2, eps, learning_rate"),
+        ({"text__eot_token": 5}, "unknown text.eot_token; text has context_length, depth"),
+        ({"model__vision": {}}, "unknown model.vision; model has activation, compute_dtype"),
+        ({"train__total_steps": "7"}, "train.total_steps='7' must be int, not str"),
+        ({"train__total_steps": 7.0}, "train.total_steps=7.0 must be int, not float"),
+        ({"train__seed": True}, "train.seed=True must be int, not bool"),
+        ({"optimizer__b1": "x"}, "optimizer.b1='x' must be float, not str"),
+        ({"optimizer__b1": True}, "optimizer.b1=True must be float, not bool"),
+        ({"data__path": 3}, "data.path=3 must be str, not int"),
+        ({"data__path": None}, "data.path=None must be str, not NoneType"),
+        ({"text__vocab_size": "many"}, "text.vocab_size='many' must be int, not str"),
+        ({"evaluation__zero_shot": "scenes/digit"}, "evaluation.zero_shot='scenes/digit' must be a tuple of strings"),
+        ({"data__scene_kinds": (1, 2)}, "data.scene_kinds=(1, 2) must be a tuple of strings"),
+        ({"model__remat": "half"}, "model.remat='half' must be one of 'none', 'full'"),
+        ({"model__compute_dtype": 16}, "model.compute_dtype=16 must be one of 'float32', 'bfloat16', 'float64'"),
+        ({"vision__image_size": 33}, "vision.image_size=33 is not divisible by vision.patch_size=8: use an image_size"),
+        ({"train__global_batch_size": 0}, "train.global_batch_size=0 must be at least 1"),
+        ({"evaluation__batch_size": 0}, "evaluation.batch_size=0 must be at least 1"),
+        ({"evaluation__num_examples": -1}, "evaluation.num_examples=-1 must be at least 0"),
+    ],
+)
+def test_a_wrong_key_type_or_value_is_named_with_its_section(change, message):
+    with pytest.raises(ValueError) as error:
+        make_config(sections(**change))
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("section", ["text", "data", "evaluation"])
+def test_every_missing_key_is_named(section):
+    for key in sections()[section]:
+        given = sections()
+        del given[section][key]
+        with pytest.raises(ValueError, match=rf"^missing {section}\.{key}; {section} has "):
+            make_config(given)
+
+
+def test_unknown_and_missing_sections_are_named_together():
+    given = sections()
+    given["optimiser"] = given.pop("optimizer")
+    with pytest.raises(ValueError, match=r"^unknown config.optimiser, missing config.optimizer; config has data, "):
+        make_config(given)
+
+
+def test_the_tokenizer_decides_the_end_token_and_must_fit():
+    model = make_config(sections(text__vocab_size=300)).model
+    tokenizer = SimpleNamespace(vocab_size=300, eot_token=17)
+    assert with_tokenizer(model, tokenizer).text.eot_token == 17  # type: ignore[arg-type]
+    tokenizer.vocab_size = 301
+    with pytest.raises(ValueError) as error:
+        with_tokenizer(model, tokenizer)  # type: ignore[arg-type]
+    assert str(error.value) == (
+        "text.vocab_size=300 is smaller than the tokenizer's vocabulary, 301: set text.vocab_size=301 or more"
+    )
+
+
+def test_a_config_survives_its_record(tmp_path):
+    record_config(sections(), tmp_path)
+    assert load_config(tmp_path) == make_config(sections())
+    record_config(sections(), tmp_path)  # the same again: a run that goes on
+
+
+def test_a_workdir_of_another_config_names_the_keys_that_differ(tmp_path):
+    record_config(sections(), tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError) as error:
+        record_config(sections(train__seed=3, optimizer__learning_rate=2e-3, evaluation__num_examples=5), tmp_path)
+    assert str(error.value) == (
+        f"workdir {tmp_path} holds a run of another config: optimizer.learning_rate was 0.001, is 0.002; "
+        "train.seed was 0, is 3. Use another --workdir, or the config it was started with"
+    )
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_key_that_is_new_or_gone_counts_as_a_difference(tmp_path):
+    old = sections()
+    old["train"]["forgotten"] = old["train"].pop("seed")
+    record_config(old, tmp_path)
+    with pytest.raises(ValueError, match=r"train.forgotten was 0, is None; train.seed was None, is 0\. "):
+        record_config(sections(), tmp_path)
+
+
+def test_what_changes_nothing_that_is_learned_may_change(tmp_path):
+    record_config(sections(), tmp_path)
+    changed = sections(
+        data__path="elsewhere",
+        data__num_workers=7,
+        data__max_broken_share=0.5,
+        data__tokenizer_file="moved.model",
+        sharding__fsdp=2,
+        train__checkpoint_every=7,
+        train__evaluate_every=7,
+        train__keep_checkpoints=7,
+        evaluation__zero_shot=(),
+    )
+    record_config(copy.deepcopy(changed), tmp_path)
+    assert load_config(tmp_path) == make_config(changed)
+
+
+def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not the workdir of a run: it has no config.json") as error:
+        load_config(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in str(error.value)
+
+
+def test_the_environment_is_recorded_even_without_git(tmp_path, monkeypatch):
+    record_config(sections(), tmp_path)
+    recorded = json.loads((tmp_path / "environment.json").read_text())
+    assert recorded["versions"]["jax"] == jax.__version__
+    assert len(recorded["devices"]) == 8
+
+    def no_git(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(config_module.subprocess, "run", no_git)
+    assert environment() == {**recorded, "commit": None}
+
+
+def test_the_commit_is_that_of_the_code():
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    here = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert environment()["commit"] == (here.stdout.strip() or None)

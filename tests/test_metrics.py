@@ -1,0 +1,85 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax.metrics import METRICS_LAG, MetricsWriter, NonFiniteLossError, ProgressLog, format_table, read_metrics
+
+
+def row(step, **values):
+    return {"step": step, "samples_seen": step * 24, **values}
+
+
+def step_metrics(loss=1.5):
+    names = ("chance_loss", "image_to_text_accuracy", "text_to_image_accuracy")
+    return {"loss": jnp.float32(loss), **{name: jnp.float32(0.25) for name in names}}
+
+
+def test_rows_come_back(tmp_path):
+    assert read_metrics(tmp_path) == []
+    rows = [row(1, loss=2.5), row(2, loss=2.25), row(2, **{"compositions_top@1": 0.5})]
+    writer = MetricsWriter(tmp_path, resume_step=0)
+    for each in rows:
+        writer.write(each)
+    writer.flush()
+    assert read_metrics(tmp_path) == rows
+    writer.close()
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_resuming_drops_later_rows_and_torn_lines(tmp_path):
+    whole = [json.dumps(row(step, loss=step / 4)) for step in (1, 2, 3, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*whole, whole[0][:17]]))
+    writer = MetricsWriter(tmp_path, resume_step=2)
+    writer.write(row(3, loss=7.0))
+    writer.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == "\n".join([*whole[:2], json.dumps(row(3, loss=7.0))]) + "\n"
+
+
+def test_a_last_line_without_its_newline_does_not_swallow_the_next(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row(1)))
+    writer = MetricsWriter(tmp_path, resume_step=1)
+    writer.write(row(2))
+    writer.close()
+    assert read_metrics(tmp_path) == [row(1), row(2)]
+
+
+def test_rows_of_a_run(tmp_path):
+    log = ProgressLog(tmp_path, resume_step=10, total_steps=20, global_batch_size=24)
+    for step in range(11, 14 + METRICS_LAG):
+        with log.waiting_for_data():
+            pass
+        log.add(step, step_metrics(loss=step / 4), index=np.arange(24))
+    log._writer.flush()
+    assert [r["step"] for r in read_metrics(tmp_path)] == [11, 12, 13]  # the rest may still be running
+    log.flush()
+    log.close()
+    rows = read_metrics(tmp_path)
+    assert [(r["step"], r["samples_seen"], r["loss"]) for r in rows] == [
+        (step, step * 24, step / 4) for step in range(11, 14 + METRICS_LAG)
+    ]
+    assert all(r["images_per_s"] > 0 and 0 <= r["data_wait_share"] <= 1 for r in rows)
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_records(tmp_path, loss):
+    log = ProgressLog(tmp_path, resume_step=0, total_steps=20, global_batch_size=3)
+    for step, value in ((1, 1.5), (2, loss), (3, np.nan)):
+        log.add(step, step_metrics(value), index=np.arange(3) + 100 * step)
+    with pytest.raises(NonFiniteLossError, match=f"the loss is {loss} at step 2") as error:
+        log.flush()
+    log.close()
+    assert error.value.step == 2
+    np.testing.assert_array_equal(error.value.index, [200, 201, 202])
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+
+
+def test_a_table_is_aligned():
+    assert format_table(["set", "top-1", "n"], [["compositions", 0.91239, 5], ["held out", float("nan"), 1000]]) == (
+        "set           top-1     n\n"
+        "------------  -----  ----\n"
+        "compositions  0.912     5\n"
+        "held out          -  1000"
+    )
