@@ -27,7 +27,7 @@ class Checkpointer:
 
     def steps(self) -> Sequence[int]:
         """Steps with a committed checkpoint, oldest first; an unfinished save is not among them."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(ocp.utils.checkpoint_steps(self.directory))
 
     def save(self, step: int, state: TrainState, data_state: dict[str, Any]) -> None:
         """Starts to save in the background; an error of an earlier save is raised here."""
@@ -86,4 +86,5 @@ class Checkpointer:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0][:300]
+    line = (str(error).strip() or repr(error)).splitlines()[0].split(" [tensorstore_spec=")[0]
+    return line if len(line) <= 300 else f"{line[:90]} ... {line[-200:]}"  # the cause stands at the end

@@ -64,6 +64,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _fail(f"{_describe(error)}\n--help lists the flags")
     if flags.FLAGS["verbosity"].using_default_value:  # the libraries' information would bury the progress bar
         logging.set_verbosity(logging.WARNING)
+        # Of a save that failed they log many tracebacks; checkpoint.py reports it in one sentence.
+        noisy = {"orbax", "asyncio", "concurrent"}
+        logging.get_absl_handler().python_handler.addFilter(lambda r: not noisy & set(Path(r.pathname).parts))
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}: flags begin with --")
     return rest

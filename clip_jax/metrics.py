@@ -78,10 +78,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 class NonFiniteLossError(ValueError):
-    """The loss of a step is not a number; `step` says which and `index` which records it saw."""
+    """The loss or its gradient is no longer finite; `step` says when and `index` which records it saw."""
 
-    def __init__(self, step: int, loss: float, index: np.ndarray):
-        super().__init__(f"the loss is {loss} at step {step}")
+    def __init__(self, step: int, what: str, value: float, index: np.ndarray):
+        super().__init__(f"the {what} is {value} at step {step}")
         self.step = step
         self.index = index
 
@@ -139,8 +139,9 @@ class ProgressLog:
     def _log_oldest(self) -> None:
         step, metrics, index = self._pending.popleft()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            raise NonFiniteLossError(step, values["loss"], index)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                raise NonFiniteLossError(step, name, values[name], index)
         now = time.perf_counter()
         elapsed, self._last_time = max(now - self._last_time, 1e-9), now
         wait_share, self._waited_s = min(self._waited_s / elapsed, 1.0), 0.0

@@ -35,6 +35,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"optimizer.learning_rate={self.learning_rate} must be positive")
+        if self.weight_decay < 0 or self.eps <= 0 or not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ValueError(
+                f"optimizer.weight_decay={self.weight_decay}, eps={self.eps}, b1={self.b1}, b2={self.b2}: decay must "
+                "not be negative, eps must be positive, b1 and b2 must lie in [0, 1)"
+            )
         if self.max_logit_scale < 1:
             raise ValueError(f"optimizer.max_logit_scale={self.max_logit_scale} must be at least 1")
 

@@ -9,10 +9,11 @@ Layout read off https://github.com/openai/CLIP, clip/model.py.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from clip_jax.models import ModelConfig, TransformerConfig
-from clip_jax.train_state import Params
+from clip_jax.train_state import Params, init_params
 
 Turn = Callable[[np.ndarray], np.ndarray]
 Table = dict[str, tuple[str, Turn]]
@@ -48,6 +49,10 @@ def _block_table(config: TransformerConfig) -> Table:
     return table
 
 
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(key.key for key in path)
+
+
 TOP_TABLE: Table = {
     "visual.conv1.weight": ("visual/patch_embedding/kernel", _patches),
     "visual.class_embedding": ("visual/class_embedding", _same),
@@ -69,30 +74,44 @@ TOP_TABLE: Table = {
 def convert_openai(state_dict: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Parameters of a ViT model, as a nested dict of NumPy arrays in the dtypes of the state dict.
 
-    Raises ValueError that lists every key that is missing or left over.
+    Raises ValueError that lists every key that is missing, left over or of a shape that the model does not have.
     """
+    expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    shapes = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(expected)}
     flat: dict[str, Any] = {}
     used: set[str] = set()
     missing: list[str] = []
+    misshapen: list[str] = []
 
-    def take(key: str, turn: Turn) -> np.ndarray | None:
+    def take(key: str, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
         if key not in state_dict:
             missing.append(key)
             return None
         used.add(key)
-        return turn(np.asarray(state_dict[key]))
+        array = np.asarray(state_dict[key])
+        try:
+            turned = turn(array)
+        except ValueError:  # it cannot be reshaped
+            turned = None
+        if turned is None or turned.shape != shape:
+            misshapen.append(f"{key} {list(array.shape)} does not turn into {list(shape)}")
+            return None
+        return turned
 
     for key, (path, turn) in TOP_TABLE.items():
-        flat[path] = take(key, turn)
+        flat[path] = take(key, turn, shapes[path])
     towers = (("visual.transformer", "visual", config.vision), ("transformer", "text", config.text))
     for theirs, ours, tower in towers:
         for key, (path, turn) in _block_table(tower).items():
-            layers = [take(f"{theirs}.resblocks.{i}.{key}", turn) for i in range(tower.depth)]
+            stacked = f"{ours}/transformer/blocks/{path}"
+            layers = [take(f"{theirs}.resblocks.{i}.{key}", turn, shapes[stacked][1:]) for i in range(tower.depth)]
             if not any(layer is None for layer in layers):
-                flat[f"{ours}/transformer/blocks/{path}"] = np.stack(layers)  # type: ignore[arg-type]
+                flat[stacked] = np.stack(layers)  # type: ignore[arg-type]
     leftover = sorted(set(state_dict) - used)
-    if missing or leftover:
-        raise ValueError(f"the state dict does not fit the model: missing {missing}, left over {leftover}")
+    if missing or leftover or misshapen:
+        raise ValueError(
+            f"the state dict does not fit the model: missing {missing}, left over {leftover}, misshapen {misshapen}"
+        )
 
     params: Params = {}
     for path, array in flat.items():

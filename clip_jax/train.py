@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -139,7 +139,13 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
         return results
 
     try:
-        with jax.set_mesh(mesh), _stop_signals() as received:
+        with (
+            closing(checkpointer),
+            closing(batches),
+            closing(log),
+            jax.set_mesh(mesh),
+            _stop_signals() as received,
+        ):
             if 0 < first_step < last_step and not evaluated and _is_due(first_step, config.train.evaluate_every):
                 evaluate(first_step)  # the run was stopped after the checkpoint and before the evaluation
             for step in range(first_step + 1, last_step + 1):
@@ -166,10 +172,6 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
             results = evaluate(last_step, pictures=workdir)
     except NonFiniteLossError as error:
         raise _explain_non_finite(error, source, workdir, checkpointer.steps()) from error
-    finally:
-        log.close()
-        batches.close()
-        checkpointer.close()
     write_json(workdir / "evaluation.json", results)
     plot_curves(read_metrics(workdir), workdir / "curves.png")
     print("\n".join(["", _summary(workdir, batches.get_state(), len(source.broken), train_s), "", as_table(results)]))

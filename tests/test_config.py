@@ -1,14 +1,15 @@
 import copy
 import importlib
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
-import configs
 import jax
 import pytest
 
+import configs
 from clip_jax import config as config_module
 from clip_jax.config import environment, load_config, make_config, record_config, with_tokenizer
 from configs.tiny import get_config
@@ -71,9 +72,8 @@ def test_numbers_become_what_their_section_declares():
     ],
 )
 def test_a_wrong_key_type_or_value_is_named_with_its_section(change, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         make_config(sections(**change))
-    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize("section", ["text", "data", "evaluation"])
@@ -97,11 +97,9 @@ def test_the_tokenizer_decides_the_end_token_and_must_fit():
     tokenizer = SimpleNamespace(vocab_size=300, eot_token=17)
     assert with_tokenizer(model, tokenizer).text.eot_token == 17  # type: ignore[arg-type]
     tokenizer.vocab_size = 301
-    with pytest.raises(ValueError) as error:
+    message = "text.vocab_size=300 is smaller than the tokenizer's vocabulary, 301: set text.vocab_size=301 or more"
+    with pytest.raises(ValueError, match=f"^{message}$"):
         with_tokenizer(model, tokenizer)  # type: ignore[arg-type]
-    assert str(error.value) == (
-        "text.vocab_size=300 is smaller than the tokenizer's vocabulary, 301: set text.vocab_size=301 or more"
-    )
 
 
 def test_a_config_survives_its_record(tmp_path):
@@ -113,12 +111,12 @@ def test_a_config_survives_its_record(tmp_path):
 def test_a_workdir_of_another_config_names_the_keys_that_differ(tmp_path):
     record_config(sections(), tmp_path)
     before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(ValueError) as error:
-        record_config(sections(train__seed=3, optimizer__learning_rate=2e-3, evaluation__num_examples=5), tmp_path)
-    assert str(error.value) == (
+    message = (
         f"workdir {tmp_path} holds a run of another config: optimizer.learning_rate was 0.001, is 0.002; "
         "train.seed was 0, is 3. Use another --workdir, or the config it was started with"
     )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        record_config(sections(train__seed=3, optimizer__learning_rate=2e-3, evaluation__num_examples=5), tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
 
 
@@ -148,9 +146,8 @@ def test_what_changes_nothing_that_is_learned_may_change(tmp_path):
 
 
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is not the workdir of a run: it has no config.json") as error:
+    with pytest.raises(ValueError, match=r"/nowhere is not the workdir of a run: it has no config\.json$"):
         load_config(tmp_path / "nowhere")
-    assert str(tmp_path / "nowhere") in str(error.value)
 
 
 def test_the_environment_is_recorded_even_without_git(tmp_path, monkeypatch):

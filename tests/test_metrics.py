@@ -78,8 +78,5 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_records(tmp_path, los
 
 def test_a_table_is_aligned():
     assert format_table(["set", "top-1", "n"], [["compositions", 0.91239, 5], ["held out", float("nan"), 1000]]) == (
-        "set           top-1     n\n"
-        "------------  -----  ----\n"
-        "compositions  0.912     5\n"
-        "held out          -  1000"
+        "set           top-1     n\n------------  -----  ----\ncompositions  0.912     5\nheld out          -  1000"
     )

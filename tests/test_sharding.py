@@ -123,7 +123,10 @@ def test_moments_lie_with_their_parameters(states):
 
 def test_a_batch_is_split_by_rows_and_comes_back():
     mesh = mesh_of(2, 2, 2)
-    batch = {"image": np.arange(12 * 3, dtype=np.uint8).reshape(12, 3), "text": np.arange(12, dtype=np.int32)}
+    batch: dict[str, np.ndarray] = {
+        "image": np.arange(12 * 3, dtype=np.uint8).reshape(12, 3),
+        "text": np.arange(12, dtype=np.int32),
+    }
     placed = place_batch(batch, mesh)
     for name, array in batch.items():
         assert placed[name].dtype == array.dtype

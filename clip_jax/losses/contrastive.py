@@ -36,10 +36,11 @@ def contrastive_loss(
     positives = jnp.exp(logit_scale) * jnp.sum(image_features * text_features, axis=-1)  # [N]
     image_loss = jax.nn.logsumexp(logits, axis=1) - positives
     text_loss = jax.nn.logsumexp(logits, axis=0) - positives
+    matches = jnp.diagonal(logits)  # unlike positives, rounded as the others are: an exact tie stays one
     others = jnp.where(jnp.eye(len(logits), dtype=bool), -jnp.inf, logits)
     return jnp.mean(image_loss + text_loss) / 2, {
-        "image_to_text_accuracy": jnp.mean(positives > others.max(axis=1)),
-        "text_to_image_accuracy": jnp.mean(positives > others.max(axis=0)),
+        "image_to_text_accuracy": jnp.mean(matches > others.max(axis=1)),
+        "text_to_image_accuracy": jnp.mean(matches > others.max(axis=0)),
     }
 
 
@@ -67,10 +68,11 @@ def sharded_contrastive_loss(
         loss = (lax.psum(jnp.sum(row_lse - 2 * positives), BATCH_AXES) + jnp.sum(column_lse)) / (2 * N)
 
         own = lax.axis_index(BATCH_AXES) * n + jnp.arange(n)  # [n]
+        matches = jnp.take_along_axis(logits, own[:, None], axis=1)[:, 0]  # [n], rounded as the others are
         others = lax.stop_gradient(jnp.where(own[:, None] == jnp.arange(N), -jnp.inf, logits))
-        row_correct = lax.psum(jnp.sum(positives > others.max(axis=1)), BATCH_AXES)
+        row_correct = lax.psum(jnp.sum(matches > others.max(axis=1)), BATCH_AXES)
         others_max = lax.pmax(others.max(axis=0), BATCH_AXES)[own]  # [n]
-        column_correct = lax.psum(jnp.sum(positives > others_max), BATCH_AXES)
+        column_correct = lax.psum(jnp.sum(matches > others_max), BATCH_AXES)
         return loss, {"image_to_text_accuracy": row_correct / N, "text_to_image_accuracy": column_correct / N}
 
     return rows(image_features, text_features, logit_scale)

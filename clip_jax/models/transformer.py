@@ -98,7 +98,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, model: ModelConfig, causal: bool, rngs: nnx.Rngs):
         self.remat = model.remat
-        self.blocks = nnx.vmap(lambda r: Block(config, model, causal, r))(rngs.fork(split=config.depth))
+        self.blocks = nnx.vmap(lambda r: Block(config, model, causal, r))(rngs.split(config.depth))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, L, D] to [B, L, D] in the compute dtype."""

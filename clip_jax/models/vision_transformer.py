@@ -18,19 +18,21 @@ class VisionTransformer(nnx.Module):
     def __init__(self, model: ModelConfig, rngs: nnx.Rngs):
         config = model.vision
         self.patch_size = config.patch_size
+        self.image_size = config.image_size
         num_patches = (config.image_size // config.patch_size) ** 2
         patch_dim = 3 * config.patch_size**2
         scale = config.width**-0.5
         normal = nnx.initializers.normal
         param_dtype = model.dtypes["param_dtype"]
         # The released code leaves its patch convolution at PyTorch's default, of this standard deviation.
+        position_init = normal(config.position_init_scale * scale)
         patch_init = normal((3 * patch_dim) ** -0.5)
         self.patch_embedding = nnx.Linear(
             patch_dim, config.width, use_bias=False, kernel_init=patch_init, rngs=rngs, **model.dtypes
         )
         self.class_embedding = nnx.Param(normal(scale)(rngs.params(), (config.width,), param_dtype))
         self.positional_embedding = nnx.Param(
-            normal(scale)(rngs.params(), (num_patches + 1, config.width), param_dtype)
+            position_init(rngs.params(), (num_patches + 1, config.width), param_dtype)
         )
         self.ln_pre = make_layer_norm(config.width, model, rngs)
         self.transformer = Transformer(config, model, causal=False, rngs=rngs)
@@ -43,6 +45,8 @@ class VisionTransformer(nnx.Module):
         """
         B, H, W, _ = images.shape
         p = self.patch_size
+        if (H, W) != (self.image_size, self.image_size):
+            raise ValueError(f"images are {H}x{W} pixels, the model's image_size is {self.image_size}: resize them")
         patches = images.reshape(B, H // p, p, W // p, p, 3).swapaxes(2, 3).reshape(B, -1, p * p * 3)
         x = self.patch_embedding(patches)  # [B, P, D]
         class_token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (B, 1, x.shape[-1]))

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import multiprocessing
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -233,9 +234,8 @@ def test_a_state_of_other_data_is_refused_with_the_differences():
         "the data is not what the checkpoint was made with: global_batch_size was 8, is 16; "
         "seed was 5, is 7; source was {'length': 23}, is {'length': 29}"
     )
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         BatchIterator(other, 16, state=state)
-    assert str(error.value) == message
 
 
 def test_broken_records_are_counted_where_they_stand_and_replaced_by_the_next():
@@ -273,13 +273,12 @@ def test_too_many_broken_records_stop_the_run_and_are_named(num_workers):
     examples = make_examples(NumberedSource(unusable=(3, 11)))
     expected = take(5, examples, max_broken_share=0.1)  # 2 of 23 are 8.7 %
     names = [record_id for batch in expected for record_id, _ in batch["broken"]]
-    iterator = BatchIterator(examples, BATCH_SIZE, num_workers=num_workers, max_broken_share=0.08)
-    with pytest.raises(ValueError, match="more than data.max_broken_share=0.08") as error:
-        for _ in range(6):
-            next(iterator)
-    iterator.close()
-    assert str(error.value).startswith("2 of 23 records cannot be used")
-    assert f"({names[0]}: of no use; {names[1]}: of no use): mend the data" in str(error.value)
+    message = (
+        "2 of 23 records cannot be used, more than data.max_broken_share=0.08 "
+        f"({names[0]}: of no use; {names[1]}: of no use): mend the data or raise data.max_broken_share"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        take(6, examples, num_workers=num_workers, max_broken_share=0.08)
 
 
 def test_without_a_share_the_first_broken_record_stops_the_run():
@@ -297,11 +296,9 @@ def test_the_share_is_judged_on_all_records_met():
 @pytest.mark.parametrize("length", [1, 7, 223])
 def test_data_of_which_nothing_can_be_used_stops_with_one_message(length, num_workers):
     examples = make_examples(NumberedSource(length, unusable=tuple(range(length))))
-    with pytest.raises(ValueError) as error:
+    message = rf"^{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is record\d+: of no use$"
+    with pytest.raises(ValueError, match=message):
         take(1, examples, max_broken_share=1.0, num_workers=num_workers)
-    message = str(error.value)
-    assert f"{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is record" in message
-    assert "Traceback" not in message
 
 
 def test_a_record_without_caption_is_broken():

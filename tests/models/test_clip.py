@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ WIDE = ModelConfig(
     text=TextConfig(width=94, depth=5, num_heads=2, mlp_dim=131, context_length=23, vocab_size=211, eot_token=210),
 )
 INITIAL_STDS = {
-    "visual/patch_embedding/kernel": 75**-0.5,
+    "visual/patch_embedding/kernel": (3 * 75) ** -0.5,
     "visual/class_embedding": 111**-0.5,
     "visual/positional_embedding": 111**-0.5,
     "visual/transformer/blocks/attn/qkv/kernel": 111**-0.5,
@@ -143,7 +144,7 @@ def test_stacked_layers_start_different(fresh_params):
     kernels = {name: np.asarray(array) for name, array in fresh_params.items() if "blocks" in name and "kernel" in name}
     assert len(kernels) == 8
     for name, stacked in kernels.items():
-        for layer, other in zip(stacked, stacked[1:]):
+        for layer, other in pairwise(stacked):
             assert abs(np.corrcoef(layer.ravel(), other.ravel())[0, 1]) < 0.05, name
 
 
@@ -189,14 +190,14 @@ def test_the_scanned_stack_equals_a_plain_loop(causal):
 
     results = [jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(params, x) for f in (scanned, looped)]
     ((_, y), (d_params, d_x)), ((_, expected), (d_expected, d_x_expected)) = results
-    # Measured 1e-14 relative to values of up to 2e2.
-    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(d_x, d_x_expected, rtol=1e-11, atol=1e-11)
-    assert_trees_close(d_params, d_expected, rtol=1e-11, atol=1e-11)
+    # Measured: 8e-15 at most for the output, 5e-14 for gradients of up to 40.
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(d_x, d_x_expected, rtol=0, atol=1e-12)
+    assert_trees_close(d_params, d_expected, rtol=0, atol=1e-12)
 
 
 def test_remat_changes_memory_and_nothing_else():
-    x = np.random.default_rng(3).normal(size=(2, 11, TINY.text.width)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 11, TINY.text.width)), jnp.float32)
 
     def run(remat):
         config = replace(TINY, remat=remat)
@@ -262,7 +263,7 @@ def test_bfloat16_computes_close_to_float32_and_stores_float32(params):
         exact, rounded = getattr(features, name), getattr(half, name)
         assert (exact.dtype, rounded.dtype) == (jnp.float32, jnp.bfloat16)
         error = np.linalg.norm(rounded.astype(np.float32) - exact) / np.linalg.norm(exact)
-        assert 1e-5 < error < 0.02  # measured 0.007 and 0.005; a bfloat16 carries 0.004
+        assert 1e-5 < error < 0.02  # measured 0.013 and 0.007
     assert half.logit_scale.dtype == jnp.float32
 
 
@@ -332,7 +333,8 @@ def golden_model(folder, **changes):
     )
 
 
-def assert_equals_golden(folder, dtype, atol):
+def assert_equals_golden(folder, dtype):
+    atol = 1e-5  # measured 5e-6 in either dtype, on logits of up to 5: the golden itself is rounded to float32
     config = golden_model(folder, compute_dtype=dtype, param_dtype=dtype)
     params = jax.tree.map(lambda x: x.astype(dtype), convert_openai(load_file(folder / "model.safetensors"), config))
     expected = np.load(folder / "expected.npz")
@@ -349,24 +351,26 @@ def assert_equals_golden(folder, dtype, atol):
 
 @pytest.mark.parametrize("name", ["openclip_vit", "openclip_vit_gelu"])
 def test_features_equal_open_clip_in_float32(goldens, name):
-    assert_equals_golden(goldens / name, "float32", atol=2e-5)
+    assert_equals_golden(goldens / name, "float32")
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["openclip_vit", "openclip_vit_gelu"])
 def test_features_equal_open_clip_in_float64(goldens, name):
-    assert_equals_golden(goldens / name, "float64", atol=1e-5)
+    assert_equals_golden(goldens / name, "float64")
 
 
 def test_a_state_dict_that_does_not_fit_names_every_key(goldens):
     folder = goldens / "openclip_vit"
-    state_dict = load_file(folder / "model.safetensors")
-    del state_dict["ln_final.bias"], state_dict["visual.transformer.resblocks.1.mlp.c_fc.weight"]
-    state_dict |= {"visual.proj_2": np.zeros(1), "logit_bias": np.zeros(1)}
-    with pytest.raises(ValueError, match="state dict") as error:
-        convert_openai(state_dict, golden_model(folder))
-    assert str(error.value) == (
-        "the state dict does not fit the model: "
-        "missing ['ln_final.bias', 'visual.transformer.resblocks.1.mlp.c_fc.weight'], "
-        "left over ['logit_bias', 'visual.proj_2']"
-    )
+    lost = ["ln_final.bias", "visual.transformer.resblocks.1.mlp.c_fc.weight"]
+    extra = {"visual.proj_2": np.zeros(1), "logit_bias": np.zeros(1)}
+    whole = load_file(folder / "model.safetensors")
+    less = {key: array for key, array in whole.items() if key not in lost}
+    for state_dict, missing, leftover in (
+        (less, lost, []),
+        (whole | extra, [], sorted(extra)),
+        (less | extra, lost, sorted(extra)),
+    ):
+        with pytest.raises(ValueError, match="state dict") as error:
+            convert_openai(state_dict, golden_model(folder))
+        assert str(error.value) == f"the state dict does not fit the model: missing {missing}, left over {leftover}"

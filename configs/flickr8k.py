@@ -1,0 +1,37 @@
+"""CLIP from scratch on real photographs: Flickr8k's 6,000 training pictures at 128 pixels, 500 of them held out."""
+
+from ml_collections import ConfigDict
+
+from configs import tiny
+
+
+def get_config() -> ConfigDict:
+    config = tiny.get_config()
+
+    config.model.embed_dim = 128
+
+    config.vision.image_size = 80
+    config.vision.patch_size = 16
+    config.vision.width = 128
+
+    config.text.context_length = 24  # of Flickr8k's captions about 1 in 50 is longer
+    config.text.vocab_size = 4096
+    config.text.width = 128
+    config.text.depth = 2
+
+    config.data.source = "webdataset"
+    config.data.path = ""  # the folder of tars: --config.data.path=DIR
+    config.data.num_validation = 500
+    config.data.min_crop_scale = 0.5
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.5
+    config.optimizer.warmup_steps = 200
+
+    config.train.global_batch_size = 256
+    config.train.total_steps = 2400
+    config.train.checkpoint_every = 200
+    config.train.evaluate_every = 200
+
+    config.evaluation.zero_shot = ()
+    return config

@@ -1,0 +1,419 @@
+"""Training end to end in miniature: what it leaves behind, how it is stopped, and how it goes on."""
+
+import io
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from clip_jax import config, evaluation, train
+from clip_jax.checkpoint import Checkpointer
+from clip_jax.config import TOKENIZER_FILE, load_config, make_config, with_tokenizer
+from clip_jax.evaluate import evaluate
+from clip_jax.metrics import read_metrics
+from clip_jax.optimizer import make_optimizer, make_schedule
+from clip_jax.sharding import make_mesh
+from clip_jax.train_state import abstract_state
+from configs.tiny import get_config
+from input_pipeline.pipeline import BatchIterator, Examples, make_sources
+from input_pipeline.sources import Source, write_array_record
+from input_pipeline.tokenizers import make_tokenizer
+
+TIMING = ("images_per_s", "data_wait_share")  # all that may differ between two equal runs
+MINIATURE = {
+    "model": {"embed_dim": 16},
+    "vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32},
+    "text": {"context_length": 8, "vocab_size": 300, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32},
+    "data": {"num_examples": 101, "num_validation": 11, "num_workers": 0},
+    "optimizer": {"warmup_steps": 2, "learning_rate": 1e-3},
+    "train": {"global_batch_size": 8, "total_steps": 70, "checkpoint_every": 10, "evaluate_every": 20},
+    "evaluation": {"zero_shot": ("scenes/digit",), "num_examples": 13, "batch_size": 8},
+}
+
+
+def miniature(**changes) -> dict:
+    """configs/tiny.py so small that a step takes milliseconds, with section__key=value."""
+    sections = get_config().to_dict()
+    for section, keys in MINIATURE.items():
+        sections[section] |= keys
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        sections[section][key] = value
+    return sections
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(tmp_path_factory):
+    """All runs here, and their subprocesses, share one cache of compiled programs."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They take longer than the training."""
+    for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
+        monkeypatch.setattr(evaluation, name, lambda *args: None)
+    monkeypatch.setattr(train, "plot_curves", lambda *args: None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The workdir of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert train.train(miniature(), workdir) == 0
+    return workdir
+
+
+RUN = """
+import json, sys, time
+from pathlib import Path
+from clip_jax import cli, evaluation, train
+
+sections, workdir, delay_s = json.loads(sys.argv.pop())
+place_batch = train.place_batch
+def place_slowly(*args):
+    time.sleep(delay_s)
+    return place_batch(*args)
+train.place_batch = place_slowly
+train.plot_curves = lambda *args: None
+{more}
+cli.run(lambda: train.train(sections, Path(workdir)), sys.argv)
+"""
+
+
+class Run:
+    """A training process, the first of a process group of its own."""
+
+    def __init__(self, sections: dict, workdir: Path, delay_s: float = 0.0, more: str = ""):
+        arguments = json.dumps([sections, str(workdir), delay_s])
+        command = [sys.executable, "-c", RUN.replace("{more}", more), arguments]
+        self.workdir = workdir
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 60
+        while not any(row["step"] >= step for row in read_metrics(self.workdir)):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr, once every process of the group is gone."""
+        try:
+            out, err = self.process.communicate(timeout=60)  # until the last process that holds the pipes is gone
+            self.wait_for_group()
+        finally:
+            self.kill_group()
+        return self.process.returncode, out, err
+
+    def wait_for_group(self) -> None:
+        deadline = time.monotonic() + 5
+        while self.group_lives():
+            assert time.monotonic() < deadline, "a worker process outlived the run"
+            time.sleep(0.05)
+
+    def group_lives(self) -> bool:
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill_group(self) -> None:
+        if self.group_lives():
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def rows(workdir: Path) -> list[dict]:
+    return [{name: value for name, value in row.items() if name not in TIMING} for row in read_metrics(workdir)]
+
+
+def make_examples(workdir: Path) -> tuple[Examples, Source]:
+    """The stream that a run reads, and its source."""
+    made = load_config(workdir)
+    source, _ = make_sources(made.data, made.model.vision.image_size)
+    tokenizer = make_tokenizer("sentencepiece", workdir / TOKENIZER_FILE, made.model.text.context_length)
+    min_scale, seed = made.data.min_crop_scale, made.data.seed
+    return Examples(source=source, tokenizer=tokenizer, image_size=16, min_scale=min_scale, seed=seed), source
+
+
+def restore(workdir: Path):
+    """Newest state, data state and the records of the next batches."""
+    made = load_config(workdir)
+    examples, _ = make_examples(workdir)
+    optimizer = make_optimizer(made.optimizer, make_schedule(made.optimizer, made.train.total_steps))
+    target = abstract_state(with_tokenizer(made.model, examples.tokenizer), optimizer, make_mesh(made.sharding))
+    checkpointer = Checkpointer(workdir)
+    state, data_state = checkpointer.restore(target)  # type: ignore[misc]
+    checkpointer.close()
+    batches = BatchIterator(examples, made.train.global_batch_size, state=data_state, max_broken_share=1.0)
+    return state, data_state, np.stack([next(batches)["index"] for _ in range(3)])
+
+
+def assert_same_end(left: Path, right: Path) -> None:
+    assert rows(left) == rows(right)
+    (state, data_state, index), (other_state, other_data_state, other_index) = restore(left), restore(right)
+    assert data_state == other_data_state
+    np.testing.assert_array_equal(index, other_index)
+    leaves, other_leaves = jax.tree.leaves_with_path(state), jax.tree.leaves_with_path(other_state)
+    assert len(leaves) == len(other_leaves) > 50
+    for (path, leaf), (_, other) in zip(leaves, other_leaves):
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other), err_msg=jax.tree_util.keystr(path))
+
+
+def printed(capsys) -> str:
+    """What was printed, without its alignment."""
+    return " ".join(capsys.readouterr().out.split())
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    return sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
+
+
+def test_a_run_leaves_what_its_last_line_says(finished):
+    training = [row for row in read_metrics(finished) if "loss" in row]
+    assert [row["step"] for row in training] == list(range(1, 71))
+    assert [row["samples_seen"] for row in training] == list(range(8, 561, 8))
+    assert all(np.isfinite(value) for row in training for value in row.values())
+    assert all(abs(row["chance_loss"] - np.log(8)) < 1e-6 for row in training)
+    assert training[0]["learning_rate"] == 0
+    assert max(row["learning_rate"] for row in training) == pytest.approx(1e-3)
+    assert [row["step"] for row in read_metrics(finished) if "loss" not in row] == [20, 40, 60, 70]
+
+    assert saved_steps(finished) == [60, 70]  # the newest two
+    assert load_config(finished) == make_config(miniature())
+    assert json.loads((finished / "environment.json").read_text())["versions"]["jax"] == jax.__version__
+    (events,) = (finished / "tensorboard").iterdir()
+    assert events.stat().st_size > 1000
+
+    pictures = {"curves", "similarity", "retrieval", "confusion_scenes_digit"}
+    assert {file.stem for file in finished.glob("*.png")} == pictures
+    for name in pictures:
+        with Image.open(finished / f"{name}.png") as image:
+            assert min(image.size) > 200
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20
+
+
+def test_the_last_evaluation_is_written_and_logged(finished):
+    results = json.loads((finished / "evaluation.json").read_text())
+    digits = results["zero_shot"]["scenes/digit"]
+    assert (digits["count"], digits["chance"], len(digits["per_class"])) == (13, 0.1, 10)
+    retrieval = results["retrieval"]
+    assert (retrieval["images"], retrieval["captions"], retrieval["skipped"]) == (11, 55, [])
+    last = [row for row in read_metrics(finished) if "loss" not in row][-1]
+    assert last["evaluation/scenes/digit/top1"] == digits["top1"]
+    assert last["evaluation/retrieval/text_to_image_r@5"] == retrieval["text_to_image_r@5"]
+
+
+def test_evaluate_gives_the_numbers_of_the_end_of_the_run(finished, tmp_path):
+    results = evaluate(finished, tmp_path / "new")
+    assert results.pop("step") == 70
+    assert results == json.loads((finished / "evaluation.json").read_text())
+    assert json.loads((tmp_path / "new" / "evaluation.json").read_text()) == {"step": 70, **results}
+    assert len(list((tmp_path / "new").glob("*.png"))) == 3
+
+
+def test_evaluate_takes_other_sets_and_sizes(finished, tmp_path, no_pictures):
+    results = evaluate(finished, tmp_path, zero_shot=("scenes/shape",), num_examples=7, templates="bare")
+    assert list(results["zero_shot"]) == ["scenes/shape"]
+    assert results["zero_shot"]["scenes/shape"]["count"] == results["retrieval"]["images"] == 7
+    with pytest.raises(ValueError, match=r"evaluation\.zero_shot set 'digit' is unknown: use 'scenes/NAME' or"):
+        evaluate(finished, tmp_path, zero_shot=("digit",))
+
+
+def test_the_same_command_after_the_end_changes_nothing(finished, no_pictures, capsys):
+    before, results = read_metrics(finished), (finished / "evaluation.json").read_bytes()
+    assert train.train(miniature(), finished) == 0
+    assert read_metrics(finished) == before
+    assert (finished / "evaluation.json").read_bytes() == results
+    out = printed(capsys)
+    assert "samples seen 560 loss, mean" in out
+    assert "records that could not be used 0 met, 0 left out beforehand" in out
+
+
+def test_a_run_killed_and_stopped_again_and_again_ends_as_if_undisturbed(finished, tmp_path, no_pictures):
+    sections, workdir = miniature(data__num_workers=1), tmp_path / "disturbed"
+    for number, after_step in ((signal.SIGKILL, 10), (signal.SIGTERM, 30), (signal.SIGINT, 50)):
+        run = Run(sections, workdir, delay_s=0.1)
+        try:
+            run.wait_for_step(after_step)
+            time.sleep(random.uniform(0, 0.5))
+            # Ctrl-C and a scheduler's stop reach the whole group; SIGKILL finds one process alone.
+            os.killpg(run.process.pid, number) if number == signal.SIGINT else run.process.send_signal(number)
+        except BaseException:
+            run.kill_group()
+            raise
+        code, out, err = run.end()
+        assert "Traceback" not in err
+        if number == signal.SIGKILL:
+            assert code == -signal.SIGKILL
+        else:
+            assert code == 128 + number, err
+            saved = saved_steps(workdir)[-1]
+            assert f"stopped by {number.name}, saved at step {saved}: the same command goes on from there\n" in out
+            assert [row["step"] for row in read_metrics(workdir) if "loss" in row] == list(range(1, saved + 1))
+    assert train.train(sections, workdir) == 0
+    assert_same_end(workdir, finished)
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for(finished, tmp_path, no_pictures, monkeypatch):
+    def stop(*args):
+        raise RuntimeError("the power failed")
+
+    sections = miniature()  # a checkpoint and an evaluation are due together at step 20
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Evaluator, "__call__", stop)
+        with pytest.raises(RuntimeError, match="the power failed"):
+            train.train(sections, tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 21))
+    assert train.train(sections, tmp_path) == 0
+    assert_same_end(tmp_path, finished)
+
+
+def test_a_loss_that_is_no_number_names_the_step_the_records_and_the_checkpoint(tmp_path, no_pictures, monkeypatch):
+    def make_failing_step(*args):
+        step = make_train_step(*args)
+
+        def failing_step(state, batch):
+            number = int(state.step) + 1
+            state, metrics = step(state, batch)
+            return state, metrics | ({"loss": np.float32("nan")} if number >= 13 else {})
+
+        return failing_step
+
+    make_train_step = train.make_train_step
+    monkeypatch.setattr(train, "make_train_step", make_failing_step)
+    sections = miniature()
+    with pytest.raises(ValueError, match=r"^the loss is nan at step 13, in the batch of ") as error:
+        train.train(sections, tmp_path)
+    record = json.loads((tmp_path / "non_finite_batch.json").read_text())
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 13))
+    examples, source = make_examples(tmp_path)
+    assert record == {"step": 13, "ids": [source[examples[12 * 8 + i]["index"]]["id"] for i in range(8)]}
+    assert saved_steps(tmp_path) == [10]
+    assert str(error.value) == (
+        f"the loss is nan at step 13, in the batch of {', '.join(record['ids'][:3])}, ... "
+        f"(all ids in {tmp_path / 'non_finite_batch.json'}). The newest checkpoint is step 10. Try a lower "
+        "optimizer.learning_rate, a longer optimizer.warmup_steps or model.compute_dtype=float32 in another "
+        "--workdir, and look at those records"
+    )
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (19, 23, 3), np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, count: int, cut: tuple[int, ...], uncaptioned: tuple[int, ...]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for i in range(count):
+            members = {f"{i}.jpg": picture(i)[: 300 if i in cut else None]}
+            if i not in uncaptioned:
+                members[f"{i}.txt"] = f"picture number {i} of a long row of pictures".encode()
+            for name, data in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def test_broken_records_are_skipped_counted_and_reported(tmp_path, no_pictures, capsys):
+    write_tar(tmp_path / "a.tar", 31, cut=(3, 17, 29), uncaptioned=(8,))
+    sections = miniature(
+        data__source="webdataset",
+        data__path=str(tmp_path / "a.tar"),
+        data__num_validation=7,
+        data__max_broken_share=0.2,
+        data__num_workers=1,
+        evaluation__zero_shot=(),
+    )
+    assert train.train(sections, tmp_path / "run") == 0
+    out = printed(capsys)
+    assert "23 pairs to train on, 7 to validate" in out
+    assert "left out: a/8: image without caption: no .txt and no .json" in out
+    met = re.search(r"records that could not be used (\d+) met, 1 left out beforehand", out)
+    assert met is not None
+    assert 48 <= int(met[1]) <= 50  # two in each of 24.3 epochs
+    assert "broken: a/17: truncated or broken image" in out
+    assert "broken: a/3: truncated or broken image" in out
+    assert "captions truncated 560 " in out
+    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert results["retrieval"]["images"] == 6
+    assert [record_id for record_id, _ in results["retrieval"]["skipped"]] == ["a/29"]
+
+    sections["data"]["max_broken_share"] = 0.05
+    with pytest.raises(ValueError, match=r"2 of 23 records cannot be used, more than data.max_broken_share=0.05 \(a/"):
+        train.train(sections, tmp_path / "strict")
+
+
+def test_a_broken_record_does_not_stop_the_training_of_the_tokenizer(tmp_path):
+    good = {"image": picture(0), "captions": ("one red square", "a square")}
+    records = [{"id": f"r{i}", **good} for i in range(5)] + [{"id": "bare", "image": picture(0), "captions": ()}]
+    write_array_record(str(tmp_path / "a.array_record"), records)
+    data = miniature(data__source="array_record", data__path=str(tmp_path / "a.array_record"), data__num_validation=1)
+    made = make_config(data)
+    source = train.make_sources(made.data, 16)[0]._source  # type: ignore[attr-defined]  # the whole
+    train.store_tokenizer(made.data, made.model, source, tmp_path / "tokenizer.model")
+    assert make_tokenizer("sentencepiece", tmp_path / "tokenizer.model", 8).vocab_size > 10
+
+
+def test_a_config_that_was_refused_does_not_bind_the_workdir(finished, tmp_path):
+    vocabulary = str(finished / TOKENIZER_FILE)
+    with pytest.raises(ValueError, match=r"^text.vocab_size=50 is smaller than the tokenizer's vocabulary, \d+: set"):
+        train.train(miniature(text__vocab_size=50, data__tokenizer_file=vocabulary), tmp_path)
+    config.check_workdir(miniature(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource
+from clip_jax.checkpoint import Checkpointer
+save = Checkpointer.save
+def save_on_a_full_disk(self, step, *args):
+    if step == 20:
+        self.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    save(self, step, *args)
+Checkpointer.save = save_on_a_full_disk
+"""
+
+
+def test_a_full_disk_ends_in_one_message_and_the_run_goes_on_when_there_is_room(finished, tmp_path, no_pictures):
+    code, _, err = Run(miniature(), tmp_path, more=FULL_DISK).end()
+    assert code == 1
+    assert "orbax/checkpoint/_src" not in err  # its own tracebacks
+    message = err[err.index("clip-jax: error: ") :]
+    assert message.startswith(f"clip-jax: error: could not save a checkpoint to {tmp_path}/checkpoints: ")
+    assert "File too large" in message
+    assert "The newest complete checkpoint is step 10; free space or mend the folder, then run the same" in message
+    assert saved_steps(tmp_path) == [10]
+    assert train.train(miniature(), tmp_path) == 0
+    assert_same_end(tmp_path, finished)
