@@ -11,20 +11,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from input_pipeline import scene_captions as words
 from input_pipeline.scenes import (
     HELD_OUT,
+    KIND_WEIGHTS,
     LABELLED_SETS,
     PAIRS,
     TRAINED_PAIRS,
     LabelledScenes,
+    Scene,
     SceneSource,
+    Thing,
+    caption_scene,
     draw_scene,
     sample_scene,
+    world,
 )
+from input_pipeline.scenes import captions as grammar
 
-SHAPE_OF = {form: shape for shape in words.SHAPES for form in (shape, *words.SYNONYMS[shape])}
-COLOUR_OF = {form: colour for colour in words.COLOURS for form in (colour, *words.SYNONYMS[colour])}
+SHAPE_OF = {form: shape for shape in world.SHAPES for form in (shape, *grammar.SYNONYMS[shape])}
+COLOUR_OF = {form: colour for colour in world.COLOURS for form in (colour, *grammar.SYNONYMS[colour])}
 
 
 def digest(source, index):
@@ -69,7 +74,9 @@ def test_same_seed_and_index_give_the_same_record_in_another_process_and_order()
 def test_captions_alone_equal_the_record_and_draw_nothing(monkeypatch):
     source = SceneSource(seed=2, num_examples=31, image_size=32)
     with_image = [source[i]["captions"] for i in range(31)]
-    monkeypatch.setattr("input_pipeline.scenes.draw_scene", lambda *_: pytest.fail("captions() drew the picture"))
+    monkeypatch.setattr(
+        "input_pipeline.scenes.source.draw_scene", lambda *_: pytest.fail("captions() drew the picture")
+    )
     assert [source.captions(i) for i in range(31)] == with_image
 
 
@@ -84,15 +91,15 @@ def test_another_seed_or_split_is_another_stream():
 
 
 def test_held_out_pairs_are_a_diagonal_and_never_drawn_outside_their_set():
-    assert sorted(shape for shape, _ in HELD_OUT) == sorted(words.SHAPES)
-    assert sorted(colour for _, colour in HELD_OUT) == sorted(words.COLOURS)
+    assert sorted(shape for shape, _ in HELD_OUT) == sorted(world.SHAPES)
+    assert sorted(colour for _, colour in HELD_OUT) == sorted(world.COLOURS)
     assert set(TRAINED_PAIRS) | set(HELD_OUT) == set(PAIRS)
     drawn = Counter()
-    for kind in words.KINDS:
+    for kind in KIND_WEIGHTS:
         for split in ("train", "validation"):
             for index in range(1500):
                 scene = sample_scene(7, index, split=split, kinds=(kind,))
-                drawn.update({(thing.shape, thing.colour) for thing in scene.things if thing.shape in words.SHAPES})
+                drawn.update({(thing.shape, thing.colour) for thing in scene.things if thing.shape in world.SHAPES})
     assert set(drawn) == set(TRAINED_PAIRS)  # every trained pair, and nothing else
     assert min(drawn.values()) > 100
 
@@ -135,7 +142,7 @@ def test_captions_name_only_what_is_drawn(kind):
 
 def test_relations_in_captions_hold_in_the_picture():
     source = SceneSource(seed=9, num_examples=600, image_size=32, kinds=("pair",))
-    relation_of = {form: name for name in words.RELATIONS for form in (name, *words.SYNONYMS[name])}
+    relation_of = {form: name for name in world.RELATIONS for form in (name, *grammar.SYNONYMS[name])}
     pattern = re.compile("|".join(sorted(relation_of, key=len, reverse=True)))
     checked = Counter()
     for i in range(600):
@@ -161,10 +168,10 @@ def test_relations_in_captions_hold_in_the_picture():
 
 
 def test_other_attributes_in_captions_are_true():
-    forms = {name: (name, *words.SYNONYMS[name]) for name in (*words.SIZES, *words.TEXTURES)}
-    tails = {tail: texture for texture, tail in words.TEXTURE_TAILS.items()}
+    forms = {name: (name, *grammar.SYNONYMS[name]) for name in (*world.SIZES, *world.TEXTURES)}
+    tails = {tail: texture for texture, tail in grammar.TEXTURE_TAILS.items()}
     places = {
-        form: name for name, phrase in words.POSITION_PHRASES.items() for form in (phrase, *words.SYNONYMS[phrase])
+        form: name for name, phrase in grammar.POSITION_PHRASES.items() for form in (phrase, *grammar.SYNONYMS[phrase])
     }
     seen = Counter()
     source = SceneSource(seed=8, num_examples=1000, image_size=32, kinds=("object",))
@@ -180,19 +187,19 @@ def test_other_attributes_in_captions_are_true():
             seen.update(said)
             if ground := re.search(r"on an? ([a-z ]+) background", caption.lower()):
                 assert ground[1].replace("gray", "grey").replace("cream", "beige") == scene.background
-    assert set(seen) == {*words.SIZES, *words.TEXTURES, *words.POSITIONS}
+    assert set(seen) == {*world.SIZES, *world.TEXTURES, *world.POSITIONS}
 
 
 def test_numbers_digits_and_words_in_captions_are_true():
-    counts = {form: i + 1 for i, name in enumerate(words.COUNTS) for form in (name, *words.SYNONYMS[name])}
+    counts = {form: i + 1 for i, name in enumerate(world.COUNTS) for form in (name, *grammar.SYNONYMS[name])}
     for kind, forms, truth in (
         ("count", counts, lambda scene: len(scene.things)),
         (
             "digit",
-            {form: i for i in range(10) for form in (str(i), words.DIGIT_WORDS[i])},
+            {form: i for i in range(10) for form in (str(i), grammar.DIGIT_WORDS[i])},
             lambda scene: int(scene.things[0].shape),
         ),
-        ("word", {word: word for word in words.WORDS}, lambda scene: scene.things[0].shape.lower()),
+        ("word", {word: word for word in world.WORDS}, lambda scene: scene.things[0].shape.lower()),
     ):
         source = SceneSource(seed=4, num_examples=300, image_size=32, kinds=(kind,))
         said = Counter()
@@ -218,26 +225,26 @@ def test_captions_vary_but_the_canonical_word_dominates():
         if re.search(rf"\b{form}\b", without_background(caption))
     )
     assert set(used) == set(COLOUR_OF)
-    assert 0.65 < sum(used[colour] for colour in words.COLOURS) / sum(used.values()) < 0.75
+    assert 0.65 < sum(used[colour] for colour in world.COLOURS) / sum(used.values()) < 0.75
     assert any(caption.isupper() for five in captions for caption in five)
 
 
 def test_caption_takes_its_choices_from_any_stream_of_uniforms():
     scene = sample_scene(0, 0)
     for make in (random.Random, np.random.default_rng):
-        assert words.caption_scene(scene, make(5)) == words.caption_scene(scene, make(5))
+        assert caption_scene(scene, make(5)) == caption_scene(scene, make(5))
 
 
 @pytest.mark.parametrize(
     ("noun", "plural"), [("box", "boxes"), ("cross", "crosses"), ("disc", "discs"), ("plus sign", "plus signs")]
 )
 def test_plural(noun, plural):
-    assert words.plural(noun) == plural
+    assert grammar.plural(noun) == plural
 
 
 def plain_object(shape, colour, rgb, **more):
-    thing = words.Thing(shape, colour, "plain", "large", 0.5, 0.5, 0.8, 0.0, rgb)
-    return words.Scene("object", (replace(thing, **more),), "white", (250, 250, 250), 0, "centre")
+    thing = Thing(shape, colour, "plain", "large", 0.5, 0.5, 0.8, 0.0, rgb)
+    return Scene("object", (replace(thing, **more),), "white", (250, 250, 250), 0, "centre")
 
 
 @pytest.mark.parametrize("size", [16, 32, 48, 64, 101, 256])
@@ -255,15 +262,15 @@ def coverage(shape, size=64, **more):
 
 
 def test_shapes_are_distinct_at_32_pixels():
-    masks = {shape: coverage(shape, 32) for shape in words.SHAPES}
-    for i, first in enumerate(words.SHAPES):
-        for second in words.SHAPES[i + 1 :]:
+    masks = {shape: coverage(shape, 32) for shape in world.SHAPES}
+    for i, first in enumerate(world.SHAPES):
+        for second in world.SHAPES[i + 1 :]:
             a, b = masks[first], masks[second]
             assert (a & b).sum() / (a | b).sum() < 0.85, (first, second)
 
 
 def test_shapes_have_their_symmetries_and_holes():
-    for shape in words.SHAPES:
+    for shape in world.SHAPES:
         mask = coverage(shape)
         assert (mask != mask[:, ::-1]).mean() < 0.02  # upright, all eight are symmetric left to right
         assert mask[32, 32] == (shape != "ring")
@@ -275,7 +282,7 @@ def test_shapes_have_their_symmetries_and_holes():
 
 
 def test_outline_is_thin_and_hollow():
-    for shape in words.SHAPES:
+    for shape in world.SHAPES:
         filled = plain_object(shape, "blue", (36, 70, 214))
         image = draw_scene(replace(filled, outline=True), 64)
         ink = (image != 250).any(axis=-1)
@@ -283,7 +290,7 @@ def test_outline_is_thin_and_hollow():
         assert not ink[32, 32]
 
 
-@pytest.mark.parametrize("texture", words.TEXTURES)
+@pytest.mark.parametrize("texture", world.TEXTURES)
 def test_textures_have_two_tones_and_plain_has_one(texture):
     image = draw_scene(plain_object("square", "blue", (36, 70, 214), texture=texture), 64)[20:44, 20:44]
     light = (image.min(axis=-1) > 200).mean()
@@ -296,13 +303,13 @@ def test_textures_have_two_tones_and_plain_has_one(texture):
 
 
 def test_text_is_legible_ink_of_its_colour():
-    for text in (*words.DIGITS, *words.WORDS):
+    for text in (*world.DIGITS, *world.WORDS):
         image = draw_scene(plain_object(text, "red", (214, 32, 36)), 48)
         ink = image[..., 1] < 141
         assert 0.03 < ink.mean() < 0.5
         assert not ink[0].any()
         assert not ink[-1].any()
-    drawn = {draw_scene(plain_object(t, "red", (0, 0, 0)), 32).tobytes() for t in (*words.DIGITS, *words.WORDS)}
+    drawn = {draw_scene(plain_object(t, "red", (0, 0, 0)), 32).tobytes() for t in (*world.DIGITS, *world.WORDS)}
     assert len(drawn) == 22
 
 
@@ -336,11 +343,11 @@ def drawn_class(name, scene):
     thing = scene.things[0]
     match name:
         case "compositions" | "held_out":
-            return words.with_article(f"{thing.colour} {thing.shape}")
+            return grammar.with_article(f"{thing.colour} {thing.shape}")
         case "shape" | "sketch" | "recoloured":
             return f"a {thing.shape}"
         case "colour":
-            return words.with_article(f"{thing.colour} shape")
+            return grammar.with_article(f"{thing.colour} shape")
         case "size":
             return f"a {'small' if thing.diameter < 0.5 else 'large'} shape"
         case "texture":
@@ -406,10 +413,10 @@ def test_class_names_are_wordings_of_the_training_captions():
         if name not in ("compositions", "held_out", "relation"):
             assert not [class_name for class_name in labelled.class_names if class_name not in said], name
     # A circle and a square are only 2 of the 56 ordered pairs of shapes; the wording must be there for all of them.
-    shape = f"a ({'|'.join(words.SHAPES)})"
-    for relation in words.RELATIONS:
+    shape = f"a ({'|'.join(world.SHAPES)})"
+    for relation in world.RELATIONS:
         assert len(re.findall(f"{shape} {relation} {shape}", said)) > 20, relation
-    held_out_names = [words.with_article(f"{colour} {shape}") for shape, colour in HELD_OUT]
+    held_out_names = [grammar.with_article(f"{colour} {shape}") for shape, colour in HELD_OUT]
     assert not [name for name in held_out_names if name in said]
 
 
@@ -419,8 +426,8 @@ def test_shifts_leave_the_training_colours():
     for i in range(200):
         scene = source.scene(i)[0]
         thing = scene.things[0]
-        assert thing.colour not in words.COLOURS
-        assert scene.background not in words.BACKGROUNDS
+        assert thing.colour not in world.COLOURS
+        assert scene.background not in world.BACKGROUNDS
         assert np.abs(trained - thing.rgb).max(axis=1).min() > 20
         assert np.abs(np.subtract(thing.rgb, scene.background_rgb)).sum() > 150
     sketch = LabelledScenes("sketch", 50, 32)

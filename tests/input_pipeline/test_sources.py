@@ -17,7 +17,6 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from input_pipeline import sources
 from input_pipeline.sources import (
     ArrayRecordSource,
     BrokenRecordError,
@@ -26,8 +25,10 @@ from input_pipeline.sources import (
     TfdsSource,
     WebDatasetSource,
     make_source,
+    webdataset,
     write_array_record,
 )
+from input_pipeline.sources.base import PerProcess
 
 
 def jpeg(seed: int) -> bytes:
@@ -141,7 +142,7 @@ def test_sources_survive_pickling_threads_and_forks(every_source):
 
 
 def test_each_process_makes_its_own_reader():
-    reader = sources._PerProcess(os.getpid)
+    reader = PerProcess(os.getpid)
     assert reader.get() == os.getpid()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -386,7 +387,7 @@ def test_webdataset_index_is_small_when_pickled(tmp_path):
 
 
 def test_webdataset_reads_more_shards_than_it_keeps_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(webdataset, "_MAX_OPEN_FILES", 2)
     source = WebDatasetSource(str(write_shards(tmp_path, (1, 1, 1, 1, 1))))
     assert [record["image"] for record in read_all(source)] == [jpeg(10 * i) for i in range(5)]
     assert len(source._files._descriptors) == 2

@@ -1,25 +1,13 @@
-"""What a drawn scene consists of, and how people would put it in words.
+"""How people would put a scene in words: the caption grammar.
 
-The vocabulary, the `Scene` that `scenes.py` samples and draws, and the caption grammar. A caption may leave out much
-of the picture, as text on the web does, but what it says is true of it. In every choice of word the canonical name
-(the one in class names) is taken about 70 % of the time, a synonym otherwise.
+A caption may leave out much of the picture, as text on the web does, but what it says is true of it. In every choice of
+word the canonical name (the one in class names) is taken about 70 % of the time, a synonym otherwise.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "diamond", "ring")
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
-SIZES = ("small", "large")
-TEXTURES = ("plain", "striped", "dotted", "checkered")
-POSITIONS = ("left", "right", "top", "bottom", "centre")
-RELATIONS = ("left of", "right of", "above", "below")
-COUNTS = ("one", "two", "three", "four", "five")
-DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-WORDS = ("cat", "dog", "sun", "car", "tree", "fish", "hat", "cup", "bird", "moon", "boat", "key")
-BACKGROUNDS = ("white", "light grey", "grey", "beige", "brown", "black")
-KINDS = ("object", "pair", "count", "digit", "word")
+from input_pipeline.scenes.streams import Uniforms, pick
+from input_pipeline.scenes.world import COUNTS, Scene, Thing
 
 CANONICAL_SHARE = 0.7
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -75,56 +63,6 @@ DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 INVERSE_RELATION = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 TEMPLATES = ("a picture of {}", "a photo of {}", "a drawing of {}", "an image of {}", "this is {}", "here is {}")
 _AS_IS = ("{}",)  # for phrases that would be no English inside another template
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One drawn thing. Lengths are fractions of the picture's side, x rightwards, y downwards, from the top left.
-
-    `shape` is one of SHAPES, or the digit or word that is written. `size` is empty where it is not told apart (pairs,
-    counts, text). `angle` is in radians, `rgb` in 0..255, already jittered around `colour`.
-    """
-
-    shape: str
-    colour: str
-    texture: str
-    size: str
-    x: float
-    y: float
-    diameter: float
-    angle: float
-    rgb: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Everything a picture shows, whatever its resolution.
-
-    In a "pair", `things[0]` is `relation` `things[1]`. `position` is set for "object" scenes only. `background_field`
-    is 0 for a flat background, else which gradient or noise lies over it. `outline` asks for thin contours only.
-    """
-
-    kind: str
-    things: tuple[Thing, ...]
-    background: str
-    background_rgb: tuple[int, int, int]
-    background_field: int
-    position: str = ""
-    relation: str = ""
-    outline: bool = False
-
-
-class Uniforms(Protocol):
-    """A stream of floats in [0, 1): `numpy.random.Generator`, `random.Random`, or the stream of `scenes.py`."""
-
-    def random(self) -> float: ...
-
-
-T = TypeVar("T")
-
-
-def pick(rng: Uniforms, options: Sequence[T]) -> T:
-    return options[int(rng.random() * len(options))]
 
 
 def with_article(phrase: str) -> str:

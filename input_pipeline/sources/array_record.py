@@ -1,0 +1,115 @@
+"""ArrayRecord files of tf.train.Example, read and written."""
+
+import copy
+import functools
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from input_pipeline.sources.base import (
+    BrokenRecordError,
+    PerProcess,
+    Record,
+    check_index,
+    clean_captions,
+    describe_files,
+    find_files,
+    require_captions,
+    require_records,
+)
+
+
+class ArrayRecordSource:
+    """ArrayRecord files of serialized tf.train.Example, the form that most of them have; no TensorFlow is needed.
+
+    Features, as `write_array_record` makes them: `image` (encoded bytes), `captions` or `caption` (UTF-8), `id`
+    (UTF-8, optional: the index by default), `label` (integer, optional). Broken records show when they are read.
+
+    Args:
+      path: a file, a folder of *.array_record files, a glob, or a pattern such as train-{0..7}.array_record.
+
+    Raises:
+      ValueError: nothing at path, no record in it, or a file that is no ArrayRecord file or is cut off.
+    """
+
+    class_names: tuple[str, ...] | None = None
+
+    def __init__(self, path: str):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        expected = "an ArrayRecord file, a folder of them, a glob or a {0..7}.array_record pattern"
+        self._paths = find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
+        for file in self._paths:  # one by one, since the library's message does not name the file
+            try:
+                ArrayRecordDataSource(file)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{file} is cut off or not an ArrayRecord file: {error}") from error
+        data = ArrayRecordDataSource(self._paths)
+        self.broken: list[tuple[str, str]] = []
+        self._length = len(data)
+        require_records(self._length, path, [], "tf.train.Example records")
+        self._reader = PerProcess(functools.partial(copy.copy, data))  # a copy of it has no open file
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        check_index(index, len(self))
+        record_id = str(index)
+        try:
+            feature = tf_example_pb2.Example.FromString(self._reader.get()[index]).features.feature
+            found = ", ".join(sorted(feature))
+            if ids := feature["id"].bytes_list.value:
+                record_id = ids[0].decode()
+            images, labels = feature["image"].bytes_list.value, feature["label"].int64_list.value
+            if len(images) != 1:
+                raise ValueError(f"expected one image, not {len(images)}; the features are {found}")
+            captions = clean_captions([*feature["captions"].bytes_list.value, *feature["caption"].bytes_list.value])
+            record: Record = {"id": record_id, "image": images[0], "captions": captions}
+            if labels:
+                return record | {"label": labels[0]}
+            require_captions(captions)
+        except Exception as error:  # the reader raises RuntimeError, the parser DecodeError
+            raise BrokenRecordError(record_id, str(error)) from error
+        return record
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self[index]["captions"]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "array_record", **describe_files(self._paths), "length": len(self)}
+
+
+def write_array_record(path: str, records: Iterable[Record]) -> int:
+    """Writes records whose images are encoded bytes in the form that ArrayRecordSource reads; returns their number.
+
+    The file gets its name only when it is complete.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    unfinished = f"{path}.unfinished"
+    writer = ArrayRecordWriter(unfinished, "group_size:1")  # the fastest to read by index
+    count = 0
+    try:
+        for record in records:
+            if not isinstance(record["image"], bytes):
+                raise ValueError(f"record {record['id']}: the image must be encoded bytes, not {type(record['image'])}")
+            example = tf_example_pb2.Example()
+            feature = example.features.feature
+            feature["id"].bytes_list.value.append(record["id"].encode())
+            feature["image"].bytes_list.value.append(record["image"])
+            feature["captions"].bytes_list.value.extend(caption.encode() for caption in record["captions"])
+            if "label" in record:
+                feature["label"].int64_list.value.append(record["label"])
+            writer.write(example.SerializeToString())
+            count += 1
+    except BaseException:
+        writer.close()
+        os.remove(unfinished)
+        raise
+    writer.close()
+    os.replace(unfinished, path)
+    return count

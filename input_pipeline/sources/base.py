@@ -1,0 +1,210 @@
+"""What every source is, `Source`, and what the formats share: finding files, cleaning captions, checking indices."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from glob import glob
+from typing import Any, Protocol
+
+import numpy as np
+
+Record = dict[str, Any]
+NO_CAPTION = "no caption, or only empty ones"
+
+
+class BrokenRecordError(ValueError):
+    """A record that cannot be used; the pipeline counts and skips it."""
+
+    def __init__(self, record_id: str, reason: str):
+        super().__init__(record_id, reason)  # both, or the error would not survive the way from a worker process
+        self.record_id = record_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.record_id}: {self.reason}"
+
+
+class Source(Protocol):
+    """Random access to records; picklable, safe to read from several threads and after a fork.
+
+    A record is {"id": str, "image": encoded bytes or uint8 [H, W, 3], "captions": tuple of str} and, in a labelled
+    source, "label": int. Captions are stripped and none is empty; only labelled records may have none.
+
+    Attributes:
+      broken: (id, reason) of what was found unusable while indexing; len() does not count it.
+      class_names: the names of the labels 0, 1, ..., or None.
+    """
+
+    broken: list[tuple[str, str]]
+    class_names: tuple[str, ...] | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Raises BrokenRecordError for a record that cannot be used, IndexError outside [0, len)."""
+        ...
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions alone, without reading the image where the format allows it. Raises like indexing."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the data (str, int, float or list values), the same wherever the files lie."""
+        ...
+
+
+class SubsetSource:
+    """The records [start, stop) of another source, as to hold out a validation part.
+
+    `broken` is the whole source's: what is broken has no place in the order.
+    """
+
+    def __init__(self, source: Source, start: int, stop: int):
+        if not 0 <= start < stop <= len(source):
+            raise ValueError(f"the range [{start}, {stop}) is empty or not within the source's {len(source)} records")
+        self._source: Source = source
+        self._start, self._stop = start, stop
+        if isinstance(source, SubsetSource):  # of the whole, so that equal ranges have equal fingerprints
+            self._source = source._source
+            self._start, self._stop = source._start + start, source._start + stop
+        self.broken = source.broken
+        self.class_names = getattr(source, "class_names", None)
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, index: int) -> Record:
+        check_index(index, len(self))
+        return self._source[self._start + index]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        check_index(index, len(self))
+        return self._source.captions(self._start + index)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**self._source.fingerprint(), "length": len(self), "start": self._start, "stop": self._stop}
+
+
+class PerProcess:
+    """A reader that each process makes for itself, as ArrayRecord's threads and files do not survive a fork."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self._make = make
+        self._made: dict[int, Any] = {}
+
+    def get(self) -> Any:
+        process = os.getpid()
+        return self._made[process] if process in self._made else self._made.setdefault(process, self._make())
+
+    def __reduce__(self) -> tuple:
+        return PerProcess, (self._make,)
+
+
+def find_files(path: str, suffix: str, expected: str) -> list[str]:
+    """The files that a path, folder, glob or {00..11} pattern names, in order; ValueError if there are none.
+
+    `suffix` is a regular expression for the names that count in a folder.
+    """
+    refuse_url(path)
+    path = os.path.expanduser(path)
+    if os.path.isfile(path):
+        return [path]
+    if os.path.isdir(path):
+        names = sorted(name for name in os.listdir(path) if re.search(f"{suffix}$", name) and not name.startswith("."))
+        if not names:
+            raise ValueError(f"no data in the folder {path!r}: expected {expected}")
+        return [os.path.join(path, name) for name in names]
+    patterns = _expand_range(path)
+    found = [sorted(filter(os.path.isfile, glob(pattern))) for pattern in patterns]
+    if not any(found):
+        raise ValueError(f"no data at {path!r}, which does not exist: expected {expected}")
+    if not all(found):
+        missing = [pattern for pattern, files in zip(patterns, found) if not files]
+        raise ValueError(f"{path}: {len(missing)} of {len(patterns)} files do not exist, the first is {missing[0]}")
+    return list(itertools.chain.from_iterable(found))
+
+
+def _expand_range(path: str) -> list[str]:
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", path)
+    if match is None:
+        return [path]
+    first, last = match.groups()
+    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return [name for number in numbers for name in _expand_range(path.replace(match[0], number, 1))]
+
+
+def refuse_url(path: str) -> None:
+    """ValueError for gs://bucket/x and the like."""
+    if "://" in path:
+        raise ValueError(f"{path} is remote, and only local paths can be read so far: copy or mount it first")
+
+
+def relative_names(paths: Sequence[str]) -> list[str]:
+    """The paths from the deepest folder that holds all of them, with forward slashes."""
+    paths = [os.path.abspath(path) for path in paths]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
+
+
+def describe_files(paths: Sequence[str]) -> dict[str, list]:
+    """The part of a fingerprint that names the files and their sizes in bytes."""
+    return {"files": relative_names(paths), "sizes": [os.path.getsize(path) for path in paths]}
+
+
+def digest(*parts: bytes) -> str:
+    """16 hexadecimal digits of the SHA-256 of the parts."""
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def clean_captions(captions: Any) -> tuple[str, ...]:
+    """str, bytes or a sequence of them -> stripped, without empty ones; ValueError if it is something else."""
+    if isinstance(captions, str | bytes):
+        captions = [captions]
+    if not isinstance(captions, Sequence | np.ndarray):
+        raise ValueError(f"captions are a {type(captions).__name__}, not strings")
+    return tuple(text for caption in captions if (text := decode(caption).strip()))
+
+
+def require_captions(captions: tuple[str, ...]) -> tuple[str, ...]:
+    """The captions as they are; ValueError if there are none."""
+    if not captions:
+        raise ValueError(NO_CAPTION)
+    return captions
+
+
+def parse_json(data: bytes) -> Any:
+    """ValueError if the captions are not valid UTF-8 or JSON."""
+    try:
+        return json.loads(decode(data))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"captions are not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("captions are not valid JSON: nested too deep") from None
+
+
+def decode(text: Any) -> str:
+    """UTF-8 bytes, str or None (empty) -> str; ValueError if it is something else or not valid."""
+    if text is None:
+        return ""
+    if not isinstance(text, str | bytes):
+        raise ValueError(f"expected text, found {type(text).__name__}")
+    try:
+        return text.encode().decode() if isinstance(text, str) else text.decode()  # a str may hold lone surrogates
+    except UnicodeError:
+        raise ValueError("text is not valid UTF-8") from None
+
+
+def check_index(index: int, length: int) -> None:
+    """IndexError outside [0, length)."""
+    if not 0 <= index < length:
+        raise IndexError(f"record {index} of {length}")
+
+
+def require_records(count: int, path: str, broken: Sequence[tuple[str, str]], expected: str) -> None:
+    """ValueError if count is 0, naming the first broken ones or else what was expected."""
+    if count == 0:
+        found = "; ".join(f"{name}: {reason}" for name, reason in broken[:3])
+        raise ValueError(f"no usable record in {path}: {found or f'expected {expected}'}")

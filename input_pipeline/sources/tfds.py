@@ -1,0 +1,108 @@
+"""TFDS datasets that were prepared as ArrayRecord files."""
+
+import copy
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from input_pipeline.sources.base import (
+    BrokenRecordError,
+    PerProcess,
+    Record,
+    check_index,
+    clean_captions,
+    describe_files,
+    refuse_url,
+    require_captions,
+    require_records,
+)
+
+
+class TfdsSource:
+    """A split of a TFDS dataset prepared with file_format=array_record; needs no TensorFlow.
+
+    The dataset must have a feature `image` and one of `captions`, `caption`, `text` (a text, a list of them or, as in
+    COCO, of {"text"}) and `label`. Images stay encoded. The id of a record is NAME/VERSION/SPLIT/index; broken records
+    show when they are read.
+
+    Args:
+      name: such as "cifar10", "cifar10:3.0.2" or "coco_captions/2014".
+      split: such as "train" or "train[:90%]".
+      data_dir: the folder that holds the folder NAME.
+
+    Raises:
+      ValueError: not prepared or in another file format (with the command to prepare it), unknown split, no image or
+        neither captions nor labels, missing files.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str):
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.read_only_builder import builder_from_files
+
+        refuse_url(data_dir)
+        prepare = (
+            f"prepare it with: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
+            f"data_dir='{data_dir}', file_format='array_record').download_and_prepare()\""
+        )
+        try:
+            builder = builder_from_files(name, data_dir=data_dir)  # files only: runs no dataset code, asks no network
+        except tfds.core.DatasetNotFoundError:
+            raise ValueError(f"no prepared dataset {name!r} in {data_dir!r}; {prepare}") from None
+        info = builder.info
+        if info.file_format is None or info.file_format.value != "array_record":
+            raise ValueError(f"{name!r} in {data_dir!r} is not in the array_record format; {prepare}")
+        try:
+            files = [file.filename for file in info.splits[split].file_instructions]
+        except (KeyError, ValueError):
+            raise ValueError(f"{name!r} has no split {split!r}; it has {', '.join(info.splits)}") from None
+        if missing := [file for file in files if not os.path.isfile(file)]:
+            raise ValueError(
+                f"{name!r} in {data_dir!r} lacks {len(missing)} file(s), the first {missing[0]}; {prepare}"
+            )
+        self._captions_key = next((key for key in ("captions", "caption", "text") if key in info.features), None)
+        if "image" not in info.features or (self._captions_key is None and "label" not in info.features):
+            found = ", ".join(info.features)
+            raise ValueError(f"{name!r} needs image and one of captions, caption, text, label; it has {found}")
+        names = getattr(info.features["label"], "names", None) if "label" in info.features else None
+        self.class_names: tuple[str, ...] | None = tuple(names) if names else None
+        self.broken: list[tuple[str, str]] = []
+        self._paths = sorted(set(files))
+        self._name = f"{info.full_name}/{split}"
+        data = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._length = len(data)
+        require_records(self._length, f"{self._name} of {data_dir}", [], "records")
+        self._reader = PerProcess(functools.partial(_reopen_tfds, data))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        check_index(index, len(self))
+        record_id = f"{self._name}/{index}"
+        try:
+            example = self._reader.get()[index]
+            record: Record = {"id": record_id, "image": example["image"], "captions": ()}
+            if self._captions_key:
+                captions = example[self._captions_key]
+                captions = captions["text"] if isinstance(captions, Mapping) else captions
+                record["captions"] = require_captions(clean_captions(captions))
+            if "label" in example:
+                record["label"] = int(example["label"])
+                if self.class_names and not 0 <= record["label"] < len(self.class_names):
+                    raise ValueError(f"label {record['label']} is outside [0, {len(self.class_names)})")
+        except Exception as error:  # the reader raises RuntimeError, the parsers KeyError, DecodeError, ...
+            raise BrokenRecordError(record_id, str(error)) from error
+        return record
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self[index]["captions"]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "tfds", "name": self._name, **describe_files(self._paths), "length": len(self)}
+
+
+def _reopen_tfds(data: Any) -> Any:
+    reopened = copy.copy(data)
+    reopened.data_source = copy.copy(data.data_source)
+    return reopened
