@@ -20,7 +20,7 @@ from clip_jax import cli
 
 for number, argv in enumerate(json.loads(sys.argv[2])):
     if os.fork() == 0:
-        signal.alarm(60)
+        signal.alarm(20)
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
         sys.argv = ["/usr/bin/clip-jax", *argv]
@@ -105,15 +105,15 @@ def commands(place: Path) -> dict[str, list[str]]:
         "batch": train("--config.train.global_batch_size=12"),
         "batch below": train("--config.train.global_batch_size=5"),
         "devices": train("--config.sharding.fsdp=3"),
-        "image size": train("--config.vision.image_size=33"),
-        "heads": train("--config.text.num_heads=7"),
-        "warm-up": train("--config.optimizer.warmup_steps=600"),
+        "image size": train("--config.vision.image_size=33", "--config.vision.patch_size=8"),
+        "heads": train("--config.text.width=128", "--config.text.num_heads=7"),
+        "warm-up": train("--config.optimizer.warmup_steps=7", "--config.train.total_steps=7"),
         "vocabulary": train("--config.text.vocab_size=50", tokenizer),
         "tokenizer file": train("--config.data.tokenizer_file=/nowhere/a.model"),
         "labelled set": train("--config.evaluation.zero_shot=scenes/cats", tokenizer),
         "apart": ["train", "--config", "tiny", "--workdir=w", "--config.train.global_batch_size=12"],
         "path of a config": ["train", "--config=configs/tiny.py", "--workdir=w", "--config.train.global_batch_size=12"],
-        "other config": ["train", "--config=tiny", f"--workdir={place / 'other'}", "--config.train.seed=3"],
+        "other config": ["train", "--config=tiny", f"--workdir={place / 'other'}", "--config.train.seed=333"],
         "no run": ["evaluate", f"--workdir={place / 'empty'}"],
         "no checkpoint": ["evaluate", f"--workdir={place / 'other'}", "--num_examples=1"],
     }
@@ -153,13 +153,13 @@ MESSAGES = {
     "devices": "sharding data=-1, fsdp=3, tensor=1 does not multiply to the 8 devices: set one of them to -1",
     "image size": "vision.image_size=33 is not divisible by vision.patch_size=8: use an image_size such as 32 or 40",
     "heads": "width=128 is not divisible by num_heads=7: change one of them",
-    "warm-up": "optimizer.warmup_steps=600 must lie between 0 and train.total_steps=600",
+    "warm-up": "optimizer.warmup_steps=7 must lie between 0 and train.total_steps=7",
     "vocabulary": "text.vocab_size=50 is smaller than the tokenizer's vocabulary, {pieces}: set text.vocab_size=",
     "tokenizer file": "cannot read the SentencePiece model /nowhere/a.model: No such file or directory",
     "labelled set": "labelled set 'cats' of the drawn scenes is unknown: choose one of compositions, ",
     "apart": "train.global_batch_size=12 is not divisible",
     "path of a config": "train.global_batch_size=12 is not divisible",
-    "other config": "workdir {place}/other holds a run of another config: train.seed was 0, is 3. Use another",
+    "other config": "workdir {place}/other holds a run of another config: train.seed was {seed}, is 333. Use another",
     "no run": "{place}/empty is not the workdir of a run: it has no config.json",
     "no checkpoint": "cannot read the SentencePiece model {place}/other/tokenizer.model",
 }
@@ -168,7 +168,7 @@ MESSAGES = {
 @pytest.mark.parametrize("mistake", MESSAGES)
 def test_a_mistake_ends_in_one_message_before_long_work(mistake, outcomes, place):
     outcome = outcomes[mistake]
-    message = MESSAGES[mistake].format(place=place, pieces=60)
+    message = MESSAGES[mistake].format(place=place, pieces=60, seed=get_config().train.seed)
     assert outcome.err.startswith(f"clip-jax: error: {message}")
     assert outcome.code == 1
     assert outcome.out == ""

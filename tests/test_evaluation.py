@@ -3,6 +3,7 @@ import tarfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -99,7 +100,7 @@ def test_features_are_those_of_the_model(encoder, model, params):
         (encoder.images, module.encode_image, images(5)),
         (encoder.texts, module.encode_text, texts(5)),
     ):
-        expected = np.array(reference(rows))
+        expected = np.array(reference(jnp.asarray(rows)))
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
         np.testing.assert_allclose(encode(rows), expected, atol=TOLERANCE)
 
@@ -146,10 +147,11 @@ def test_results_of_drawn_scenes(encoder, tokenizer, params):
     for name, metrics in results["zero_shot"].items():
         source = LabelledScenes(name.removeprefix("scenes/"), 13, IMAGE_SIZE)
         assert metrics["count"] == 13
-        assert list(metrics["per_class"]) == list(source.class_names)
-        assert metrics["chance"] == 1 / len(source.class_names)
+        names = source.class_names or ()
+        assert tuple(metrics["per_class"]) == names
+        assert metrics["chance"] == 1 / len(names)
         assert metrics["skipped"] == []
-        counts = np.bincount([source[i]["label"] for i in range(13)], minlength=len(source.class_names))
+        counts = np.bincount([source[i]["label"] for i in range(13)], minlength=len(names))
         hits = sum(count * (share or 0) for count, share in zip(counts, metrics["per_class"].values()))
         assert metrics["top1"] == pytest.approx(hits / 13)
     retrieval = results["retrieval"]
@@ -199,7 +201,7 @@ def test_templates_change_the_classifier(encoder, tokenizer, params, monkeypatch
         evaluator(params)
         return set(prompts)
 
-    names = LabelledScenes("digit", 1, IMAGE_SIZE).class_names
+    names = LabelledScenes("digit", 1, IMAGE_SIZE).class_names or ()
     assert set(names) <= classes("bare")
     assert {f"a photo of a {name}." for name in names} <= classes("one")
     own = LabelledScenes("digit", 1, IMAGE_SIZE).templates

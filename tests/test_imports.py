@@ -45,12 +45,13 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.config": {"clip_jax.models.", "clip_jax.optimizer", "clip_jax.sharding", "input_pipeline."},
     # Both may know everything but the entry points.
     "clip_jax.evaluation": {"clip_jax.", "input_pipeline."},
+    "clip_jax.run": {"clip_jax.", "input_pipeline."},
     "clip_jax.train": {"clip_jax.", "input_pipeline."},
     "clip_jax.evaluate": {"clip_jax.", "input_pipeline."},
     "clip_jax.cli": set(),  # but for the entry points, and those only when they are asked for
 }
 ENTRY_POINTS = {"clip_jax.train", "clip_jax.evaluate"}
-# Library -> the only modules that may import it; none at all for the first two.
+# Library -> the only modules that may import it; none at all for the first three.
 ONLY_IN = {
     "torch": (),
     "tensorflow": (),

@@ -18,7 +18,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from clip_jax import config, evaluation, train
+from clip_jax import config, evaluation, run, train
 from clip_jax.checkpoint import Checkpointer
 from clip_jax.config import TOKENIZER_FILE, load_config, make_config, with_tokenizer
 from clip_jax.evaluate import evaluate
@@ -290,7 +290,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(finished, tmp_path, no_
 
     sections = miniature()  # a checkpoint and an evaluation are due together at step 20
     with monkeypatch.context() as patch:
-        patch.setattr(train.Evaluator, "__call__", stop)
+        patch.setattr(evaluation.Evaluator, "__call__", stop)
         with pytest.raises(RuntimeError, match="the power failed"):
             train.train(sections, tmp_path)
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 21))
@@ -309,8 +309,8 @@ def test_a_loss_that_is_no_number_names_the_step_the_records_and_the_checkpoint(
 
         return failing_step
 
-    make_train_step = train.make_train_step
-    monkeypatch.setattr(train, "make_train_step", make_failing_step)
+    make_train_step = run.make_train_step
+    monkeypatch.setattr(run, "make_train_step", make_failing_step)
     sections = miniature()
     with pytest.raises(ValueError, match=r"^the loss is nan at step 13, in the batch of ") as error:
         train.train(sections, tmp_path)
@@ -380,8 +380,8 @@ def test_a_broken_record_does_not_stop_the_training_of_the_tokenizer(tmp_path):
     write_array_record(str(tmp_path / "a.array_record"), records)
     data = miniature(data__source="array_record", data__path=str(tmp_path / "a.array_record"), data__num_validation=1)
     made = make_config(data)
-    source = train.make_sources(made.data, 16)[0]._source  # type: ignore[attr-defined]  # the whole
-    train.store_tokenizer(made.data, made.model, source, tmp_path / "tokenizer.model")
+    source = make_sources(made.data, 16)[0]._source  # type: ignore[attr-defined]  # the whole
+    run.store_tokenizer(made.data, made.model, source, tmp_path / "tokenizer.model")
     assert make_tokenizer("sentencepiece", tmp_path / "tokenizer.model", 8).vocab_size > 10
 
 

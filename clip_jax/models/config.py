@@ -27,7 +27,7 @@ class TransformerConfig:
 class VisionConfig(TransformerConfig):
     """Vision transformer over square patches.
 
-    image_size and patch_size are in pixels. position_init_scale multiplies the paper's initial standard deviation of the
+    image_size and patch_size are in pixels. position_init_scale multiplies the initial standard deviation of the
     position embeddings, width^-0.5; 1 is the paper's. Small models on small images learn shapes sooner with more.
     """
 

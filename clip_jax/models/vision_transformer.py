@@ -45,7 +45,7 @@ class VisionTransformer(nnx.Module):
         """
         B, H, W, _ = images.shape
         p = self.patch_size
-        if (H, W) != (self.image_size, self.image_size):
+        if not H == W == self.image_size:
             raise ValueError(f"images are {H}x{W} pixels, the model's image_size is {self.image_size}: resize them")
         patches = images.reshape(B, H // p, p, W // p, p, 3).swapaxes(2, 3).reshape(B, -1, p * p * 3)
         x = self.patch_embedding(patches)  # [B, P, D]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from input_pipeline.pipeline import (
     MAX_BROKEN_IN_A_ROW,
+    Batch,
     BatchIterator,
     DataConfig,
     Examples,
@@ -42,7 +43,7 @@ class Words:
 class NumberedSource:
     """Record i is a 9x9 picture of the grey level i with three captions; the records in `unusable` are broken."""
 
-    class_names = None
+    class_names: tuple[str, ...] | None = None
 
     def __init__(self, length: int = NUM_RECORDS, unusable: tuple[int, ...] = (), long: bool = False):
         self.broken: list[tuple[str, str]] = []
@@ -67,7 +68,7 @@ def make_examples(source: Source | None = None, seed: int = 5) -> Examples:
     return Examples(source=source or NumberedSource(), tokenizer=Words(), image_size=8, min_scale=0.5, seed=seed)  # type: ignore[arg-type]
 
 
-def take(count: int, examples: Examples | None = None, **options) -> list[dict]:
+def take(count: int, examples: Examples | None = None, **options) -> list[Batch]:
     iterator = BatchIterator(examples or make_examples(), BATCH_SIZE, **options)
     try:
         return [next(iterator) for _ in range(count)]
@@ -75,7 +76,7 @@ def take(count: int, examples: Examples | None = None, **options) -> list[dict]:
         iterator.close()
 
 
-def assert_equal_batches(left: list[dict], right: list[dict]) -> None:
+def assert_equal_batches(left: list[Batch], right: list[Batch]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right):
         for name in ("image", "text", "index"):

@@ -1,0 +1,142 @@
+"""What a training run needs, made and checked before long work starts."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from clip_jax.checkpoint import Checkpointer
+from clip_jax.config import TOKENIZER_FILE, Config, check_workdir, make_config, record_config, with_tokenizer
+from clip_jax.evaluation import Evaluator
+from clip_jax.evaluators.encoder import Encoder
+from clip_jax.models import ModelConfig
+from clip_jax.optimizer import make_optimizer, make_schedule
+from clip_jax.sharding import batch_shards, make_mesh
+from clip_jax.train_state import TrainState, abstract_state, init_state, model_graph
+from clip_jax.train_step import TrainStep, make_train_step
+from input_pipeline.pipeline import BatchIterator, DataConfig, Examples, make_sources
+from input_pipeline.sources import BrokenRecordError, Source
+from input_pipeline.tokenizers import find_clip_vocab, make_tokenizer, train_sentencepiece
+
+TOKENIZER_RECORDS = 20_000  # whose captions train the tokenizer
+
+
+@dataclass
+class Run:
+    """A run at its first step, or at the one it was stopped at."""
+
+    config: Config
+    workdir: Path
+    mesh: Mesh
+    source: Source
+    state: TrainState
+    step_fn: TrainStep
+    batches: BatchIterator
+    checkpointer: Checkpointer
+    evaluator: Evaluator
+    plan: str
+
+    @property
+    def first_step(self) -> int:
+        """How many steps have been taken."""
+        return int(self.state.step)
+
+
+def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
+    """Reads the config, opens the data, makes tokenizer, mesh and model, restores the newest checkpoint.
+
+    Raises ValueError or CheckpointError, see `train`. A config that is refused leaves no record in the workdir.
+    """
+    config = make_config(sections)
+    mesh = make_mesh(config.sharding)
+    _check_batch(config, mesh)
+    schedule = make_schedule(config.optimizer, config.train.total_steps)
+    image_size = config.model.vision.image_size
+    source, validation = make_sources(config.data, image_size)
+    check_workdir(sections, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    store_tokenizer(config.data, config.model, source, workdir / TOKENIZER_FILE)
+    tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
+    model = with_tokenizer(config.model, tokenizer)
+    graph = model_graph(model)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    target = abstract_state(model, optimizer, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+    encoder = Encoder(graph, mesh, config.evaluation.batch_size)
+    evaluator = Evaluator(config.evaluation, encoder, tokenizer, validation, image_size)
+    record_config(sections, workdir)
+
+    checkpointer = Checkpointer(workdir, config.train.keep_checkpoints)
+    state, data_state = checkpointer.restore(target) or (init_state(model, optimizer, config.train.seed, mesh), None)
+    checkpointer.delete_after(int(state.step))
+    batches = BatchIterator(
+        Examples(
+            source=source,
+            tokenizer=tokenizer,
+            image_size=image_size,
+            min_scale=config.data.min_crop_scale,
+            seed=config.data.seed,
+        ),
+        config.train.global_batch_size,
+        state=data_state,
+        num_workers=config.data.num_workers,
+        max_broken_share=config.data.max_broken_share,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    plan = [
+        f"{num_params:,} parameters on {mesh.size} {jax.devices()[0].device_kind} ({axes}); {len(source):,} pairs to "
+        f"train on, {len(validation):,} to validate; {tokenizer.vocab_size:,} tokens; steps {int(state.step)} to "
+        f"{config.train.total_steps} of {config.train.global_batch_size} pairs",
+        *(f"  left out: {record_id}: {reason}" for record_id, reason in source.broken[:3]),
+    ]
+    return Run(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        source=source,
+        state=state,
+        step_fn=make_train_step(graph, optimizer, schedule, config.optimizer.max_logit_scale, shardings),
+        batches=batches,
+        checkpointer=checkpointer,
+        evaluator=evaluator,
+        plan="\n".join(plan),
+    )
+
+
+def store_tokenizer(data: DataConfig, model: ModelConfig, source: Source, file: Path) -> None:
+    """Puts the run's vocabulary into its workdir: the config's file, or SentencePiece trained on the captions."""
+    if file.exists():
+        return
+    if data.tokenizer == "sentencepiece" and not data.tokenizer_file:
+        train_sentencepiece(_captions(source), model.text.vocab_size, file)
+        return
+    given = find_clip_vocab(data.tokenizer_file or None) if data.tokenizer == "clip_bpe" else Path(data.tokenizer_file)
+    tokenizer = make_tokenizer(data.tokenizer, given, model.text.context_length)
+    with_tokenizer(model, tokenizer)  # refused before it is copied
+    partial = file.with_name(f".{file.name}.partial")
+    shutil.copyfile(given, partial)
+    partial.replace(file)
+
+
+def _captions(source: Source) -> Iterator[str]:
+    for index in range(min(len(source), TOKENIZER_RECORDS)):
+        with suppress(BrokenRecordError):  # met and counted in training
+            yield from source.captions(index)
+
+
+def _check_batch(config: Config, mesh: Mesh) -> None:
+    batch_size, shards = config.train.global_batch_size, batch_shards(mesh)
+    if batch_size % shards:
+        below = batch_size // shards * shards
+        raise ValueError(
+            f"train.global_batch_size={batch_size} is not divisible by the {shards} devices that share a batch: "
+            f"use {below or shards} or {below + shards}"
+        )
