@@ -26,12 +26,14 @@ TOKENIZER_FILE = "tokenizer.model"  # the vocabulary of a run, in its workdir
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Attributes:
-    global_batch_size: pairs a step over all devices; 32,768 in the paper.
-    total_steps: steps of the whole run; samples seen = total_steps * global_batch_size.
-    checkpoint_every, evaluate_every: in steps; 0 only at the end.
-    keep_checkpoints: how many of the newest are kept.
-    seed: of the initial parameters.
+    """How long a run is, and how often it saves and measures.
+
+    Attributes:
+      global_batch_size: pairs a step over all devices; 32,768 in the paper.
+      total_steps: steps of the whole run; samples seen = total_steps * global_batch_size.
+      checkpoint_every, evaluate_every: in steps; 0 only at the end.
+      keep_checkpoints: how many of the newest are kept.
+      seed: of the initial parameters.
     """
 
     global_batch_size: int
@@ -49,12 +51,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Attributes:
-    zero_shot: labelled sets, "scenes/NAME" or "tfds/NAME/SPLIT"; may be empty.
-    data_dir: where prepared tfds sets lie.
-    templates: a prompt set of clip_jax/evaluators/prompts; empty takes the labelled set's own.
-    num_examples: pictures of each labelled set and of retrieval; 0 takes all there are.
-    batch_size: images or texts encoded at once, over all devices.
+    """What a model is measured on.
+
+    Attributes:
+      zero_shot: labelled sets, "scenes/NAME" or "tfds/NAME/SPLIT"; may be empty.
+      data_dir: where prepared tfds sets lie.
+      templates: a prompt set of clip_jax/evaluators/prompts; empty takes the labelled set's own.
+      num_examples: pictures of each labelled set and of retrieval; 0 takes all there are.
+      batch_size: images or texts encoded at once, over all devices.
     """
 
     zero_shot: tuple[str, ...]

@@ -14,7 +14,9 @@ NOT_DECAYED = {"bias", "scale", "class_embedding", "logit_scale"}
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Attributes:
+    """AdamW, its schedule and the clamp of the temperature.
+
+    Attributes:
       learning_rate: the peak, reached after warmup_steps.
       weight_decay: decoupled, multiplied by the learning rate, on weights that are not gains or biases.
       b1, b2, eps: Adam's; the paper has b2 0.98 and eps 1e-6 for ViTs, 0.999 and 1e-8 for ResNets.

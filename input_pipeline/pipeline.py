@@ -32,19 +32,21 @@ BROKEN_REMEMBERED = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Attributes:
-    source: "scenes" (drawn, needs no path), "webdataset", "tfds", "array_record" or "table".
-    path: tar, folder, table or pattern of the source; for tfds the data set's folder, DATA_DIR/NAME.
-    split: of a tfds data set; unused elsewhere.
-    num_examples: pictures of a drawn epoch; unused elsewhere.
-    scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
-    num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream).
-    min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
-    tokenizer: "sentencepiece" or "clip_bpe".
-    tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
-    num_workers: processes that read and decode; 0 does it in the training process.
-    max_broken_share: the run stops when more of the records than this cannot be used.
-    seed: of the order, the crops, the choice of captions and the drawn scenes.
+    """Which records a run reads, and how.
+
+    Attributes:
+      source: "scenes" (drawn, needs no path), "webdataset", "tfds", "array_record" or "table".
+      path: tar, folder, table or pattern of the source; for tfds the data set's folder, DATA_DIR/NAME.
+      split: of a tfds data set; unused elsewhere.
+      num_examples: pictures of a drawn epoch; unused elsewhere.
+      scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
+      num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream).
+      min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
+      tokenizer: "sentencepiece" or "clip_bpe".
+      tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
+      num_workers: processes that read and decode; 0 does it in the training process.
+      max_broken_share: the run stops when more of the records than this cannot be used.
+      seed: of the order, the crops, the choice of captions and the drawn scenes.
     """
 
     source: str
