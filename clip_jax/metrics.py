@@ -32,7 +32,7 @@ class MetricsWriter:
         partial = self._path.with_name(".metrics.jsonl.partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
         partial.replace(self._path)
-        self._file = self._path.open("a")
+        self._file = self._path.open("a", buffering=1)  # a row is there to be read as soon as it is written
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, row: Row) -> None:

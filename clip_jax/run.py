@@ -136,7 +136,8 @@ def _check_batch(config: Config, mesh: Mesh) -> None:
     batch_size, shards = config.train.global_batch_size, batch_shards(mesh)
     if batch_size % shards:
         below = batch_size // shards * shards
+        fitting = f"{below} or {below + shards}" if below else f"{shards}"
         raise ValueError(
             f"train.global_batch_size={batch_size} is not divisible by the {shards} devices that share a batch: "
-            f"use {below or shards} or {below + shards}"
+            f"use {fitting}"
         )

@@ -302,4 +302,4 @@ class BatchIterator(Iterator[Batch]):
 def _differences(state: dict[str, Any] | None, fingerprint: dict[str, Any]) -> str:
     old = (state or {})["fingerprint"]
     names = sorted(name for name in {*old, *fingerprint} if old.get(name) != fingerprint.get(name))
-    return "; ".join(f"{name} was {old.get(name)!r}, is {fingerprint.get(name)!r}" for name in names)
+    return "; ".join(f"{name} was {old.get(name)!r:.200}, is {fingerprint.get(name)!r:.200}" for name in names)

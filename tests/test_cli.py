@@ -149,7 +149,7 @@ MESSAGES = {
     "remote path": "gs://bucket/a.tar is remote, and only local paths can be read so far: copy or mount it first",
     "kind of data": "unknown kind of data 'photographs'; known: ",
     "batch": "train.global_batch_size=12 is not divisible by the 8 devices that share a batch: use 8 or 16",
-    "batch below": "train.global_batch_size=5 is not divisible by the 8 devices that share a batch: use 8 or 8",
+    "batch below": "train.global_batch_size=5 is not divisible by the 8 devices that share a batch: use 8",
     "devices": "sharding data=-1, fsdp=3, tensor=1 does not multiply to the 8 devices: set one of them to -1",
     "image size": "vision.image_size=33 is not divisible by vision.patch_size=8: use an image_size such as 32 or 40",
     "heads": "width=128 is not divisible by num_heads=7: change one of them",
