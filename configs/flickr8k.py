@@ -15,23 +15,23 @@ def get_config() -> ConfigDict:
     config.vision.width = 128
 
     config.text.context_length = 24  # of Flickr8k's captions about 1 in 50 is longer
-    config.text.vocab_size = 4096
+    config.text.vocab_size = 2048
     config.text.width = 128
     config.text.depth = 2
 
     config.data.source = "webdataset"
     config.data.path = ""  # the folder of tars: --config.data.path=DIR
     config.data.num_validation = 500
-    config.data.min_crop_scale = 0.5
+    config.data.min_crop_scale = 0.4
 
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.weight_decay = 0.5
-    config.optimizer.warmup_steps = 200
+    config.optimizer.weight_decay = 1.5
+    config.optimizer.warmup_steps = 100
 
     config.train.global_batch_size = 256
-    config.train.total_steps = 2400
-    config.train.checkpoint_every = 200
-    config.train.evaluate_every = 200
+    config.train.total_steps = 900
+    config.train.checkpoint_every = 150
+    config.train.evaluate_every = 150
 
     config.evaluation.zero_shot = ()
     return config
