@@ -61,10 +61,14 @@ class Checkpointer:
             )
         return None
 
-    def delete_after(self, step: int) -> None:
-        """Removes the checkpoints newer than `step`, which could not be read, so that they can be written again."""
+    def set_aside_after(self, step: int) -> None:
+        """Moves the checkpoints newer than `step`, which could not be read, to workdir/unreadable_STEP."""
         for newer in [s for s in self.steps() if s > step]:
-            self._manager.delete(newer)
+            aside = self.directory.parent / f"unreadable_{newer}"
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}_again")
+            (self.directory / str(newer)).rename(aside)
+        self._manager.reload()
 
     def wait(self) -> None:
         """Returns when all started saves are on the disk; raises CheckpointError when one failed."""
@@ -74,7 +78,11 @@ class Checkpointer:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        self._manager.close()
+        """Stops the background work; call `wait` first to learn whether a save failed."""
+        try:
+            self._manager.close()
+        except Exception as error:  # it must not hide the error that ended the run
+            logging.warning("%s", self._failed(error))
 
     def _failed(self, error: Exception) -> CheckpointError:
         kept = self.steps()

@@ -21,6 +21,13 @@ from input_pipeline.pipeline import DataConfig
 from input_pipeline.tokenizers import Tokenizer
 
 T = TypeVar("T")
+TRAIN_LEAST = {
+    "global_batch_size": 1,
+    "total_steps": 1,
+    "keep_checkpoints": 1,
+    "checkpoint_every": 0,
+    "evaluate_every": 0,
+}
 TOKENIZER_FILE = "tokenizer.model"  # the vocabulary of a run, in its workdir
 
 
@@ -44,9 +51,9 @@ class TrainConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("global_batch_size", "total_steps", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        for name, least in TRAIN_LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +158,7 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
 
 # What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another
 # path is told apart by its fingerprint.
-MAY_CHANGE = ("data.path", "data.num_workers", "data.max_broken_share", "data.tokenizer_file", "sharding.",
+MAY_CHANGE = ("data.path", "data.num_workers", "data.max_broken_share", "sharding.",
               "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints", "evaluation.")  # fmt: skip
 
 
@@ -194,11 +201,10 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, 
 def environment() -> dict[str, Any]:
     """Command, commit, package versions and devices of this process."""
     packages = ("clip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
-    except OSError:  # no git here
-        commit = ""
+    describe = "git ls-files --error-unmatch config.py && git describe --always --dirty --abbrev=40"
+    # The first command fails where the installed package merely lies within another repository.
+    told = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    commit = told.stdout.splitlines()[-1] if told.returncode == 0 else ""
     return {
         "command": sys.argv,
         "commit": commit.strip() or None,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax.checkpoint import Checkpointer
@@ -53,6 +55,10 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     Raises ValueError or CheckpointError, see `train`. A config that is refused leaves no record in the workdir.
     """
     config = make_config(sections)
+    if jax.process_count() > 1:
+        raise ValueError("training by several processes is not supported yet: start one for all devices of one host")
+    if "float64" in (config.model.compute_dtype, config.model.param_dtype) and jnp.zeros(0).dtype != jnp.float64:
+        raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment; without it JAX computes in float32")
     mesh = make_mesh(config.sharding)
     _check_batch(config, mesh)
     schedule = make_schedule(config.optimizer, config.train.total_steps)
@@ -60,6 +66,8 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     source, validation = make_sources(config.data, image_size)
     check_workdir(sections, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "config.json").exists():
+        (workdir / TOKENIZER_FILE).unlink(missing_ok=True)  # left by a config that was refused
     store_tokenizer(config.data, config.model, source, workdir / TOKENIZER_FILE)
     tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
     model = with_tokenizer(config.model, tokenizer)
@@ -73,7 +81,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
 
     checkpointer = Checkpointer(workdir, config.train.keep_checkpoints)
     state, data_state = checkpointer.restore(target) or (init_state(model, optimizer, config.train.seed, mesh), None)
-    checkpointer.delete_after(int(state.step))
+    checkpointer.set_aside_after(int(state.step))
     batches = BatchIterator(
         Examples(
             source=source,
@@ -86,8 +94,6 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         state=data_state,
         num_workers=config.data.num_workers,
         max_broken_share=config.data.max_broken_share,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
@@ -127,7 +133,8 @@ def store_tokenizer(data: DataConfig, model: ModelConfig, source: Source, file: 
 
 
 def _captions(source: Source) -> Iterator[str]:
-    for index in range(min(len(source), TOKENIZER_RECORDS)):
+    spread = np.linspace(0, len(source) - 1, min(len(source), TOKENIZER_RECORDS)).astype(int)
+    for index in spread.tolist():
         with suppress(BrokenRecordError):  # met and counted in training
             yield from source.captions(index)
 

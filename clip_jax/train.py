@@ -26,6 +26,8 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 flags.declare_key_flag("workdir")
 
+BROKEN_NAMED = 20  # records that the summary names
+
 
 def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
     """Trains to train.total_steps, evaluates and draws; a second call goes on, bit-identically, where one was stopped.
@@ -97,7 +99,8 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
                 with log.paused():
                     evaluate(step)
         run.checkpointer.wait()
-        return evaluate(last_step, pictures=run.workdir)
+        results = evaluate(last_step, pictures=run.workdir)
+        return received[0] if received else results
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -152,7 +155,8 @@ def _summary(run: Run, run_s: float) -> str:
         ["records that could not be used", f"{data_state['broken']} met, {len(run.source.broken)} left out beforehand"],
         ["captions truncated", f"{data_state['truncated']:,}"],
     ]
-    broken = "".join(f"\n  broken: {record_id}: {reason}" for record_id, reason in data_state["first_broken"])
+    named = [*run.source.broken, *data_state["first_broken"]][:BROKEN_NAMED]
+    broken = "".join(f"\n  broken: {record_id}: {reason}" for record_id, reason in named)
     return format_table(["training", ""], cells) + broken
 
 

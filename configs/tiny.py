@@ -62,9 +62,9 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.global_batch_size = 128
-    config.train.total_steps = 1800
-    config.train.checkpoint_every = 600  # steps
-    config.train.evaluate_every = 600  # steps
+    config.train.total_steps = 2000
+    config.train.checkpoint_every = 500  # steps
+    config.train.evaluate_every = 1000  # steps
     config.train.keep_checkpoints = 2
     config.train.seed = 0
 

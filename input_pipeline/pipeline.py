@@ -49,14 +49,14 @@ class DataConfig:
       seed: of the order, the crops, the choice of captions and the drawn scenes.
     """
 
-    source: str
+    source: Literal["scenes", "webdataset", "tfds", "array_record", "table"]
     path: str
     split: str
     num_examples: int
     scene_kinds: tuple[str, ...]
     num_validation: int
     min_crop_scale: float
-    tokenizer: str
+    tokenizer: Literal["sentencepiece", "clip_bpe"]
     tokenizer_file: str
     num_workers: int
     max_broken_share: float
@@ -81,6 +81,8 @@ def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
             return SceneSource(config.seed, num_examples, image_size, config.scene_kinds or None, split)
 
         return scenes(config.num_examples, "train"), scenes(config.num_validation, "validation")
+    if not config.path:
+        raise ValueError(f"data.path is empty: data.source={config.source!r} needs one, as --config.data.path=DIR")
     source = make_source(config.source, config.path, config.split)
     check_broken_share(len(source.broken), len(source) + len(source.broken), source.broken, config.max_broken_share)
     num_train = len(source) - config.num_validation
@@ -215,8 +217,9 @@ class _LocalExamples:
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
-    """Workers live as long as the training process: through a Ctrl-C, while it saves, but not when it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Workers live as long as the training process: a signal to the whole group leaves them until it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -275,7 +278,14 @@ class BatchIterator(Iterator[Batch]):
         self._batches = iter(stream)
 
     def __next__(self) -> Batch:
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise ValueError(
+                f"a data worker died, perhaps for want of memory: lower data.num_workers ({error})"
+            ) from error
         state = self._state
         self._state = {
             "next_batch": state["next_batch"] + 1,

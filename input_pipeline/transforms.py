@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 MIN_SIDE = 8  # pixels; below this a picture holds nothing to learn from (tracking pixels, failed downloads)
+MAX_ASPECT = 100  # a longer strip would grow beyond all memory when its shorter side is resized
 MAX_PIXELS = 2**26  # about 8000x8000; more is a decompression bomb or a scan to be reduced beforehand
 # Pillow's other readers are for rarer formats; some start external programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -41,6 +42,8 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError(f"truncated or broken image: {error}") from error
     if width * height > MAX_PIXELS:
         raise ValueError(f"image too large: {width}x{height} pixels, at most {MAX_PIXELS} in all")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"image too narrow: {width}x{height} pixels, at most {MAX_ASPECT} times as long as wide")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"image too small: {width}x{height} pixels, at least {MIN_SIDE} on a side")
     return _eight_bit(image)

@@ -166,8 +166,9 @@ def test_a_damaged_newest_step_falls_back_to_the_one_before(saved, target, tmp_p
     assert_identical(state, some_state(target, seed=10))
     assert data == data_state(10)
     # The run goes on from step 10 and writes step 20 again.
-    reader.delete_after(10)
+    reader.set_aside_after(10)
     assert reader.steps() == [10]
+    assert (tmp_path / "unreadable_20").is_dir()
     reader.save(20, some_state(target, seed=20), data_state(20))
     reader.wait()
     assert_identical(restore(reader, target)[0], some_state(target, seed=20))

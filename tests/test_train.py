@@ -267,7 +267,7 @@ def test_a_run_killed_and_stopped_again_and_again_ends_as_if_undisturbed(finishe
             run.wait_for_step(after_step)
             time.sleep(random.uniform(0, 0.5))
             # Ctrl-C and a scheduler's stop reach the whole group; SIGKILL finds one process alone.
-            os.killpg(run.process.pid, number) if number == signal.SIGINT else run.process.send_signal(number)
+            os.killpg(run.process.pid, number) if number != signal.SIGKILL else run.process.kill()
         except BaseException:
             run.kill_group()
             raise
@@ -383,6 +383,15 @@ def test_a_broken_record_does_not_stop_the_training_of_the_tokenizer(tmp_path):
     source = make_sources(made.data, 16)[0]._source  # type: ignore[attr-defined]  # the whole
     run.store_tokenizer(made.data, made.model, source, tmp_path / "tokenizer.model")
     assert make_tokenizer("sentencepiece", tmp_path / "tokenizer.model", 8).vocab_size > 10
+
+
+def test_the_vocabulary_of_a_refused_config_is_not_used(finished, tmp_path):
+    with pytest.raises(ValueError, match="labelled set 'cats'"):
+        run.prepare_run(miniature(text__vocab_size=120, evaluation__zero_shot=("scenes/cats",)), tmp_path)
+    prepared = run.prepare_run(miniature(), tmp_path)
+    prepared.batches.close()
+    prepared.checkpointer.close()
+    assert (tmp_path / TOKENIZER_FILE).read_bytes() == (finished / TOKENIZER_FILE).read_bytes()
 
 
 def test_a_config_that_was_refused_does_not_bind_the_workdir(finished, tmp_path):

@@ -72,7 +72,8 @@ class ModelConfig:
       embed_dim: channels of the joint embedding space.
       activation: "quick_gelu", x * sigmoid(1.702 x), as in the released weights, or the exact "gelu".
       logit_scale_init: initial logit scale before the logarithm; 1 / 0.07 in the paper (sec. 2.5).
-      compute_dtype: dtype of activations; softmax, layer-norm statistics and the loss are at least float32.
+      compute_dtype: dtype of activations; softmax, layer-norm statistics and the loss are at least float32. The
+        towers' matrix products use JAX's default precision, which on TPU and recent GPUs is below float32.
       param_dtype: dtype in which parameters are stored.
       remat: "none" keeps all activations of a block for the backward pass, "full" recomputes them.
 
