@@ -12,7 +12,7 @@ def row(step, **values):
 
 
 def step_metrics(loss=1.5):
-    names = ("chance_loss", "image_to_text_accuracy", "text_to_image_accuracy")
+    names = ("chance_loss", "grad_norm", "image_to_text_accuracy", "text_to_image_accuracy")
     return {"loss": jnp.float32(loss), **{name: jnp.float32(0.25) for name in names}}
 
 
@@ -63,12 +63,12 @@ def test_rows_of_a_run(tmp_path):
     assert all(r["images_per_s"] > 0 and 0 <= r["data_wait_share"] <= 1 for r in rows)
 
 
-@pytest.mark.parametrize("loss", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_stops_with_its_step_and_records(tmp_path, loss):
+@pytest.mark.parametrize(("name", "value"), [("loss", np.nan), ("loss", np.inf), ("grad_norm", np.nan)])
+def test_a_loss_or_gradient_that_is_not_finite_stops_with_its_step_and_records(tmp_path, name, value):
     log = ProgressLog(tmp_path, resume_step=0, total_steps=20, global_batch_size=3)
-    for step, value in ((1, 1.5), (2, loss), (3, np.nan)):
-        log.add(step, step_metrics(value), index=np.arange(3) + 100 * step)
-    with pytest.raises(NonFiniteLossError, match=f"the loss is {loss} at step 2") as error:
+    for step, metrics in ((1, {}), (2, {name: np.float32(value)}), (3, {"loss": np.float32(np.nan)})):
+        log.add(step, step_metrics(1.5) | metrics, index=np.arange(3) + 100 * step)
+    with pytest.raises(NonFiniteLossError, match=f"the {name} is {value} at step 2") as error:
         log.flush()
     log.close()
     assert error.value.step == 2

@@ -50,6 +50,7 @@ def test_evaluation_crop_offsets_round_half_to_even():
         (encode(Image.fromarray(noise(31, 37, 3)), "JPEG")[:-200], "truncated or broken image"),
         (encode(Image.fromarray(noise(31, 37, 3)), "JPEG", progressive=True)[:900], "truncated or broken image"),
         (encode(Image.fromarray(noise(31, 37, 3)))[:-200], "truncated or broken image"),
+        (encode(Image.fromarray(noise(8, 808, 3))), "image too narrow: 808x8 pixels, at most 100 times"),
         (encode(Image.fromarray(noise(1, 1, 3))), "image too small: 1x1 pixels, at least 8"),
         (encode(Image.fromarray(noise(31, MIN_SIDE - 1, 3))), "image too small: 7x31 pixels"),
         (encode(Image.fromarray(noise(11, 13).astype(np.float32)), "TIFF"), "floating-point image"),

@@ -366,11 +366,19 @@ def test_a_state_dict_that_does_not_fit_names_every_key(goldens):
     extra = {"visual.proj_2": np.zeros(1), "logit_bias": np.zeros(1)}
     whole = load_file(folder / "model.safetensors")
     less = {key: array for key, array in whole.items() if key not in lost}
-    for state_dict, missing, leftover in (
-        (less, lost, []),
-        (whole | extra, [], sorted(extra)),
-        (less | extra, lost, sorted(extra)),
+    bent = {"visual.proj": np.zeros((64, 31)), "transformer.resblocks.0.attn.in_proj_weight": np.zeros((7, 5))}
+    misshapen = [
+        "visual.proj [64, 31] does not turn into [64, 32]",
+        "transformer.resblocks.0.attn.in_proj_weight [7, 5] does not turn into [48, 3, 4, 12]",
+    ]
+    for state_dict, missing, leftover, wrong in (
+        (less, lost, [], []),
+        (whole | extra, [], sorted(extra), []),
+        (whole | bent, [], [], misshapen),
+        (less | extra | bent, lost, sorted(extra), misshapen),
     ):
         with pytest.raises(ValueError, match="state dict") as error:
             convert_openai(state_dict, golden_model(folder))
-        assert str(error.value) == f"the state dict does not fit the model: missing {missing}, left over {leftover}"
+        assert str(error.value) == (
+            f"the state dict does not fit the model: missing {missing}, left over {leftover}, misshapen {wrong}"
+        )
