@@ -1,4 +1,11 @@
-"""CLIP from scratch on real photographs: Flickr8k's 6,000 training pictures at 128 pixels, 500 of them held out."""
+"""CLIP from scratch on real photographs: Flickr8k's 6,000 training pictures at 128 pixels, 500 of them held out.
+
+    clip-jax train --config=flickr8k --config.data.path=DIR_OF_TARS --workdir=runs/flickr8k
+
+Hardware: two CPU cores. Time: 12 minutes in all, about 350 images/s.
+Result, measured on the 500 held-out pictures with five captions each: R@1/5/10 4.2/16.0/21.8 % image to text and
+3.6/13.1/20.3 % text to image (chance 0.2/1/2 %).
+"""
 
 from ml_collections import ConfigDict
 
