@@ -52,8 +52,8 @@ def make_train_step(
             "loss": loss,
             "chance_loss": jnp.log(len(batch["text"])),
             "logit_scale": jnp.exp(state.params["logit_scale"]),
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(state.params),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(state.params),
             "learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics

@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 
-def make_source(kind: str, path: str, split: str = "", name: str = "") -> Source:
+def make_source(kind: str, path: str, split: str = "") -> Source:
     """The source of a config's data section.
 
     Args:
       kind: webdataset, array_record, table or tfds.
-      path: see the class; for tfds its data_dir or, without a name, the dataset's folder DATA_DIR/NAME[/VERSION].
-      split, name: of a tfds dataset; unused elsewhere.
+      path: see the class; for tfds the dataset's folder, DATA_DIR/NAME or DATA_DIR/NAME/VERSION.
+      split: of a tfds dataset; unused elsewhere.
 
     Raises:
       ValueError: an unknown kind, no split for tfds, and what the classes raise: a path that is missing, empty, remote
@@ -41,10 +41,9 @@ def make_source(kind: str, path: str, split: str = "", name: str = "") -> Source
     if kind == "tfds":
         if not split or not path:
             raise ValueError(f"tfds needs a path and a split such as train; got path {path!r} and split {split!r}")
-        if not name:
-            path, name = os.path.split(path.rstrip("/"))
-            if os.path.isfile(os.path.join(path, name, "dataset_info.json")):  # the folder of one version
-                path, name = os.path.dirname(path), f"{os.path.basename(path)}:{name}"
+        path, name = os.path.split(path.rstrip("/"))
+        if os.path.isfile(os.path.join(path, name, "dataset_info.json")):  # the folder of one version
+            path, name = os.path.dirname(path), f"{os.path.basename(path)}:{name}"
         return TfdsSource(name, split, path or ".")
     makers: dict[str, Callable[[str], Source]] = {
         "webdataset": WebDatasetSource,

@@ -552,11 +552,10 @@ def test_tfds_lost_shard_other_format_and_missing_features(tmp_path):
         TfdsSource("only_text", "train", str(tmp_path))
 
 
-def test_tfds_by_folder_version_and_name_agree(tfds_dir):
+def test_tfds_by_folder_and_version_agree(tfds_dir):
     expected = TfdsSource("random_pixels", "train[2:]", tfds_dir).fingerprint()
     assert make_source("tfds", f"{tfds_dir}/random_pixels/", "train[2:]").fingerprint() == expected
     assert make_source("tfds", f"{tfds_dir}/random_pixels/1.2.3", "train[2:]").fingerprint() == expected
-    assert make_source("tfds", tfds_dir, "train[2:]", "random_pixels").fingerprint() == expected
 
 
 # Tables
@@ -670,7 +669,7 @@ def test_make_source_makes_each_kind(tmp_path, tfds_dir):
     assert len(make_source("webdataset", str(write_shards(tmp_path / "shards")))) == 8
     assert len(make_source("array_record", str(tmp_path))) == 1
     assert len(make_source("table", table)) == 1
-    assert len(make_source("tfds", tfds_dir, name="random_pixels", split="train")) == 7
+    assert len(make_source("tfds", f"{tfds_dir}/random_pixels", "train")) == 7
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "array_record", "table"])
