@@ -161,7 +161,7 @@ def plot_retrieval(
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | os.PathLike, title: str) -> None:
-    """Confusion matrix, coloured by each true class's share; counts in the cells up to 20 classes, names up to 60.
+    """Confusion matrix, coloured by each true class's share; counts in the cells up to 20 classes, names up to 80.
 
     Args:
       matrix: counts [C, C], row the true class, column the predicted one.
@@ -188,7 +188,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | o
     if C <= 20:
         for row, column in np.argwhere(matrix):
             _write_in_cell(ax, column, row, str(matrix[row, column]), share[row, column], bold=row == column)
-    if C <= 60:
+    if C <= 80:
         labels = [_wrapped(name, 24, 1) for name in class_names]
         ax.set_xticks(range(C), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
         ax.set_yticks(range(C), labels, fontsize=8, parse_math=False)
