@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from clip_jax.models import ModelConfig, TextConfig, VisionConfig
+from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig
 from clip_jax.sharding import ShardingConfig
 from input_pipeline.pipeline import DataConfig
@@ -103,7 +104,9 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     _check_names("config", set(sections), expected)
     vocab_size = sections["text"].get("vocab_size")
     eot_token = max(vocab_size - 1, 0) if isinstance(vocab_size, int) else 0
-    vision = _make("vision", VisionConfig, sections["vision"])
+    # The number of blocks by stage is what only a ResNet has.
+    vision_class: type[VisionConfig | ResNetConfig] = ResNetConfig if "stages" in sections["vision"] else VisionConfig
+    vision = _make("vision", vision_class, sections["vision"])
     text = _make("text", TextConfig, sections["text"], eot_token=eot_token)
     return Config(
         model=_make("model", ModelConfig, sections["model"], vision=vision, text=text),
@@ -133,10 +136,10 @@ def _check_names(where: str, given: set[str], expected: set[str]) -> None:
 
 
 def _make(section: str, cls: type[T], values: Mapping[str, Any], **derived: Any) -> T:
-    types = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     _check_names(section, set(values), names - set(derived))
-    return cls(**{name: _typed(f"{section}.{name}", value, types[name]) for name, value in values.items()}, **derived)
+    return cls(**{name: _typed(f"{section}.{name}", value, hints[name]) for name, value in values.items()}, **derived)
 
 
 def _typed(name: str, value: Any, expected: Any) -> Any:
@@ -146,9 +149,11 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, typing.get_args(expected)))}")
         return value
     if origin is tuple:
-        if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{name}={value!r} must be a tuple of strings")
-        return tuple(value)
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"{name}={value!r} must be a tuple")
+        return tuple(_typed(f"{name}[{i}]", item, typing.get_args(expected)[0]) for i, item in enumerate(value))
+    if origin is types.UnionType:  # of something and None
+        return None if value is None else _typed(name, value, typing.get_args(expected)[0])
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (expected is not bool and isinstance(value, bool)):

@@ -9,7 +9,7 @@ import optax
 
 # By name, because stacked blocks make a bias two-dimensional.
 DECAYED = {"kernel", "embedding", "positional_embedding"}
-NOT_DECAYED = {"bias", "scale", "class_embedding", "logit_scale"}
+NOT_DECAYED = {"bias", "scale", "class_embedding", "probe", "logit_scale", "logit_bias"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from clip_jax.models import ModelConfig, TransformerConfig
-from clip_jax.train_state import Params, init_params
+from clip_jax.train_state import Params, init_variables
 
 Turn = Callable[[np.ndarray], np.ndarray]
 Table = dict[str, tuple[str, Turn]]
@@ -76,7 +76,7 @@ def convert_openai(state_dict: Mapping[str, np.ndarray], config: ModelConfig) ->
 
     Raises ValueError that lists every key that is missing, left over or of a shape that the model does not have.
     """
-    expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    expected = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     shapes = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(expected)}
     flat: dict[str, Any] = {}
     used: set[str] = set()

@@ -21,13 +21,31 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r".*/blocks/mlp/fc_in/bias", P(None, "tensor")),  # [depth, M]
     (r".*/blocks/mlp/fc_out/kernel", P(None, "tensor", "fsdp")),  # [depth, M, D]
     (r".*/blocks/(attn/out|mlp/fc_out)/bias", P()),
-    (r".*/ln_\w+/(scale|bias)", P()),
+    (r".*/ln(_\w+)?/(scale|bias)", P()),
     (r"visual/patch_embedding/kernel", P(None, "fsdp")),  # [3 * patch_size**2, D]
+    (r"visual/patch_embedding/bias", P()),
     (r"visual/class_embedding", P()),
     (r"(visual|text)/positional_embedding", P()),
     (r"text/token_embedding/embedding", P(None, "fsdp")),  # [vocab_size, D]
     (r"(visual|text)_projection/kernel", P("fsdp", None)),  # [D, embed_dim]
-    (r"logit_scale", P()),
+    (r"text_projection/bias", P()),
+    (r"logit_(scale|bias)", P()),
+    # Attention pooling of ResNets and of SigLIP.
+    (r"visual/attention_(pool|head)/(query|key|value)/kernel", P("fsdp", "tensor", None)),  # [D, H, K]
+    (r"visual/attention_(pool|head)/(query|key|value)/bias", P("tensor", None)),  # [H, K]
+    (r"visual/attention_(pool|head)/out/kernel", P("tensor", None, "fsdp")),  # [H, K, D or embed_dim]
+    (r"visual/attention_(pool|head)/out/bias", P()),
+    (r"visual/attention_pool/positional_embedding", P()),
+    (r"visual/attention_head/probe", P()),
+    (r"visual/attention_head/mlp/fc_in/kernel", P("fsdp", "tensor")),  # [D, M]
+    (r"visual/attention_head/mlp/fc_in/bias", P("tensor")),  # [M]
+    (r"visual/attention_head/mlp/fc_out/kernel", P("tensor", "fsdp")),  # [M, D]
+    (r"visual/attention_head/mlp/fc_out/bias", P()),
+    # Convolutions [size, size, C_in, C_out], those of a stage's later blocks stacked.
+    (r"visual/stem_\d/conv/kernel", P()),
+    (r"visual/stage_\d/first/\w+/conv/kernel", P(None, None, None, "fsdp")),
+    (r"visual/stage_\d/blocks/\w+/conv/kernel", P(None, None, None, None, "fsdp")),
+    (r"visual/.*/norm/(scale|bias)", P()),
 )
 
 

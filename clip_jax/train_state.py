@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -14,28 +15,52 @@ from clip_jax.models import CLIP, ModelConfig
 from clip_jax.sharding import param_specs
 
 Params = dict[str, Any]
+Variables = dict[str, Any]  # parameters and running statistics in one nested dict
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """step: int32 []. params, opt_state: nested dicts and optax states. rng: uint32 key data [2], the run's key:
-    whatever is random inside a step folds the step into it."""
+    """params, batch_stats and opt_state are nested dicts and optax states; batch_stats, the running statistics of batch
+    norms, is empty for a model without. step: int32 []. rng: uint32 key data [2], the run's key: whatever is random
+    inside a step folds the step into it."""
 
     step: jax.Array
     params: Params
+    batch_stats: Variables
     opt_state: optax.OptState
     rng: jax.Array
 
+    @property
+    def variables(self) -> Variables:
+        """All that the model needs to encode."""
+        return join_variables(self.params, self.batch_stats)
+
 
 def model_graph(config: ModelConfig) -> nnx.GraphDef[CLIP]:
-    """The model without its parameters; `nnx.merge(graph, params)` gives the module back."""
+    """The model without its arrays; `nnx.merge(graph, variables)` gives the module back."""
     return nnx.split(nnx.eval_shape(lambda: CLIP(config, nnx.Rngs(0))))[0]
 
 
-def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh parameters as a nested dict of arrays."""
+def init_variables(config: ModelConfig, key: jax.Array) -> Variables:
+    """Fresh parameters and running statistics as a nested dict of arrays."""
     return nnx.to_pure_dict(nnx.split(CLIP(config, nnx.Rngs(key)))[1])
+
+
+def split_variables(variables: Variables) -> tuple[Params, Variables]:
+    """Parameters, and the running statistics: what batch norms call mean, var and count."""
+    flat = flatten_dict(variables)
+    is_statistic = {path: path[-1] in ("mean", "var", "count") for path in flat}
+    params, batch_stats = (
+        unflatten_dict({path: leaf for path, leaf in flat.items() if is_statistic[path] == wanted})
+        for wanted in (False, True)
+    )
+    return params, batch_stats
+
+
+def join_variables(params: Params, batch_stats: Variables) -> Variables:
+    """The inverse of `split_variables`."""
+    return unflatten_dict(flatten_dict(params) | flatten_dict(batch_stats))
 
 
 def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
@@ -44,6 +69,7 @@ def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: M
     tree: Any = TrainState(
         step=P(),  # type: ignore[arg-type]
         params=specs,
+        batch_stats=jax.tree.map(lambda _: P(), state.batch_stats),
         opt_state=optax.tree_utils.tree_map_params(
             optimizer, lambda _, spec: spec, state.opt_state, specs, transform_non_params=lambda _: P()
         ),
@@ -54,8 +80,8 @@ def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: M
 
 def _make_init(config: ModelConfig, optimizer: optax.GradientTransformation) -> Any:
     def init(rng: jax.Array) -> TrainState:
-        params = init_params(config, jax.random.wrap_key_data(rng))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+        params, batch_stats = split_variables(init_variables(config, jax.random.wrap_key_data(rng)))
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), rng)
 
     return init
 

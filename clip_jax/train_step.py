@@ -12,18 +12,23 @@ from jax.sharding import Mesh
 from clip_jax.losses import normalize, sharded_contrastive_loss
 from clip_jax.losses.contrastive import Metrics
 from clip_jax.models import CLIP
-from clip_jax.train_state import Params, TrainState
+from clip_jax.train_state import Params, TrainState, Variables, join_variables
 
 Batch = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def loss_fn(params: Params, graph: nnx.GraphDef[CLIP], batch: Batch, mesh: Mesh) -> tuple[jax.Array, Metrics]:
-    """The contrastive loss of a global batch {image [N, H, W, 3], text int32 [N, L]} and its metrics."""
-    features = nnx.merge(graph, params)(batch["image"], batch["text"])
-    return sharded_contrastive_loss(
+def loss_fn(
+    params: Params, batch_stats: Variables, graph: nnx.GraphDef[CLIP], batch: Batch, mesh: Mesh
+) -> tuple[jax.Array, tuple[Metrics, Variables]]:
+    """The contrastive loss of a global batch {image [N, H, W, 3], text int32 [N, L]}, its metrics, and the running
+    statistics as the batch has moved them."""
+    model = nnx.merge(graph, join_variables(params, batch_stats))
+    features = model(batch["image"], batch["text"], train=True)
+    loss, metrics = sharded_contrastive_loss(
         normalize(features.image_features), normalize(features.text_features), features.logit_scale, mesh
     )
+    return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
 
 def make_train_step(
@@ -44,7 +49,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = gradient(state.params, graph, batch, mesh)
+        (loss, (metrics, batch_stats)), grads = gradient(state.params, state.batch_stats, graph, batch, mesh)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params["logit_scale"] = jnp.clip(params["logit_scale"], 0, jnp.log(max_logit_scale))
@@ -56,6 +61,6 @@ def make_train_step(
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": schedule(state.step),
         }
-        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+        return TrainState(state.step + 1, params, batch_stats, opt_state, state.rng), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))

@@ -15,7 +15,7 @@ from clip_jax.evaluation import Evaluator, as_row, as_table
 from clip_jax.evaluators.encoder import Encoder
 from clip_jax.models import CLIP, ModelConfig, TextConfig, VisionConfig
 from clip_jax.sharding import ShardingConfig, make_mesh
-from clip_jax.train_state import init_params, model_graph
+from clip_jax.train_state import init_variables, model_graph
 from input_pipeline.scenes import LabelledScenes, SceneSource
 from input_pipeline.sources import WebDatasetSource
 from input_pipeline.tokenizers import SentencePieceTokenizer, train_sentencepiece
@@ -36,7 +36,7 @@ def model() -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def params(model):
-    return init_params(model, jax.random.key(0))
+    return init_variables(model, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

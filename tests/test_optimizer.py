@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
-from clip_jax.train_state import init_params
+from clip_jax.train_state import init_variables
 
 PAPER = OptimizerConfig(
     learning_rate=5e-4, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6, warmup_steps=7, max_logit_scale=100.0
@@ -22,7 +22,7 @@ def test_weights_decay_and_gains_biases_and_the_temperature_do_not():
         vision=VisionConfig(image_size=6, patch_size=3, **tower),
         text=TextConfig(context_length=7, vocab_size=13, eot_token=12, **tower),
     )
-    mask = flatten_dict(decay_mask(jax.eval_shape(lambda: init_params(config, jax.random.key(0)))), sep="/")
+    mask = flatten_dict(decay_mask(jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))), sep="/")
     blocks = [f"blocks/{name}/kernel" for name in ("attn/out", "attn/qkv", "mlp/fc_in", "mlp/fc_out")]
     assert sorted(name for name, decays in mask.items() if decays) == sorted(
         [

@@ -11,7 +11,7 @@ from clip_jax import sharding
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
 from clip_jax.sharding import ShardingConfig, batch_shards, constrain_batch, make_mesh, param_specs, place_batch
-from clip_jax.train_state import init_params, init_state
+from clip_jax.train_state import init_variables, init_state
 
 TINY = ModelConfig(
     embed_dim=7,
@@ -30,7 +30,7 @@ def mesh_of(data, fsdp, tensor):
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.eval_shape(lambda: init_params(TINY, jax.random.key(0)))
+    return jax.eval_shape(lambda: init_variables(TINY, jax.random.key(0)))
 
 
 @pytest.mark.parametrize(

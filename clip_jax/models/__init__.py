@@ -1,6 +1,17 @@
 """The encoders as Flax NNX modules."""
 
 from clip_jax.models.clip import CLIP, CLIPFeatures, normalize_images
-from clip_jax.models.config import ModelConfig, TextConfig, TransformerConfig, VisionConfig
+from clip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, TransformerConfig, VisionConfig
+from clip_jax.models.published import PUBLISHED
 
-__all__ = ["CLIP", "CLIPFeatures", "ModelConfig", "TextConfig", "TransformerConfig", "VisionConfig", "normalize_images"]
+__all__ = [
+    "CLIP",
+    "PUBLISHED",
+    "CLIPFeatures",
+    "ModelConfig",
+    "ResNetConfig",
+    "TextConfig",
+    "TransformerConfig",
+    "VisionConfig",
+    "normalize_images",
+]

@@ -6,28 +6,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from clip_jax.models.config import ModelConfig
+from clip_jax.models.config import ModelConfig, ResNetConfig
+from clip_jax.models.modified_resnet import ModifiedResNet
 from clip_jax.models.text_transformer import TextTransformer
 from clip_jax.models.vision_transformer import VisionTransformer
 from clip_jax.sharding import constrain_batch
 
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 class CLIPFeatures(NamedTuple):
-    """What the loss needs: features [B, E], not normalised, and the logarithm of the logit scale, []."""
+    """What the loss needs: features [B, E], not normalised, the logarithm of the logit scale, [], and the sigmoid
+    loss's bias, [], or None."""
 
     image_features: jax.Array
     text_features: jax.Array
     logit_scale: jax.Array
+    logit_bias: jax.Array | None = None
 
 
-def normalize_images(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """uint8 [B, H, W, 3] in 0..255 to the zero-mean, unit-variance pixels the released models were trained on."""
+def normalize_images(images: jax.Array, config: ModelConfig) -> jax.Array:
+    """uint8 [B, H, W, 3] in 0..255 to zero-mean, unit-variance pixels in the compute dtype."""
+    dtype = config.dtypes["dtype"]
     wide = jnp.promote_types(dtype, jnp.float32)
     pixels = images.astype(wide) / 255
-    return ((pixels - jnp.asarray(IMAGE_MEAN, wide)) / jnp.asarray(IMAGE_STD, wide)).astype(dtype)
+    return ((pixels - jnp.asarray(config.image_mean, wide)) / jnp.asarray(config.image_std, wide)).astype(dtype)
 
 
 class CLIP(nnx.Module):
@@ -37,42 +38,40 @@ class CLIP(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal
         dtypes = config.dtypes
-        self.compute_dtype = dtypes["dtype"]
-        self.visual = VisionTransformer(config, rngs)
+        self.config = config
+        is_resnet = isinstance(config.vision, ResNetConfig)
+        self.visual = ModifiedResNet(config, rngs) if is_resnet else VisionTransformer(config, rngs)
         self.text = TextTransformer(config, rngs)
-        self.visual_projection = nnx.Linear(
-            config.vision.width,
-            config.embed_dim,
-            use_bias=False,
-            kernel_init=normal(config.vision.width**-0.5),
-            rngs=rngs,
-            **dtypes,
+        self.visual_projection = (
+            self._projection(config.vision.width, False, rngs) if config.has_visual_projection else None
         )
-        self.text_projection = nnx.Linear(
-            config.text.width,
-            config.embed_dim,
-            use_bias=False,
-            kernel_init=normal(config.text.width**-0.5),
-            rngs=rngs,
-            **dtypes,
-        )
+        self.text_projection = self._projection(config.text.width, config.text.projection_bias, rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(config.logit_scale_init, dtypes["param_dtype"])))
+        bias = config.logit_bias_init
+        self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, dtypes["param_dtype"]))
 
-    def encode_image(self, images: jax.Array) -> jax.Array:
+    def _projection(self, width: int, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
+        init = nnx.initializers.normal(width**-0.5)
+        return nnx.Linear(
+            width, self.config.embed_dim, use_bias=use_bias, kernel_init=init, rngs=rngs, **self.config.dtypes
+        )
+
+    def encode_image(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Features [B, E], not normalised.
 
         images: [B, H, W, 3], uint8 in 0..255, or already normalised floating-point pixels.
+        train: batch norms use the batch's statistics and move their running ones.
         """
         if images.dtype == jnp.uint8:
-            images = normalize_images(images, self.compute_dtype)
-        features = self.visual(constrain_batch(images.astype(self.compute_dtype)))
-        return constrain_batch(self.visual_projection(features))
+            images = normalize_images(images, self.config)
+        features = self.visual(constrain_batch(images.astype(self.config.dtypes["dtype"])), train)
+        return constrain_batch(self.visual_projection(features) if self.visual_projection else features)
 
     def encode_text(self, text: jax.Array) -> jax.Array:
-        """Features [B, E], not normalised, of token ids int32 [B, L]."""
+        """Features [B, E], not normalised, of token ids int32 [B, L]; see `TextTransformer` about L."""
         return constrain_batch(self.text_projection(self.text(constrain_batch(text))))
 
-    def __call__(self, images: jax.Array, text: jax.Array) -> CLIPFeatures:
-        return CLIPFeatures(self.encode_image(images), self.encode_text(text), self.logit_scale[...])
+    def __call__(self, images: jax.Array, text: jax.Array, *, train: bool = False) -> CLIPFeatures:
+        bias = None if self.logit_bias is None else self.logit_bias[...]
+        return CLIPFeatures(self.encode_image(images, train=train), self.encode_text(text), self.logit_scale[...], bias)

@@ -27,13 +27,27 @@ class TransformerConfig:
 class VisionConfig(TransformerConfig):
     """Vision transformer over square patches.
 
-    image_size and patch_size are in pixels. position_init_scale multiplies the initial standard deviation of the
-    position embeddings, width^-0.5; 1 is the paper's. Small models on small images learn shapes sooner with more.
+    Attributes:
+      image_size, patch_size: in pixels.
+      pooling: what the feature is. "class_token": the class token, the paper's. "mean": the mean over the patches
+        after the last layer norm (open_clip's pool_type "avg"). "attention": SigLIP's tower, in which a learned query
+        attends to the patches; it has no class token, no layer norm before the blocks and no projection, and its
+        patch embedding has a bias.
+      position_init_scale: multiplies the initial standard deviation of the position embeddings, width^-0.5; 1 is the
+        paper's. Small models on small images learn shapes sooner with more.
+
+    Reference: Radford et al. 2021, table 20; attention pooling: Zhai et al. 2022, https://arxiv.org/abs/2106.04560.
     """
 
     image_size: int
     patch_size: int
+    pooling: Literal["class_token", "mean", "attention"] = "class_token"
     position_init_scale: float = 1.0
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,12 +60,69 @@ class VisionConfig(TransformerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """The paper's modified ResNet: three-convolution stem, antialiased strides, attention pooling.
+
+    Attributes:
+      image_size: in pixels; a multiple of 32, the stride of the whole network.
+      stages: bottleneck blocks of each of the four stages.
+      stem_width: channels after the stem; the last stage has 32 times as many, which table 19 calls the vision width.
+      num_heads: of the attention pooling.
+      batch_norm: over which images statistics are taken in training: "per_device" over those of one device, the
+        paper's, or "global" over the whole batch, so that the numbers do not depend on the number of devices.
+
+    Reference: Radford et al. 2021, sec. 2.4 and table 19.
+    """
+
+    image_size: int
+    stages: tuple[int, ...]
+    stem_width: int
+    num_heads: int
+    batch_norm: Literal["per_device", "global"] = "per_device"
+
+    def __post_init__(self) -> None:
+        if self.image_size < 32 or self.image_size % 32:
+            raise ValueError(
+                f"vision.image_size={self.image_size} is not a multiple of 32, the stride of a ResNet: use "
+                f"{max(self.image_size // 32, 1) * 32} or {(self.image_size // 32 + 1) * 32}"
+            )
+        if len(self.stages) != 4 or min(self.stages) < 1:
+            raise ValueError(f"vision.stages={self.stages} must be the number of blocks, at least 1, of four stages")
+        if self.stem_width < 2 or self.stem_width % 2 or self.num_heads < 1 or self.width % self.num_heads:
+            raise ValueError(
+                f"vision.stem_width={self.stem_width} must be even, and 32 times it divisible by "
+                f"vision.num_heads={self.num_heads}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels of the last stage."""
+        return 32 * self.stem_width
+
+    @property
+    def grid_size(self) -> int:
+        """Positions along a side that the attention pooling sees."""
+        return self.image_size // 32
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextConfig(TransformerConfig):
-    """Causal text transformer. The text feature is taken at the first `eot_token` of each row."""
+    """Text transformer.
+
+    Attributes:
+      context_length: positions, the start and end token included.
+      eot_token: id of the end token; the released vocabulary's is its last.
+      causal: each position sees only itself and those before it, as in the paper; SigLIP's see all.
+      pooling: the feature is taken at the first `eot_token` of each row, "eot", or at the "last" position (SigLIP).
+      projection_bias: whether the projection into the joint space has a bias; only SigLIP's has.
+    """
 
     context_length: int
     vocab_size: int
     eot_token: int
+    causal: bool = True
+    pooling: Literal["eot", "last"] = "eot"
+    projection_bias: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,8 +141,11 @@ class ModelConfig:
 
     Attributes:
       embed_dim: channels of the joint embedding space.
-      activation: "quick_gelu", x * sigmoid(1.702 x), as in the released weights, or the exact "gelu".
+      activation: "quick_gelu", x * sigmoid(1.702 x), as in the released weights, the exact "gelu", or its tanh
+        approximation "gelu_tanh" (SigLIP).
       logit_scale_init: initial logit scale before the logarithm; 1 / 0.07 in the paper (sec. 2.5).
+      logit_bias_init: of the bias that the sigmoid loss adds to every logit; None, the paper's, has no such parameter.
+      image_mean, image_std: of pixels in [0, 1], by channel; the released models' by default.
       compute_dtype: dtype of activations; softmax, layer-norm statistics and the loss are at least float32. The
         towers' matrix products use JAX's default precision, which on TPU and recent GPUs is below float32.
       param_dtype: dtype in which parameters are stored.
@@ -81,11 +155,14 @@ class ModelConfig:
     """
 
     embed_dim: int
-    vision: VisionConfig
+    vision: VisionConfig | ResNetConfig
     text: TextConfig
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
     logit_scale_init: float = 1 / 0.07
+    logit_bias_init: float | None = None
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     remat: Literal["none", "full"] = "none"
@@ -97,6 +174,22 @@ class ModelConfig:
             raise ValueError(
                 f"model.logit_scale_init={self.logit_scale_init} must be positive: it is stored as its log"
             )
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ValueError(
+                f"model.image_mean={self.image_mean} and image_std={self.image_std} must be three numbers each, "
+                "the latter positive"
+            )
+        vision = self.vision
+        if isinstance(vision, VisionConfig) and vision.pooling == "attention" and self.embed_dim != vision.width:
+            raise ValueError(
+                f"model.embed_dim={self.embed_dim} must be vision.width={vision.width}: a tower that ends in attention "
+                "pooling has no projection"
+            )
+
+    @property
+    def has_visual_projection(self) -> bool:
+        """A ResNet's attention pooling projects by itself; SigLIP's does not project."""
+        return isinstance(self.vision, VisionConfig) and self.vision.pooling != "attention"
 
     @property
     def dtypes(self) -> dict[str, Any]:

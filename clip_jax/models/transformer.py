@@ -11,6 +11,7 @@ from clip_jax.models.config import ModelConfig, TransformerConfig
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
 
@@ -20,12 +21,12 @@ def make_layer_norm(width: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Laye
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
-    """Scaled dot-product attention over [B, L, H, K]; the softmax is in at least float32.
+    """Scaled dot-product attention of queries [B, L, H, K] over [B, M, H, K]; the softmax is in at least float32.
 
     `jax.nn.dot_product_attention` casts its softmax down to float32 under x64, so that float64 could not be had.
     """
     logits = jnp.einsum("blhk,bmhk->bhlm", query * query.shape[-1] ** -0.5, key)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # [B, H, L, L]
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # [B, H, L, M]
     if causal:
         visible = jnp.tril(jnp.ones(logits.shape[-2:], bool))
         logits = jnp.where(visible, logits, -jnp.inf)

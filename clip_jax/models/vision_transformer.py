@@ -4,12 +4,36 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from clip_jax.models.config import ModelConfig
-from clip_jax.models.transformer import Transformer, make_layer_norm
+from clip_jax.models.config import ModelConfig, VisionConfig
+from clip_jax.models.transformer import MLP, Transformer, attention, make_layer_norm
+
+
+class AttentionHead(nnx.Module):
+    """A learned query attends to all patches, and a residual MLP follows (SigLIP's "MAP head").
+
+    Reference: Zhai et al. 2022, https://arxiv.org/abs/2106.04560, sec. 3.2.
+    """
+
+    def __init__(self, config: VisionConfig, model: ModelConfig, rngs: nnx.Rngs):
+        width, heads = config.width, (config.num_heads, config.width // config.num_heads)
+        normal = nnx.initializers.normal(width**-0.5)
+        self.probe = nnx.Param(normal(rngs.params(), (width,), model.dtypes["param_dtype"]))
+        self.query, self.key, self.value = (
+            nnx.LinearGeneral(width, heads, kernel_init=normal, rngs=rngs, **model.dtypes) for _ in range(3)
+        )
+        self.out = nnx.LinearGeneral(heads, width, axis=(-2, -1), kernel_init=normal, rngs=rngs, **model.dtypes)
+        self.ln = make_layer_norm(width, model, rngs)
+        self.mlp = MLP(config, model, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, P, D] to [B, D]."""
+        query = jnp.broadcast_to(self.query(self.probe[...].astype(x.dtype)), (len(x), 1, *self.query.out_features))
+        pooled = self.out(attention(query, self.key(x), self.value(x), causal=False))[:, 0]
+        return pooled + self.mlp(self.ln(pooled))
 
 
 class VisionTransformer(nnx.Module):
-    """Images to the class token's feature, before the projection into the joint space.
+    """Images to features before the projection into the joint space, by default the class token's.
 
     Reference: Radford et al. 2021, sec. 2.4 ("an additional layer normalization to the combined patch and position
     embeddings before the transformer").
@@ -17,9 +41,12 @@ class VisionTransformer(nnx.Module):
 
     def __init__(self, model: ModelConfig, rngs: nnx.Rngs):
         config = model.vision
+        assert isinstance(config, VisionConfig)
         self.patch_size = config.patch_size
         self.image_size = config.image_size
-        num_patches = (config.image_size // config.patch_size) ** 2
+        self.pooling = config.pooling
+        has_class_token = config.pooling != "attention"
+        num_positions = config.grid_size**2 + has_class_token
         patch_dim = 3 * config.patch_size**2
         scale = config.width**-0.5
         normal = nnx.initializers.normal
@@ -28,20 +55,23 @@ class VisionTransformer(nnx.Module):
         position_init = normal(config.position_init_scale * scale)
         patch_init = normal((3 * patch_dim) ** -0.5)
         self.patch_embedding = nnx.Linear(
-            patch_dim, config.width, use_bias=False, kernel_init=patch_init, rngs=rngs, **model.dtypes
+            patch_dim, config.width, use_bias=not has_class_token, kernel_init=patch_init, rngs=rngs, **model.dtypes
         )
-        self.class_embedding = nnx.Param(normal(scale)(rngs.params(), (config.width,), param_dtype))
-        self.positional_embedding = nnx.Param(
-            position_init(rngs.params(), (num_patches + 1, config.width), param_dtype)
+        class_init = normal(scale)
+        self.class_embedding = (
+            nnx.Param(class_init(rngs.params(), (config.width,), param_dtype)) if has_class_token else None
         )
-        self.ln_pre = make_layer_norm(config.width, model, rngs)
+        self.positional_embedding = nnx.Param(position_init(rngs.params(), (num_positions, config.width), param_dtype))
+        self.ln_pre = make_layer_norm(config.width, model, rngs) if has_class_token else None
         self.transformer = Transformer(config, model, causal=False, rngs=rngs)
         self.ln_post = make_layer_norm(config.width, model, rngs)
+        self.attention_head = AttentionHead(config, model, rngs) if config.pooling == "attention" else None
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps normalised images [B, H, W, 3] to features [B, D].
 
-        H and W must be the config's image_size: the position embeddings are learned for that grid.
+        H and W must be the config's image_size: the position embeddings are learned for that grid. Training makes no
+        difference here.
         """
         B, H, W, _ = images.shape
         p = self.patch_size
@@ -49,8 +79,13 @@ class VisionTransformer(nnx.Module):
             raise ValueError(f"images are {H}x{W} pixels, the model's image_size is {self.image_size}: resize them")
         patches = images.reshape(B, H // p, p, W // p, p, 3).swapaxes(2, 3).reshape(B, -1, p * p * 3)
         x = self.patch_embedding(patches)  # [B, P, D]
-        class_token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (B, 1, x.shape[-1]))
-        x = jnp.concatenate([class_token, x], axis=1)  # [B, P + 1, D]
+        if self.class_embedding is not None:
+            class_token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (B, 1, x.shape[-1]))
+            x = jnp.concatenate([class_token, x], axis=1)  # [B, P + 1, D]
         x = x + self.positional_embedding[...].astype(x.dtype)
-        x = self.transformer(self.ln_pre(x))
-        return self.ln_post(x[:, 0])
+        x = self.transformer(x if self.ln_pre is None else self.ln_pre(x))
+        if self.pooling == "class_token":
+            return self.ln_post(x[:, 0])
+        if self.attention_head is None:
+            return self.ln_post(x[:, 1:]).mean(1)
+        return self.attention_head(self.ln_post(x))

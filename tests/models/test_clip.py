@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig, normalize_images
 from clip_jax.models.transformer import Transformer
 from clip_jax.pretrained import convert_openai
-from clip_jax.train_state import init_params, model_graph
+from clip_jax.train_state import init_variables, model_graph
 
 END = 30  # of 31 tokens
 TINY = ModelConfig(
@@ -50,12 +50,12 @@ def random_params(shapes, seed=0):
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(jax.eval_shape(lambda: init_params(TINY, jax.random.key(0))))
+    return random_params(jax.eval_shape(lambda: init_variables(TINY, jax.random.key(0))))
 
 
 @pytest.fixture(scope="module")
 def fresh_params():
-    return flat(jax.jit(init_params, static_argnums=0)(WIDE, jax.random.key(5)))
+    return flat(jax.jit(init_variables, static_argnums=0)(WIDE, jax.random.key(5)))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_parameter_count():
     vision = 3 * 5 * 5 * 15 + 15 + (4 + 1) * 15 + 2 * 15 + tower_size(15, 2, 19) + 2 * 15
     text = 31 * 22 + 13 * 22 + tower_size(22, 3, 29) + 2 * 22
     projections = 15 * 7 + 22 * 7
-    params = jax.eval_shape(lambda: init_params(TINY, jax.random.key(0)))
+    params = jax.eval_shape(lambda: init_variables(TINY, jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == vision + text + projections + 1
 
 
@@ -251,7 +251,7 @@ def test_uint8_images_are_normalised_on_the_device(encode_image):
 
 def test_bfloat16_computes_close_to_float32_and_stores_float32(params):
     half_config = replace(TINY, compute_dtype="bfloat16")
-    shapes = jax.eval_shape(lambda: init_params(half_config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_variables(half_config, jax.random.key(0)))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
     def forward(config):
