@@ -1,5 +1,6 @@
 """The console command: `clip-jax train ...` is `python -m clip_jax.train ...`."""
 
+import importlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -9,38 +10,49 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-COMMANDS = {"train": "train a model from a config", "evaluate": "measure a trained model"}
+# Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are.
+COMMANDS = {
+    "train": "train a model from a config",
+    "evaluate": "measure a trained model",
+    "embed": "embed a folder or a data set of pictures and captions",
+    "classify": "tell which of your labels fit pictures",
+    "convert": "read weights of any layout, write them in another",
+}
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, metrics, pictures.")
+# Flags that several commands have; one may define its own with other words.
+MODEL = flags.DEFINE_string("model", None, "Weights, by name or path as clip_jax.load takes them.", allow_override=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; made when missing.", allow_override=True)
 flags.DEFINE_bool("traceback", False, "Show where an error came from, not only its message.")
 
 
 def main() -> None:
     """Entry point of the `clip-jax` command."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if command == "train":
-        from clip_jax import train as module
-    elif command == "evaluate":
-        from clip_jax import evaluate as module  # type: ignore[no-redef]
-    else:
+    if command not in COMMANDS:
         lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
         usage = "\n".join(["usage: clip-jax COMMAND [--flags]", *lines, "clip-jax COMMAND --help lists the flags."])
         if command in ("-h", "--help", "help"):
             print(usage)
             return
         _fail(f"unknown command {command!r}\n{usage}")
+    module = importlib.import_module(f"clip_jax.{command}")  # only this one: each takes seconds
     run(module.main, [f"{sys.argv[0]} {command}", *sys.argv[2:]])
 
 
-def run(command: Callable[[], int | None], argv: Sequence[str]) -> None:
+def run(command: Callable[..., int | None], argv: Sequence[str]) -> None:
     """Parses the flags and runs a command; a mistake of the user ends in one message and exit code 1."""
+    module = sys.modules[command.__module__]
     if {"-h", "--help"} & set(argv[1:]):
-        print(_help(sys.modules[command.__module__]))
+        print(_help(module))
         return
 
-    def guarded(_: Sequence[str]) -> int | None:
+    def guarded(rest: Sequence[str]) -> int | None:
+        takes_arguments = hasattr(module, "POSITIONAL")
+        if len(rest) > 1 and not takes_arguments:
+            _fail(f"unexpected argument {rest[1]!r}: flags begin with --")
         try:
-            return command()
+            return command(rest[1:]) if takes_arguments else command()
         except (ValueError, OSError) as error:
             if flags.FLAGS.traceback:
                 raise
@@ -67,8 +79,6 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         # Of a save that failed they log many tracebacks; checkpoint.py reports it in one sentence.
         noisy = {"orbax", "asyncio", "concurrent"}
         logging.get_absl_handler().python_handler.addFilter(lambda r: not noisy & set(Path(r.pathname).parts))
-    if len(rest) > 1:
-        _fail(f"unexpected argument {rest[1]!r}: flags begin with --")
     return rest
 
 

@@ -41,6 +41,8 @@ class TrainConfig:
       total_steps: steps of the whole run; samples seen = total_steps * global_batch_size.
       checkpoint_every, evaluate_every: in steps; 0 only at the end.
       keep_checkpoints: how many of the newest are kept.
+      init_from: weights to start from, a name or path as `clip_jax.load` takes; position embeddings are interpolated to
+        the config's image_size and context_length. Empty starts from random parameters.
       seed: of the initial parameters.
     """
 
@@ -49,6 +51,7 @@ class TrainConfig:
     checkpoint_every: int
     evaluate_every: int
     keep_checkpoints: int
+    init_from: str
     seed: int
 
     def __post_init__(self) -> None:

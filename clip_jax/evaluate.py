@@ -8,15 +8,11 @@ from typing import Any
 from absl import flags
 
 from clip_jax import cli
-from clip_jax.checkpoint import Checkpointer
-from clip_jax.config import TOKENIZER_FILE, load_config, with_tokenizer, write_json
+from clip_jax.config import write_json
+from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator, Results, as_table
-from clip_jax.evaluators.encoder import Encoder
-from clip_jax.optimizer import make_optimizer, make_schedule
-from clip_jax.sharding import make_mesh
-from clip_jax.train_state import abstract_state, model_graph
+from clip_jax.restore import restore_run
 from input_pipeline.pipeline import make_sources
-from input_pipeline.tokenizers import make_tokenizer
 
 flags.declare_key_flag("workdir")
 OUTPUT = flags.DEFINE_string(
@@ -41,24 +37,15 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     Raises:
       ValueError: no run or no checkpoint there, or an unknown set.
     """
-    config = load_config(workdir)
+    run = restore_run(workdir)
+    config, image_size = run.config, run.model.vision.image_size
     data = config.data if data_path is None else dataclasses.replace(config.data, path=data_path)
     evaluation = dataclasses.replace(config.evaluation, **changes)
-    mesh = make_mesh(config.sharding)
-    tokenizer = make_tokenizer(data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
-    model = with_tokenizer(config.model, tokenizer)
-    _, validation = make_sources(data, model.vision.image_size)
-    encoder = Encoder(model_graph(model), mesh, evaluation.batch_size)
-    evaluator = Evaluator(evaluation, encoder, tokenizer, validation, model.vision.image_size)
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.total_steps))
-    checkpointer = Checkpointer(workdir)
-    restored = checkpointer.restore(abstract_state(model, optimizer, mesh))
-    checkpointer.close()
-    if restored is None:
-        raise ValueError(f"{workdir} has no checkpoint yet: train first, or wait for the first checkpoint")
+    _, validation = make_sources(data, image_size)
+    encoder = Encoder(run.model, run.mesh, evaluation.batch_size)
+    evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
     output.mkdir(parents=True, exist_ok=True)
-    state = restored[0]
-    results = {"step": int(state.step), **evaluator(state.params, pictures=output)}
+    results = {"step": int(run.state.step), **evaluator(run.state.variables, pictures=output)}
     write_json(output / "evaluation.json", results)
     return results
 

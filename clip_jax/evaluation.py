@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import EvaluationConfig
-from clip_jax.evaluators.encoder import Encoder
+from clip_jax.encoder import Encoder
 from clip_jax.evaluators.prompts import load_templates
 from clip_jax.evaluators.retrieval import recall_at_k, top_matches
 from clip_jax.evaluators.zero_shot import class_embeddings, confusion_matrix, zero_shot_metrics
 from clip_jax.metrics import Row, format_table
 from clip_jax.plots import plot_confusion, plot_retrieval, plot_similarity
-from clip_jax.train_state import Params
+from clip_jax.train_state import Variables
 from input_pipeline.pipeline import load_image
 from input_pipeline.scenes import LabelledScenes
 from input_pipeline.sources import BrokenRecordError, Source, TfdsSource
@@ -39,9 +39,9 @@ class Evaluator:
         self._sets = {name: _labelled_source(name, config, image_size) for name in config.zero_shot}
         self._templates = {name: _templates(config, source) for name, source in self._sets.items()}
 
-    def __call__(self, params: Params, pictures: Path | None = None) -> Results:
+    def __call__(self, variables: Variables, pictures: Path | None = None) -> Results:
         """{"zero_shot": {set: metrics}, "retrieval": metrics}, ready for JSON; PNGs into the folder `pictures`."""
-        self.encoder.params = params
+        self.encoder.variables = variables
         zero_shot = {name: self._zero_shot(name, source, pictures) for name, source in self._sets.items()}
         return {"zero_shot": zero_shot, "retrieval": self._retrieval(pictures)}
 

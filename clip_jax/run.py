@@ -1,5 +1,6 @@
 """What a training run needs, made and checked before long work starts."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,16 +11,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from clip_jax.checkpoint import Checkpointer
-from clip_jax.config import TOKENIZER_FILE, Config, check_workdir, make_config, record_config, with_tokenizer
+from clip_jax.config import (
+    TOKENIZER_FILE,
+    Config,
+    check_workdir,
+    make_config,
+    record_config,
+    with_tokenizer,
+)
+from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator
-from clip_jax.evaluators.encoder import Encoder
 from clip_jax.models import ModelConfig
 from clip_jax.optimizer import make_optimizer, make_schedule
+from clip_jax.restore import open_model
 from clip_jax.sharding import batch_shards, make_mesh
-from clip_jax.train_state import TrainState, abstract_state, init_state, model_graph
+from clip_jax.train_state import TrainState, abstract_state, init_state, model_graph, split_variables
 from clip_jax.train_step import TrainStep, make_train_step
 from input_pipeline.pipeline import BatchIterator, DataConfig, Examples, make_sources
 from input_pipeline.sources import BrokenRecordError, Source
@@ -75,12 +85,12 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     optimizer = make_optimizer(config.optimizer, schedule)
     target = abstract_state(model, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    encoder = Encoder(graph, mesh, config.evaluation.batch_size)
+    encoder = Encoder(model, mesh, config.evaluation.batch_size)
     evaluator = Evaluator(config.evaluation, encoder, tokenizer, validation, image_size)
     record_config(sections, workdir)
 
     checkpointer = Checkpointer(workdir, config.train.keep_checkpoints)
-    state, data_state = checkpointer.restore(target) or (init_state(model, optimizer, config.train.seed, mesh), None)
+    state, data_state = checkpointer.restore(target) or (_first_state(config, model, optimizer, mesh), None)
     checkpointer.set_aside_after(int(state.step))
     batches = BatchIterator(
         Examples(
@@ -115,6 +125,25 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         evaluator=evaluator,
         plan="\n".join(plan),
     )
+
+
+def _first_state(config: Config, model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Random parameters, or those that train.init_from names."""
+    state = init_state(model, optimizer, config.train.seed, mesh)
+    if not config.train.init_from:
+        return state
+    given, _ = open_model(
+        config.train.init_from,
+        image_size=model.vision.image_size,
+        context_length=model.text.context_length,
+        param_dtype=model.param_dtype,
+    )
+    if differing := given.config.differences(model):
+        raise ValueError(f"train.init_from={config.train.init_from} is not the config's model: {'; '.join(differing)}")
+    params, batch_stats = split_variables(given.variables)
+    params = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state.params, params)
+    batch_stats = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state.batch_stats, batch_stats)
+    return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
 def store_tokenizer(data: DataConfig, model: ModelConfig, source: Source, file: Path) -> None:

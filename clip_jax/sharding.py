@@ -62,7 +62,7 @@ class ShardingConfig:
     tensor: int = 1
 
 
-def make_mesh(config: ShardingConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: ShardingConfig = ShardingConfig(), devices: list[jax.Device] | None = None) -> Mesh:
     """A (data, fsdp, tensor) mesh over `devices`, by default all of them.
 
     Axes are Auto: with JAX's default, Explicit, the similarity matrix of two batch-sharded sides is a type error.

@@ -68,7 +68,7 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
     log = ProgressLog(run.workdir, first_step, last_step, batch_size)
 
     def evaluate(step: int, pictures: Path | None = None) -> Results:
-        results = run.evaluator(run.state.params, pictures)
+        results = run.evaluator(run.state.variables, pictures)
         if step > first_step or not evaluated:
             log.write({"step": step, "samples_seen": step * batch_size, **as_row(results)})
         return results

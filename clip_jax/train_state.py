@@ -78,6 +78,13 @@ def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: M
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree, is_leaf=lambda x: isinstance(x, P))
 
 
+def variable_shardings(variables: Variables, mesh: Mesh) -> Any:
+    """The sharding of each array of a model: parameters by the rules, running statistics on every device."""
+    params, batch_stats = split_variables(variables)
+    specs = join_variables(param_specs(params), jax.tree.map(lambda _: P(), batch_stats))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+
 def _make_init(config: ModelConfig, optimizer: optax.GradientTransformation) -> Any:
     def init(rng: jax.Array) -> TrainState:
         params, batch_stats = split_variables(init_variables(config, jax.random.wrap_key_data(rng)))

@@ -5,8 +5,10 @@ import hashlib
 import html
 import io
 import itertools
+import json
 import os
 import re
+import string
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -19,7 +21,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 
-KINDS = ("sentencepiece", "clip_bpe")
+KINDS = ("sentencepiece", "clip_bpe", "siglip")
 
 # As the released code counts: 49,152 less 256 bytes and 2 special tokens. The 256 bytes that end a word come on top.
 CLIP_NUM_MERGES = 49152 - 256 - 2
@@ -36,6 +38,7 @@ class Tokenizer(ABC):
       vocab_size: ids are in [0, vocab_size).
       context_length: ids a row, the two special tokens included; at least 3.
       sot_token, eot_token: ids of the start and the end of a text.
+      num_truncated: texts that were too long in calls so far.
     """
 
     kind: str
@@ -50,11 +53,16 @@ class Tokenizer(ABC):
         self.vocab_size = vocab_size
         self.sot_token = sot_token
         self.eot_token = eot_token
+        self.num_truncated = 0
         self._sha256 = hashlib.sha256(vocabulary).hexdigest()
 
     @abstractmethod
     def token_ids(self, text: str) -> list[int]:
         """All ids of `text`, without special tokens, not truncated."""
+
+    @abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """The vocabulary by file name, as this class and, where they have such a tokenizer, other libraries read it."""
 
     def encode(self, text: str) -> tuple[np.ndarray, bool]:
         """Returns int32 [context_length] and whether the text was too long; the end token is kept in any case."""
@@ -65,13 +73,23 @@ class Tokenizer(ABC):
         row[: len(kept) + 2] = [self.sot_token, *kept, self.eot_token]
         return row, len(ids) > room
 
-    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Returns int32 [n, context_length]; one text is one row."""
+    def __call__(self, texts: str | Sequence[str], *, truncate: bool = True) -> np.ndarray:
+        """Returns int32 [n, context_length]; one text is one row.
+
+        A text that is too long is cut, its end token kept, and counted in `num_truncated`; with truncate=False it is a
+        ValueError.
+        """
         if isinstance(texts, str):
             texts = [texts]
         rows = np.zeros((len(texts), self.context_length), np.int32)
         for row, text in zip(rows, texts):
-            row[:], _ = self.encode(text)
+            row[:], truncated = self.encode(text)
+            if truncated and not truncate:
+                raise ValueError(
+                    f"text is too long for context_length {self.context_length}, which counts the start and the end "
+                    f"token: shorten it or pass truncate=True: {text[:80]!r}"
+                )
+            self.num_truncated += truncated
         return rows
 
     def fingerprint(self) -> dict[str, str | int]:
@@ -114,6 +132,46 @@ class SentencePieceTokenizer(Tokenizer):
 
     def token_ids(self, text: str) -> list[int]:
         return self._model.encode(_without_surrogates(text))
+
+    def files(self) -> dict[str, bytes]:
+        return {"tokenizer.model": self._model.serialized_model_proto()}
+
+
+class SiglipTokenizer(Tokenizer):
+    """The tokenizer of SigLIP: lower-cased text without punctuation, an end token, and end tokens as padding.
+
+    Args:
+      model_file: the released `spiece.model`.
+      context_length: 64 in most of the released models.
+
+    Reference: Zhai et al. 2023, https://arxiv.org/abs/2303.15343; read off big_vision's and transformers' tokenizers.
+    """
+
+    kind = "siglip"
+
+    def __init__(self, model_file: str | os.PathLike[str], context_length: int):
+        proto = _read(model_file, "SentencePiece model")
+        try:
+            model = SentencePieceProcessor(model_proto=proto)
+        except RuntimeError:
+            raise ValueError(f"{model_file} is not a SentencePiece model: expected SigLIP's spiece.model") from None
+        end = model.eos_id()
+        super().__init__(context_length, model.vocab_size(), sot_token=end, eot_token=end, vocabulary=proto)
+        self._model = model
+
+    def token_ids(self, text: str) -> list[int]:
+        words = text.lower().replace("_", " ").translate(str.maketrans("", "", string.punctuation)).split()
+        return self._model.encode(_without_surrogates(" ".join(words)))
+
+    def encode(self, text: str) -> tuple[np.ndarray, bool]:
+        ids = self.token_ids(text)
+        room = self.context_length - 1
+        row = np.full(self.context_length, self.eot_token, np.int32)
+        row[: min(len(ids), room)] = ids[:room]
+        return row, len(ids) > room
+
+    def files(self) -> dict[str, bytes]:
+        return {"spiece.model": self._model.serialized_model_proto()}
 
 
 def train_sentencepiece(
@@ -220,6 +278,7 @@ class ClipBytePairTokenizer(Tokenizer):
             ]
         )
         self._word_cache: dict[str, list[int]] = {}
+        self._vocab, self._merges = vocab, merges
 
     def token_ids(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -231,6 +290,17 @@ class ClipBytePairTokenizer(Tokenizer):
                 word_ids = self._word_cache[word] = self._word_tokenizer.encode(word).ids
             ids += word_ids
         return ids
+
+    def files(self) -> dict[str, bytes]:
+        start, end = "<|startoftext|>", "<|endoftext|>"
+        special = {start: self.sot_token, end: self.eot_token}
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.context_length}
+        settings |= {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+        return {
+            "merges.txt": ("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self._merges)).encode(),
+            "vocab.json": json.dumps(self._vocab | special, ensure_ascii=False).encode(),
+            "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode(),
+        }
 
 
 def clean_clip_text(text: str) -> str:
@@ -269,10 +339,10 @@ def make_tokenizer(kind: str, file: str | os.PathLike[str] | None, context_lengt
     """
     if kind == "clip_bpe":
         return ClipBytePairTokenizer(find_clip_vocab(file), context_length)
-    if kind == "sentencepiece":
+    if kind in ("sentencepiece", "siglip"):
         if file is None:
-            raise ValueError("a sentencepiece tokenizer needs a model file: give one, or train one on the captions")
-        return SentencePieceTokenizer(file, context_length)
+            raise ValueError(f"a {kind} tokenizer needs a model file: give one, or train one on the captions")
+        return (SentencePieceTokenizer if kind == "sentencepiece" else SiglipTokenizer)(file, context_length)
     raise ValueError(f"unknown tokenizer {kind!r}; known: {', '.join(KINDS)}")
 
 

@@ -46,7 +46,7 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError(f"image too narrow: {width}x{height} pixels, at most {MAX_ASPECT} times as long as wide")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"image too small: {width}x{height} pixels, at least {MIN_SIDE} on a side")
-    return _eight_bit(image)
+    return to_eight_bit(image)
 
 
 def random_square_crop(
@@ -109,7 +109,23 @@ def resize_and_center_crop(image: Image.Image | np.ndarray, image_size: int) -> 
     return _rgb_array(image.crop((left, top, left + image_size, top + image_size)))
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def resize_squashed(image: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
+    """The whole picture, its sides resized alike or not (antialiased bicubic), RGB: SigLIP's evaluation transform.
+
+    Args:
+      image: PIL image, or uint8 [H, W, 3].
+      image_size: S in pixels.
+
+    Returns:
+      uint8 [S, S, 3].
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    return _rgb_array(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
+
+
+def to_eight_bit(image: Image.Image) -> Image.Image:
+    """An image in one of the modes that `decode_image` returns; ValueError for one that has no 8-bit reading."""
     if image.mode.startswith("I"):  # I;16, I;16B, I;16L, I
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:

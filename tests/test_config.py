@@ -11,6 +11,7 @@ import pytest
 
 import configs
 from clip_jax.config import environment, load_config, make_config, record_config, with_tokenizer
+from configs import clip_rn50
 from configs.tiny import get_config
 
 CONFIG_FILES = sorted(file.stem for file in Path(configs.__path__[0]).glob("*.py") if file.stem != "__init__")
@@ -36,7 +37,25 @@ def test_every_shipped_config_is_accepted_and_keeps_its_values(name):
 
 
 def test_config_files_were_found():
-    assert "tiny" in CONFIG_FILES
+    assert {"clip_rn50", "clip_vit_b32", "flickr8k", "tiny"} < set(CONFIG_FILES)
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_the_width_of_a_tower_takes_that_of_its_mlps_along(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    for tower in (config.text, config.vision):
+        if "mlp_dim" in tower:
+            tower.width = 17
+            assert tower.mlp_dim == 4 * 17
+
+
+def test_a_logit_bias_can_be_asked_for_as_a_number():
+    config = get_config()
+    assert make_config(config.to_dict()).model.logit_bias_init is None
+    config.model.logit_bias_init = -10
+    assert make_config(config.to_dict()).model.logit_bias_init == -10.0
+    with pytest.raises(TypeError):
+        get_config().model.logit_bias_init = "none"
 
 
 def test_numbers_become_what_their_section_declares():
@@ -50,7 +69,7 @@ def test_numbers_become_what_their_section_declares():
     ("change", "message"),
     [
         ({"optimizer__learning_rat": 1e-3}, "unknown optimizer.learning_rat; optimizer has b1, b2, eps, learning_rate"),
-        ({"text__eot_token": 5}, "unknown text.eot_token; text has context_length, depth"),
+        ({"text__eot_token": 5}, "unknown text.eot_token; text has causal, context_length, depth"),
         ({"model__vision": {}}, "unknown model.vision; model has activation, compute_dtype"),
         ({"train__total_steps": "7"}, "train.total_steps='7' must be int, not str"),
         ({"train__total_steps": 7.0}, "train.total_steps=7.0 must be int, not float"),
@@ -60,8 +79,16 @@ def test_numbers_become_what_their_section_declares():
         ({"data__path": 3}, "data.path=3 must be str, not int"),
         ({"data__path": None}, "data.path=None must be str, not NoneType"),
         ({"text__vocab_size": "many"}, "text.vocab_size='many' must be int, not str"),
-        ({"evaluation__zero_shot": "scenes/digit"}, "evaluation.zero_shot='scenes/digit' must be a tuple of strings"),
-        ({"data__scene_kinds": (1, 2)}, "data.scene_kinds=(1, 2) must be a tuple of strings"),
+        ({"evaluation__zero_shot": "scenes/digit"}, "evaluation.zero_shot='scenes/digit' must be a tuple"),
+        ({"data__scene_kinds": (1, 2)}, "data.scene_kinds[0]=1 must be str, not int"),
+        ({"model__image_mean": (0.5, "x", 0.5)}, "model.image_mean[1]='x' must be float, not str"),
+        (
+            {"model__image_std": (0.5, 0.5)},
+            "model.image_mean=(0.48145466, 0.4578275, 0.40821073) and image_std=(0.5, 0.5)",
+        ),
+        ({"model__logit_bias_init": "x"}, "model.logit_bias_init='x' must be float, not str"),
+        ({"text__causal": 1}, "text.causal=1 must be bool, not int"),
+        ({"vision__pooling": "max"}, "vision.pooling='max' must be one of 'class_token', 'mean', 'attention'"),
         ({"model__remat": "half"}, "model.remat='half' must be one of 'none', 'full'"),
         ({"model__compute_dtype": 16}, "model.compute_dtype=16 must be one of 'float32', 'bfloat16', 'float64'"),
         (
@@ -76,6 +103,29 @@ def test_numbers_become_what_their_section_declares():
 def test_a_wrong_key_type_or_value_is_named_with_its_section(change, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         make_config(sections(**change))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "patch_size",
+            32,
+            "unknown vision.patch_size; vision has batch_norm, image_size, num_heads, stages, stem_width",
+        ),
+        ("stages", 3, "vision.stages=3 must be a tuple"),
+        ("stages", (3, 4.0, 6, 3), "vision.stages[1]=4.0 must be int, not float"),
+        ("stages", (3, 4, 6), "vision.stages=(3, 4, 6) must be the number of blocks"),
+        ("image_size", 230, "vision.image_size=230 is not a multiple of 32, the stride of a ResNet: use 224 or 256"),
+        ("stem_width", 63, "vision.stem_width=63 must be even"),
+        ("batch_norm", "none", "vision.batch_norm='none' must be one of 'per_device', 'global'"),
+    ],
+)
+def test_the_vision_section_of_a_resnet_has_keys_of_its_own(key, value, message):
+    given = clip_rn50.get_config().to_dict()
+    given["vision"][key] = value
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        make_config(given)
 
 
 @pytest.mark.parametrize("section", ["text", "data", "evaluation"])

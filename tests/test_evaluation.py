@@ -11,8 +11,8 @@ from PIL import Image
 
 from clip_jax import evaluation
 from clip_jax.config import EvaluationConfig
+from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator, as_row, as_table
-from clip_jax.evaluators.encoder import Encoder
 from clip_jax.models import CLIP, ModelConfig, TextConfig, VisionConfig
 from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import init_variables, model_graph
@@ -43,8 +43,8 @@ def params(model):
 def make_encoder(model, params):
     def make(batch_size: int, num_devices: int = 8) -> Encoder:
         mesh = make_mesh(ShardingConfig(), jax.devices()[:num_devices])
-        encoder = Encoder(model_graph(model), mesh, batch_size)
-        encoder.params = params
+        encoder = Encoder(model, mesh, batch_size)
+        encoder.variables = params
         return encoder
 
     return make

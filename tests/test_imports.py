@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.models.": {"clip_jax.models.", "clip_jax.sharding"},
     "clip_jax.losses.": {"clip_jax.losses.", "clip_jax.sharding"},
     "clip_jax.optimizer": set(),
+    "clip_jax.flops": set(),
     "clip_jax.train_state": {"clip_jax.models.", "clip_jax.sharding"},
     "clip_jax.train_step": {"clip_jax.losses.", "clip_jax.models.", "clip_jax.train_state"},
     "clip_jax.pretrained": {"clip_jax.models.", "clip_jax.train_state"},
@@ -48,9 +49,12 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.run": {"clip_jax.", "input_pipeline."},
     "clip_jax.train": {"clip_jax.", "input_pipeline."},
     "clip_jax.evaluate": {"clip_jax.", "input_pipeline."},
+    "clip_jax.embed": {"clip_jax.", "input_pipeline."},
+    "clip_jax.embedding_shards": set(),
+    "clip_jax.classify": {"clip_jax.", "input_pipeline."},
     "clip_jax.cli": set(),  # but for the entry points, and those only when they are asked for
 }
-ENTRY_POINTS = {"clip_jax.train", "clip_jax.evaluate"}
+ENTRY_POINTS = {"clip_jax.train", "clip_jax.evaluate", "clip_jax.embed", "clip_jax.classify"}
 # Library -> the only modules that may import it; none at all for the first three.
 ONLY_IN = {
     "torch": (),
@@ -60,7 +64,14 @@ ONLY_IN = {
     "flax": ("clip_jax.",),
     "ml_collections": ("configs.", "clip_jax.train"),
     "absl.app": ("clip_jax.cli",),
-    "absl.flags": ("clip_jax.cli", "clip_jax.train", "clip_jax.evaluate", "input_pipeline.pipeline"),  # grain wants it
+    "absl.flags": (
+        "clip_jax.cli",
+        "clip_jax.train",
+        "clip_jax.evaluate",
+        "clip_jax.embed",
+        "clip_jax.classify",
+        "input_pipeline.pipeline",  # grain wants it
+    ),
 }
 
 

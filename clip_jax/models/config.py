@@ -1,5 +1,6 @@
 """The shape of a CLIP model, as frozen dataclasses that refuse what cannot be built."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -191,7 +192,22 @@ class ModelConfig:
         """A ResNet's attention pooling projects by itself; SigLIP's does not project."""
         return isinstance(self.vision, VisionConfig) and self.vision.pooling != "attention"
 
+    def differences(self, other: "ModelConfig") -> list[str]:
+        """What the other model computes otherwise: "name is X, not Y", precision, memory and initial values aside."""
+        aside = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init"}
+        aside |= {"vision.position_init_scale", "vision.batch_norm"}
+        own, theirs = _flatten(dataclasses.asdict(self)), _flatten(dataclasses.asdict(other))
+        names = [name for name in {**own, **theirs} if name not in aside and own.get(name) != theirs.get(name)]
+        return [f"{name} is {own.get(name)}, not {theirs.get(name)}" for name in names]
+
     @property
     def dtypes(self) -> dict[str, Any]:
         """The keyword arguments that every NNX layer takes."""
         return {"dtype": jnp.dtype(self.compute_dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+
+
+def _flatten(sections: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in sections.items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,0 +1,51 @@
+"""Reads weights of any layout, writes them in another: `clip-jax convert --model=runs/tiny --format=huggingface
+--output=exported`."""
+
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from clip_jax import cli
+from clip_jax.metrics import format_table
+from clip_jax.pretrained import FORMATS, save_pretrained
+from clip_jax.restore import open_model
+from clip_jax.train_state import split_variables
+
+MODEL = flags.DEFINE_string(
+    "model", None, "A workdir, a folder or safetensors file, a published name, owner/name."
+)
+FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Who is to read the output.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist yet.")
+ACTIVATION = flags.DEFINE_string("activation", None, "quick_gelu, gelu or gelu_tanh, for weights without a config.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Interpolate the image positions to this many pixels.")
+CONTEXT_LENGTH = flags.DEFINE_integer("context_length", None, "Interpolate the text positions to this many.")
+
+
+def main() -> int:
+    """Entry point; see the module's docstring."""
+    name, output = cli.required(MODEL, "runs/tiny"), Path(cli.required(OUTPUT, "exported"))
+    if output.exists():
+        raise ValueError(f"--output={output} exists already: remove it or choose another folder")
+    pretrained, tokenizer = open_model(
+        name, activation=ACTIVATION.value, image_size=IMAGE_SIZE.value, context_length=CONTEXT_LENGTH.value
+    )
+    save_pretrained(pretrained, output, FORMAT.value, tokenizer)  # type: ignore[arg-type]
+    config = pretrained.config
+    params, _ = split_variables(pretrained.variables)
+    rows = [
+        ["parameters", f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"],
+        ["image", f"{config.vision.image_size} pixels, {type(config.vision).__name__.removesuffix('Config')}"],
+        ["text", f"{config.text.context_length} positions, {config.text.vocab_size:,} tokens"],
+        ["features", str(config.embed_dim)],
+        ["activation, layer norm eps", f"{config.activation}, {config.layer_norm_eps:g}"],
+        ["vocabulary", "not found: put it into the folder" if tokenizer is None else tokenizer.kind],
+        ["files", ", ".join(sorted(file.name for file in output.iterdir()))],
+    ]
+    print(format_table([str(output), FORMAT.value], rows))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv)

@@ -1,0 +1,184 @@
+"""Published weights in, our weights out: one call each way. See README.md in this folder."""
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from clip_jax.models import PUBLISHED, ModelConfig
+from clip_jax.pretrained.convert import to_state_dict, to_variables
+from clip_jax.pretrained.files import (
+    HF_CONFIG,
+    HF_WEIGHTS,
+    HUB_REPOS,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    PREPROCESSOR,
+    StateDict,
+    download,
+    read_json,
+    weight_files,
+)
+from clip_jax.pretrained.hugging_face import config_from_hf, hf_json, hf_layout, hf_preprocessor_json
+from clip_jax.pretrained.layouts import LayoutName
+from clip_jax.pretrained.open_clip import config_from_open_clip, open_clip_json
+from clip_jax.pretrained.positions import resize_positions
+from clip_jax.pretrained.sizes import check_sizes, config_from_sizes, inferred_sizes, layout_of
+from clip_jax.pretrained.transform import ImageTransform
+from clip_jax.train_state import Variables
+from input_pipeline.tokenizers import Tokenizer
+
+__all__ = [
+    "FORMATS",
+    "HUB_REPOS",
+    "Format",
+    "ImageTransform",
+    "Pretrained",
+    "load_pretrained",
+    "resize_positions",
+    "save_pretrained",
+]
+
+Format = Literal["open_clip", "huggingface"]
+FORMATS: tuple[Format, ...] = ("open_clip", "huggingface")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A model as it is read or written. variables: NumPy arrays. folder: where its files lie."""
+
+    config: ModelConfig
+    variables: Variables
+    transform: ImageTransform
+    folder: Path
+
+
+def load_pretrained(
+    name_or_path: str | os.PathLike[str],
+    *,
+    activation: str | None = None,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    param_dtype: str = "float32",
+) -> Pretrained:
+    """Reads a state dict of any known layout, with its config.
+
+    Args:
+      name_or_path: a safetensors file, a folder that open_clip or transformers wrote or would read, a name of
+        `PUBLISHED`, or a Hub repository "owner/name".
+      activation: needed for a file without a config, an error when it differs from the config.
+      image_size, context_length: interpolate the position embeddings to another resolution (pixels) or length.
+      param_dtype: of the arrays; float16 and bfloat16 weights become float32 without loss.
+
+    Raises:
+      ValueError: nothing there, a pickle, a damaged file, a config that does not fit the weights or the published
+        model of that name, or keys that are missing, left over or misshapen.
+    """
+    path, published = _locate(str(name_or_path))
+    files, config_file = weight_files(path)
+    state_dict = StateDict(files)
+    try:
+        pretrained = _read(state_dict, config_file, path if path.is_dir() else path.parent, activation, param_dtype)
+    except ValueError as error:
+        raise ValueError(f"{files[0]}: {error}") from None
+    if published is not None and (differing := pretrained.config.differences(published)):
+        raise ValueError(f"the weights found for {name_or_path} are of another model: {'; '.join(differing)}")
+    variables, config = resize_positions(pretrained.variables, pretrained.config, image_size, context_length)
+    return dataclasses.replace(pretrained, variables=variables, config=config)
+
+
+def _locate(name_or_path: str) -> tuple[Path, ModelConfig | None]:
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path, None
+    if name_or_path in HUB_REPOS:
+        return download(HUB_REPOS[name_or_path]), PUBLISHED[name_or_path]
+    if name_or_path.count("/") == 1 and not name_or_path.startswith((".", "~")) and path.suffix != ".safetensors":
+        return download(name_or_path), None
+    raise ValueError(
+        f"there is no file or folder {name_or_path}, and it is no known name: {', '.join(HUB_REPOS)}, or a Hub "
+        "repository as owner/name"
+    )
+
+
+def _read(
+    state_dict: StateDict, config_file: Path | None, folder: Path, activation: str | None, param_dtype: str
+) -> Pretrained:
+    layout = layout_of(state_dict.shapes)
+    sizes = inferred_sizes(state_dict.shapes, layout)
+    transform = ImageTransform()
+    if config_file is None:
+        config = config_from_sizes(sizes, activation)
+    else:
+        json = read_json(config_file)
+        try:
+            if layout == "open_clip":
+                config, transform = config_from_open_clip(json)
+            else:
+                images = folder / PREPROCESSOR
+                config, transform = config_from_hf(json, read_json(images) if images.is_file() else {})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{config_file} is not the config of such a model: {error!r}") from None
+        check_sizes(config, sizes, str(config_file))
+        if activation not in (None, config.activation):
+            raise ValueError(f"activation={activation!r} was asked for, but {config_file} has {config.activation!r}")
+    if "logit_bias" in state_dict:
+        bias = config.logit_bias_init
+        config = dataclasses.replace(config, logit_bias_init=-10.0 if bias is None else bias)
+    config = dataclasses.replace(config, param_dtype=param_dtype)  # type: ignore[arg-type]
+    _check_buffers(state_dict, config)
+    variables = to_variables(state_dict, layout, config)
+    return Pretrained(config=config, variables=variables, transform=transform, folder=folder)
+
+
+def _check_buffers(state_dict: StateDict, config: ModelConfig) -> None:
+    """Drops the constants that older files hold besides weights, once they are seen to be what they should be."""
+    text = config.text
+    sizes = {"input_resolution": config.vision.image_size, "context_length": text.context_length}
+    sizes["vocab_size"] = text.vocab_size
+    for key in [key for key in state_dict if key in sizes or key.endswith(".embeddings.position_ids")]:
+        array = state_dict[key]
+        if not np.array_equal(array.ravel(), [sizes[key]] if key in sizes else np.arange(array.size)):
+            raise ValueError(f"{key} is {array}, which does not fit the config")
+        state_dict.drop(key)
+
+
+def save_pretrained(pretrained: Pretrained, folder: Path, format: Format, tokenizer: Tokenizer | None = None) -> None:
+    """Writes weights, config, image transform and vocabulary so that open_clip or transformers loads the folder.
+
+    open_clip: `open_clip.create_model_and_transforms("local-dir:FOLDER")`. huggingface: `CLIPModel.from_pretrained` or
+    `SiglipModel.from_pretrained`. The folder appears whole or not at all.
+
+    Raises:
+      ValueError: the format has no such model, or the folder exists already.
+    """
+    config = pretrained.config
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: remove it or choose another folder")
+    layout: LayoutName
+    if format == "open_clip":
+        jsons = {OPEN_CLIP_CONFIG: open_clip_json(config, pretrained.transform)}
+        weights, layout = OPEN_CLIP_WEIGHTS, "open_clip"
+    else:
+        weights, layout = HF_WEIGHTS, hf_layout(config)
+        jsons = {HF_CONFIG: hf_json(config), PREPROCESSOR: hf_preprocessor_json(config, pretrained.transform)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        # transformers refuses a file that does not say that its arrays are laid out as PyTorch's.
+        save_file(to_state_dict(pretrained.variables, layout, config), partial / weights, metadata={"format": "pt"})
+        for name, json in jsons.items():
+            (partial / name).write_text(dumps(json, indent=2) + "\n")
+        for name, content in tokenizer.files().items() if tokenizer is not None else ():
+            (partial / name).write_bytes(content)
+        partial.chmod(0o755)  # mkdtemp's are closed to others
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""A state dict to our variables and back, entry by entry of a layout; every key is used exactly once."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from clip_jax.models import ModelConfig
+from clip_jax.pretrained.layouts import Entry, LayoutName, make_layout
+from clip_jax.train_state import Variables, init_variables
+
+
+def to_variables(state_dict: Mapping[str, np.ndarray], name: LayoutName, config: ModelConfig) -> Variables:
+    """The variables of a model as NumPy arrays in its param_dtype; nothing is copied but once into its place.
+
+    Args:
+      state_dict: keys to arrays; one that reads an array only when it is asked for it keeps memory low.
+      name: the layout of the state dict.
+      config: of the model.
+
+    Raises:
+      ValueError: lists every key that is missing, left over, of another shape or not of floating-point numbers.
+    """
+    expected = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
+    flat = flatten_dict(expected, sep="/")
+    out = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flat.items()}
+    missing: list[str] = []
+    wrong: list[str] = []
+    used: set[str] = set()
+    unfilled = set(out)
+    for entry in make_layout(name, config):
+        for keys, places in _places(entry, out):
+            used |= set(keys)
+            absent = [key for key in keys if key not in state_dict]
+            missing += absent
+            if absent:
+                continue
+            arrays = [state_dict[key] for key in keys]
+            mistyped = [
+                f"{key} is {array.dtype}, not floating-point numbers"
+                for key, array in zip(keys, arrays)
+                if _is_float(places[0]) and not _is_float(array)
+            ]
+            wrong += mistyped or _fill(places, arrays, keys, entry)
+        unfilled -= set(entry.paths)
+    assert not unfilled, f"the layout {name} knows no key for {unfilled}"
+    leftover = sorted(set(state_dict) - used)
+    if missing or leftover or wrong:
+        raise ValueError(
+            f"the state dict does not fit the model: missing {missing}, left over {leftover}, misshapen {wrong}"
+        )
+    return unflatten_dict(out, sep="/")
+
+
+def to_state_dict(variables: Variables, name: LayoutName, config: ModelConfig) -> dict[str, np.ndarray]:
+    """The inverse of `to_variables`, as C-contiguous arrays in the dtypes of the variables."""
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables, sep="/").items()}
+    state_dict: dict[str, np.ndarray] = {}
+    for entry in make_layout(name, config):
+        for keys, values in _places(entry, arrays):
+            state_dict |= zip(keys, (np.asarray(value, order="C") for value in entry.turn_back(*values)))
+    return state_dict
+
+
+def _places(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+    """The entry's keys and the views of our arrays where they go, layer by layer."""
+    if entry.layers is None:
+        yield list(entry.keys), [arrays[path] for path in entry.paths]
+    else:
+        for index, number in enumerate(entry.layers):
+            # ... keeps a view where the layers are scalars.
+            yield [key.format(number) for key in entry.keys], [arrays[path][index, ...] for path in entry.paths]
+
+
+def _is_float(array: Any) -> bool:
+    return jax.numpy.issubdtype(array.dtype, np.floating)  # unlike NumPy's, it knows bfloat16
+
+
+def _fill(places: list[np.ndarray], arrays: list[np.ndarray], keys: list[str], entry: Entry) -> list[str]:
+    """Writes the turned arrays into their places; returns what is wrong with their shapes."""
+    try:
+        turned = entry.turn(*arrays)
+    except ValueError:  # they cannot be reshaped
+        turned = [np.empty((0,))] * len(places)
+    if [array.shape for array in turned] != [place.shape for place in places]:
+        theirs = ", ".join(f"{key} {list(array.shape)}" for key, array in zip(keys, arrays))
+        ours = ", ".join(str(list(place.shape)) for place in places)
+        return [f"{theirs} does not turn into {ours}"]
+    for place, array in zip(places, turned):
+        place[...] = array
+    return []

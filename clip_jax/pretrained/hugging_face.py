@@ -1,0 +1,154 @@
+"""Model configs as transformers writes them for CLIPModel and SiglipModel, to ours and back."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.pretrained.layouts import LayoutName
+from clip_jax.pretrained.transform import ImageTransform, mean_std, only
+
+HF_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+# transformers leaves out what is at its default.
+HF_CLIP_DEFAULTS: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+HF_SIGLIP_DEFAULTS: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+HF_VISION_DEFAULTS: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "image_size": 224, "patch_size": 32}  # fmt: skip
+HF_TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
+             "max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407},
+    "siglip": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+               "max_position_embeddings": 64, "vocab_size": 32000, "eos_token_id": 1},
+}  # fmt: skip
+
+
+def config_from_hf(json: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[ModelConfig, ImageTransform]:
+    """From transformers' config.json and, where there is one, preprocessor_config.json.
+
+    Raises:
+      ValueError: neither CLIPModel nor SiglipModel, or something these models do not have.
+    """
+    kind = json.get("model_type")
+    if kind not in ("clip", "siglip"):
+        raise ValueError(f"config.json has model_type={kind!r}; clip_jax reads 'clip' and 'siglip'")
+    is_clip = kind == "clip"
+    defaults = HF_CLIP_DEFAULTS if is_clip else HF_SIGLIP_DEFAULTS
+    vision = defaults | HF_VISION_DEFAULTS | json.get("vision_config", {}) | (json.get("vision_config_dict") or {})
+    text = defaults | HF_TEXT_DEFAULTS[kind] | json.get("text_config", {}) | (json.get("text_config_dict") or {})
+    act = only({tower["hidden_act"] for tower in (vision, text)}, "hidden_act")
+    if act not in HF_ACTIVATIONS:
+        raise ValueError(f"config.json has hidden_act={act!r}; clip_jax has {', '.join(HF_ACTIVATIONS)}")
+    eot = text["eos_token_id"] if is_clip else 1  # where SigLIP's tokenizer has it; the model does not look for it
+    mean, std = mean_std(images, "image_mean", "image_std", None if is_clip else (0.5, 0.5, 0.5))
+    config = ModelConfig(
+        embed_dim=json.get("projection_dim", 512) if is_clip else text.get("projection_size", text["hidden_size"]),
+        vision=VisionConfig(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            pooling="class_token" if is_clip else "attention",
+            **_hf_tower(vision),
+        ),
+        text=TextConfig(
+            context_length=text["max_position_embeddings"],
+            vocab_size=text["vocab_size"],
+            # 2 is what configs said before the end token was looked for; then it is the highest id.
+            eot_token=text["vocab_size"] - 1 if is_clip and eot == 2 else eot,
+            causal=is_clip,
+            pooling="eot" if is_clip else "last",
+            projection_bias=not is_clip,
+            **_hf_tower(text),
+        ),
+        activation=HF_ACTIVATIONS[act],  # type: ignore[arg-type]
+        layer_norm_eps=only({tower["layer_norm_eps"] for tower in (vision, text)}, "layer_norm_eps"),
+        logit_bias_init=None if is_clip else -10.0,
+        image_mean=mean,
+        image_std=std,
+    )
+    if images.get("resample", 3) != 3:
+        raise ValueError(f"preprocessor_config.json has resample={images['resample']}; clip_jax has 3, bicubic")
+    is_cut = images.get("do_center_crop", is_clip)
+    return config, ImageTransform(resize_mode="shortest" if is_cut else "squash")
+
+
+def _hf_tower(json: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        "width": json["hidden_size"],
+        "depth": json["num_hidden_layers"],
+        "num_heads": json["num_attention_heads"],
+        "mlp_dim": json["intermediate_size"],
+    }
+
+
+def hf_layout(config: ModelConfig) -> LayoutName:
+    """The layout in which transformers has this model; ValueError when it has none."""
+    vision, text = config.vision, config.text
+    if isinstance(vision, ResNetConfig):
+        raise ValueError("transformers has no model for the paper's ResNets: write them in the open_clip format")
+    siglip = [vision.pooling == "attention", not text.causal, text.pooling == "last", text.projection_bias]
+    siglip.append(config.logit_bias_init is not None)
+    if vision.pooling == "mean" or len(set(siglip)) > 1:
+        raise ValueError(
+            "transformers has CLIPModel (class token, causal text, no logit bias) and SiglipModel (attention pooling, "
+            "all text positions seen, last position, biased text projection, logit bias), and nothing in between: "
+            "write this model in the open_clip format"
+        )
+    return "hf_siglip" if siglip[0] else "hf_clip"
+
+
+def hf_json(config: ModelConfig) -> dict[str, Any]:
+    """config.json of transformers' CLIPModel or SiglipModel."""
+    layout = hf_layout(config)
+    vision, text = config.vision, config.text
+    assert isinstance(vision, VisionConfig)
+    act = next(theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == config.activation)
+    shared = {"hidden_act": act, "layer_norm_eps": config.layer_norm_eps}
+    tokens = {"vocab_size": text.vocab_size, "max_position_embeddings": text.context_length}
+    sizes = [
+        {"hidden_size": t.width, "num_hidden_layers": t.depth, "num_attention_heads": t.num_heads}
+        | {"intermediate_size": t.mlp_dim}
+        for t in (vision, text)
+    ]
+    pixels = {"image_size": vision.image_size, "patch_size": vision.patch_size, "num_channels": 3}
+    if layout == "hf_siglip":
+        return {
+            "architectures": ["SiglipModel"],
+            "model_type": "siglip",
+            "dtype": config.param_dtype,
+            "text_config": {"model_type": "siglip_text_model", **sizes[1], **tokens, **shared,
+                            "projection_size": config.embed_dim, "pad_token_id": 1, "bos_token_id": 0,
+                            "eos_token_id": text.eot_token},
+            "vision_config": {"model_type": "siglip_vision_model", **sizes[0], **pixels, **shared},
+        }  # fmt: skip
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": config.param_dtype,
+        "projection_dim": config.embed_dim,
+        "logit_scale_init_value": math.log(config.logit_scale_init),
+        "text_config": {"model_type": "clip_text_model", **sizes[1], **tokens, **shared,
+                        "projection_dim": config.embed_dim, "pad_token_id": 0,
+                        "bos_token_id": text.eot_token - 1, "eos_token_id": text.eot_token},
+        "vision_config": {"model_type": "clip_vision_model", **sizes[0], **pixels, **shared,
+                          "projection_dim": config.embed_dim},
+    }  # fmt: skip
+
+
+def hf_preprocessor_json(config: ModelConfig, transform: ImageTransform) -> dict[str, Any]:
+    """preprocessor_config.json: what transformers' processor does to a picture."""
+    size = config.vision.image_size
+    square = {"height": size, "width": size}
+    is_cut = transform.resize_mode == "shortest"
+    crop = {"do_center_crop": True, "crop_size": square} if is_cut else {}
+    return {
+        "image_processor_type": "CLIPImageProcessor" if is_cut else "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size} if is_cut else square,
+        "resample": 3,
+        **crop,
+        "do_convert_rgb": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+    }

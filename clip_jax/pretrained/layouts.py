@@ -1,0 +1,291 @@
+"""What others call our parameters: for every key of a state dict the paths it goes to and how its axes turn, both ways.
+
+Layouts read off https://github.com/openai/CLIP (clip/model.py), https://github.com/mlfoundations/open_clip and
+https://github.com/huggingface/transformers (models/clip, models/siglip).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from clip_jax.models import ModelConfig, ResNetConfig, TransformerConfig, VisionConfig
+
+LayoutName = Literal["open_clip", "hf_clip", "hf_siglip"]
+Arrays = Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Some of their keys and the same numbers at our paths.
+
+    Attributes:
+      keys, paths: "{}" in a key stands for each number of `layers`, whose arrays are stacked at the path.
+      turn: arrays of the keys to arrays of the paths; turn_back: the inverse.
+      layers: their numbers of stacked layers; None for an array on its own.
+    """
+
+    keys: tuple[str, ...]
+    paths: tuple[str, ...]
+    turn: Callable[..., Arrays]
+    turn_back: Callable[..., Arrays]
+    layers: range | None = None
+
+
+def _make(key: str, path: str, turn: Callable, turn_back: Callable, layers: range | None = None) -> Entry:
+    """One key, one path."""
+    return Entry((key,), (path,), lambda x: [turn(x)], lambda x: [turn_back(x)], layers)
+
+
+def _same(key: str, path: str, layers: range | None = None) -> Entry:
+    return _make(key, path, lambda x: x, lambda x: x, layers)
+
+
+def _transposed(key: str, path: str, layers: range | None = None) -> Entry:
+    return _make(key, path, np.transpose, np.transpose, layers)
+
+
+def _linear(key: str, path: str, layers: range | None = None) -> list[Entry]:
+    return [  # torch keeps [out, in]
+        _transposed(f"{key}.weight", f"{path}/kernel", layers),
+        _same(f"{key}.bias", f"{path}/bias", layers),
+    ]
+
+
+def _norm(key: str, path: str, layers: range | None = None) -> list[Entry]:
+    return [
+        _same(f"{key}.weight", f"{path}/scale", layers),
+        _same(f"{key}.bias", f"{path}/bias", layers),
+    ]
+
+
+def _from_heads(key: str, path: str, heads: tuple[int, int], layers: range | None = None) -> list[Entry]:
+    """A linear layer whose input is [H, K]."""
+    return [
+        _make(
+            f"{key}.weight",
+            f"{path}/kernel",
+            lambda x: x.T.reshape(*heads, -1),
+            lambda x: x.reshape(-1, x.shape[-1]).T,
+            layers,
+        ),
+        _same(f"{key}.bias", f"{path}/bias", layers),
+    ]
+
+
+def _to_heads(key: str, path: str, heads: tuple[int, int]) -> list[Entry]:
+    """A linear layer whose output is [H, K]."""
+    return [
+        _make(f"{key}.weight", f"{path}/kernel", lambda x: x.T.reshape(-1, *heads), lambda x: x.reshape(len(x), -1).T),
+        _make(f"{key}.bias", f"{path}/bias", lambda x: x.reshape(heads), np.ravel),
+    ]
+
+
+def _patches(config: VisionConfig, key: str, path: str) -> Entry:
+    p = config.patch_size
+    return _make(  # [D, 3, p, p] and [p * p * 3, D]
+        key,
+        path,
+        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, len(x)),
+        lambda x: x.reshape(p, p, 3, -1).transpose(3, 2, 0, 1),
+    )
+
+
+def _heads(config: TransformerConfig) -> tuple[int, int]:
+    return config.num_heads, config.width // config.num_heads
+
+
+def make_layout(name: LayoutName, config: ModelConfig) -> list[Entry]:
+    """All entries of a layout; together they have every parameter and running statistic of the model once."""
+    match name:
+        case "open_clip":
+            return _open_clip(config)
+        case "hf_clip":
+            return _hf_clip(config)
+        case "hf_siglip":
+            return _hf_siglip(config)
+
+
+def _open_clip(config: ModelConfig) -> list[Entry]:
+    vision = config.vision
+    entries = _modified_resnet(vision) if isinstance(vision, ResNetConfig) else _open_clip_vit(vision)
+    return [
+        *entries,
+        _same("token_embedding.weight", "text/token_embedding/embedding"),
+        _same("positional_embedding", "text/positional_embedding"),
+        *_open_clip_blocks(config.text, "transformer", "text"),
+        *_norm("ln_final", "text/ln_final"),
+        _same("text_projection", "text_projection/kernel"),
+        _same("logit_scale", "logit_scale"),
+        *([_same("logit_bias", "logit_bias")] if config.logit_bias_init is not None else []),
+    ]
+
+
+def _open_clip_blocks(config: TransformerConfig, theirs: str, ours: str) -> list[Entry]:
+    heads, layers = _heads(config), range(config.depth)
+    key, path = f"{theirs}.resblocks.{{}}", f"{ours}/transformer/blocks"
+    return [
+        _make(
+            f"{key}.attn.in_proj_weight",
+            f"{path}/attn/qkv/kernel",
+            lambda x: x.T.reshape(-1, 3, *heads),
+            lambda x: x.reshape(len(x), -1).T,
+            layers,
+        ),
+        _make(f"{key}.attn.in_proj_bias", f"{path}/attn/qkv/bias", lambda x: x.reshape(3, *heads), np.ravel, layers),
+        *_from_heads(f"{key}.attn.out_proj", f"{path}/attn/out", heads, layers),
+        *_linear(f"{key}.mlp.c_fc", f"{path}/mlp/fc_in", layers),
+        *_linear(f"{key}.mlp.c_proj", f"{path}/mlp/fc_out", layers),
+        *_norm(f"{key}.ln_1", f"{path}/ln_1", layers),
+        *_norm(f"{key}.ln_2", f"{path}/ln_2", layers),
+    ]
+
+
+def _open_clip_vit(vision: VisionConfig) -> list[Entry]:
+    return [
+        _patches(vision, "visual.conv1.weight", "visual/patch_embedding/kernel"),
+        _same("visual.class_embedding", "visual/class_embedding"),
+        _same("visual.positional_embedding", "visual/positional_embedding"),
+        *_norm("visual.ln_pre", "visual/ln_pre"),
+        *_open_clip_blocks(vision, "visual.transformer", "visual"),
+        *_norm("visual.ln_post", "visual/ln_post"),
+        _same("visual.proj", "visual_projection/kernel"),
+    ]
+
+
+def _modified_resnet(config: ResNetConfig) -> list[Entry]:
+    heads = config.num_heads, config.width // config.num_heads
+    entries = []
+    for i in (1, 2, 3):
+        entries += _conv_norm(f"visual.conv{i}", f"visual.bn{i}", f"visual/stem_{i}")
+    for stage, depth in enumerate(config.stages, 1):
+        key, path = f"visual.layer{stage}.0", f"visual/stage_{stage}/first"
+        entries += _bottleneck(key, path) + _conv_norm(f"{key}.downsample.0", f"{key}.downsample.1", f"{path}/shortcut")
+        if depth > 1:
+            entries += _bottleneck(f"visual.layer{stage}.{{}}", f"visual/stage_{stage}/blocks", range(1, depth))
+    pool = "visual.attnpool", "visual/attention_pool"
+    return [
+        *entries,
+        _same(f"{pool[0]}.positional_embedding", f"{pool[1]}/positional_embedding"),
+        *_to_heads(f"{pool[0]}.q_proj", f"{pool[1]}/query", heads),
+        *_to_heads(f"{pool[0]}.k_proj", f"{pool[1]}/key", heads),
+        *_to_heads(f"{pool[0]}.v_proj", f"{pool[1]}/value", heads),
+        *_from_heads(f"{pool[0]}.c_proj", f"{pool[1]}/out", heads),
+    ]
+
+
+def _bottleneck(key: str, path: str, layers: range | None = None) -> list[Entry]:
+    pairs = [_conv_norm(f"{key}.conv{i}", f"{key}.bn{i}", f"{path}/conv_{i}", layers) for i in (1, 2, 3)]
+    return [entry for entries in pairs for entry in entries]
+
+
+def _conv_norm(conv: str, norm: str, path: str, layers: range | None = None) -> list[Entry]:
+    return [
+        _make(
+            f"{conv}.weight",
+            f"{path}/conv/kernel",
+            lambda x: x.transpose(2, 3, 1, 0),  # torch keeps [out, in, height, width]
+            lambda x: x.transpose(3, 2, 0, 1),
+            layers,
+        ),
+        *_norm(norm, f"{path}/norm", layers),
+        _same(f"{norm}.running_mean", f"{path}/norm/mean", layers),
+        _same(f"{norm}.running_var", f"{path}/norm/var", layers),
+        _make(f"{norm}.num_batches_tracked", f"{path}/norm/count", lambda x: x, lambda x: x.astype(np.int64), layers),
+    ]
+
+
+def _hf_tower(config: TransformerConfig, theirs: str, ours: str) -> list[Entry]:
+    """The blocks of both families."""
+    heads, layers = _heads(config), range(config.depth)
+    key, path = f"{theirs}.encoder.layers.{{}}", f"{ours}/transformer/blocks"
+    names = tuple(f"{key}.self_attn.{name}_proj" for name in "qkv")
+    return [
+        Entry(
+            tuple(f"{name}.weight" for name in names),
+            (f"{path}/attn/qkv/kernel",),
+            lambda *qkv: [np.stack([x.T.reshape(-1, *heads) for x in qkv], axis=1)],
+            lambda x: [x[:, i].reshape(len(x), -1).T for i in range(3)],
+            layers,
+        ),
+        Entry(
+            tuple(f"{name}.bias" for name in names),
+            (f"{path}/attn/qkv/bias",),
+            lambda *qkv: [np.stack([x.reshape(heads) for x in qkv])],
+            lambda x: [x[i].ravel() for i in range(3)],
+            layers,
+        ),
+        *_from_heads(f"{key}.self_attn.out_proj", f"{path}/attn/out", heads, layers),
+        *_linear(f"{key}.mlp.fc1", f"{path}/mlp/fc_in", layers),
+        *_linear(f"{key}.mlp.fc2", f"{path}/mlp/fc_out", layers),
+        *_norm(f"{key}.layer_norm1", f"{path}/ln_1", layers),
+        *_norm(f"{key}.layer_norm2", f"{path}/ln_2", layers),
+    ]
+
+
+def _hf_text(config: TransformerConfig) -> list[Entry]:
+    return [
+        _same("text_model.embeddings.token_embedding.weight", "text/token_embedding/embedding"),
+        _same("text_model.embeddings.position_embedding.weight", "text/positional_embedding"),
+        *_hf_tower(config, "text_model", "text"),
+        *_norm("text_model.final_layer_norm", "text/ln_final"),
+    ]
+
+
+def _hf_clip(config: ModelConfig) -> list[Entry]:
+    vision = _vit_of(config)
+    embeddings = "vision_model.embeddings"
+    return [
+        _patches(vision, f"{embeddings}.patch_embedding.weight", "visual/patch_embedding/kernel"),
+        _same(f"{embeddings}.class_embedding", "visual/class_embedding"),
+        _same(f"{embeddings}.position_embedding.weight", "visual/positional_embedding"),
+        *_norm("vision_model.pre_layrnorm", "visual/ln_pre"),
+        *_hf_tower(vision, "vision_model", "visual"),
+        *_norm("vision_model.post_layernorm", "visual/ln_post"),
+        _transposed("visual_projection.weight", "visual_projection/kernel"),
+        *_hf_text(config.text),
+        _transposed("text_projection.weight", "text_projection/kernel"),
+        _same("logit_scale", "logit_scale"),
+    ]
+
+
+def _hf_siglip(config: ModelConfig) -> list[Entry]:
+    vision = _vit_of(config)
+    heads = _heads(vision)
+    embeddings, head, path = "vision_model.embeddings", "vision_model.head", "visual/attention_head"
+    names = [f"{path}/{name}" for name in ("query", "key", "value")]
+    return [
+        _patches(vision, f"{embeddings}.patch_embedding.weight", "visual/patch_embedding/kernel"),
+        _same(f"{embeddings}.patch_embedding.bias", "visual/patch_embedding/bias"),
+        _same(f"{embeddings}.position_embedding.weight", "visual/positional_embedding"),
+        *_hf_tower(vision, "vision_model", "visual"),
+        *_norm("vision_model.post_layernorm", "visual/ln_post"),
+        _make(f"{head}.probe", f"{path}/probe", np.ravel, lambda x: x[None, None]),
+        Entry(
+            (f"{head}.attention.in_proj_weight",),
+            tuple(f"{name}/kernel" for name in names),
+            lambda x: [part.T.reshape(-1, *heads) for part in np.split(x, 3)],
+            lambda *qkv: [np.concatenate([x.reshape(len(x), -1).T for x in qkv])],
+        ),
+        Entry(
+            (f"{head}.attention.in_proj_bias",),
+            tuple(f"{name}/bias" for name in names),
+            lambda x: list(x.reshape(3, *heads)),
+            lambda *qkv: [np.concatenate([x.ravel() for x in qkv])],
+        ),
+        *_from_heads(f"{head}.attention.out_proj", f"{path}/out", heads),
+        *_norm(f"{head}.layernorm", f"{path}/ln"),
+        *_linear(f"{head}.mlp.fc1", f"{path}/mlp/fc_in"),
+        *_linear(f"{head}.mlp.fc2", f"{path}/mlp/fc_out"),
+        *_hf_text(config.text),
+        *_linear("text_model.head", "text_projection"),
+        _make("logit_scale", "logit_scale", lambda x: x.reshape(()), lambda x: x[None]),
+        _make("logit_bias", "logit_bias", lambda x: x.reshape(()), lambda x: x[None]),
+    ]
+
+
+def _vit_of(config: ModelConfig) -> VisionConfig:
+    if not isinstance(config.vision, VisionConfig):
+        raise ValueError("transformers has no layout for the paper's ResNets: write them in the open_clip layout")
+    return config.vision

@@ -1,0 +1,161 @@
+"""Model configs as open_clip writes them, to ours and back."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.pretrained.transform import ImageTransform, mean_std, only
+
+# Keys of open_clip's configs that we do not read, with the values at which they change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attentional_pool": (False, None),
+    "attn_pooler_queries": (256,),
+    "attn_pooler_heads": (8,),
+    "no_ln_pre": (False,),
+    "pos_embed_type": ("learnable",),
+    "final_ln_after_pool": (False,),
+    "ls_init_value": (None,),
+    "patch_dropout": (0, 0.0),
+    "output_tokens": (False,),
+    "input_patchnorm": (False,),
+    "act_kwargs": (None, {}),
+    "embed_cls": (False,),
+    "pad_id": (0,),
+    "proj_bias": (False,),
+    "proj_type": ("linear",),
+    "custom_text": (False, None),
+    "nonscalar_logit_scale": (False,),
+}
+IGNORED = {"hf_tokenizer_name", "tokenizer_kwargs", "init_logit_scale", "multimodal_cfg"}
+
+
+def config_from_open_clip(json: Mapping[str, Any]) -> tuple[ModelConfig, ImageTransform]:
+    """From open_clip's JSON: a bare model config, or {"model_cfg", "preprocess_cfg"} as on the Hub.
+
+    Raises:
+      ValueError: lists every key that asks for something these models do not have.
+    """
+    model: Mapping[str, Any] = json.get("model_cfg", json)
+    images: Mapping[str, Any] = json.get("preprocess_cfg", {})
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    read_model = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_bias"}
+    read_vision = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "pool_type", "norm_kwargs"}
+    read_text = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "eos_id"}
+    read_text |= {"no_causal_mask", "norm_kwargs"}
+    unread = _unread("", model, read_model) + _unread("vision_cfg.", vision, read_vision)
+    unread += _unread("text_cfg.", text, read_text)
+    for name, pool, known in (("vision", vision, ("tok", "avg")), ("text", text, ("argmax", "eos"))):
+        if pool.get("pool_type", known[0]) not in known:
+            unread.append(f"{name}_cfg.pool_type={pool['pool_type']!r}")
+    if unread:
+        raise ValueError(f"this model has parts that clip_jax does not: {', '.join(unread)}")
+    eps = {tower.get("norm_kwargs", {}).get("eps", 1e-5) for tower in (vision, text)}
+    width = vision.get("width", 768)
+    head_width = vision.get("head_width", 64)
+    if isinstance(vision.get("layers"), list | tuple):
+        tower: Any = ResNetConfig(
+            image_size=vision.get("image_size", 224),
+            stages=tuple(vision["layers"]),
+            stem_width=width,
+            num_heads=width * 32 // head_width,
+        )
+    else:
+        tower = VisionConfig(
+            image_size=vision.get("image_size", 224),
+            patch_size=vision.get("patch_size", 16),
+            width=width,
+            depth=vision.get("layers", 12),
+            num_heads=width // head_width,
+            mlp_dim=int(width * vision.get("mlp_ratio", 4.0)),
+            pooling="mean" if vision.get("pool_type") == "avg" else "class_token",
+        )
+    text_width, vocab_size = text.get("width", 512), text.get("vocab_size", 49408)
+    mean, std = mean_std(images, "mean", "std", None)
+    config = ModelConfig(
+        embed_dim=model["embed_dim"],
+        vision=tower,
+        text=TextConfig(
+            context_length=text.get("context_length", 77),
+            vocab_size=vocab_size,
+            width=text_width,
+            depth=text.get("layers", 12),
+            num_heads=text.get("heads", 8),
+            mlp_dim=int(text_width * text.get("mlp_ratio", 4.0)),
+            eot_token=text.get("eos_id", 2) if text.get("pool_type") == "eos" else vocab_size - 1,
+            causal=not text.get("no_causal_mask", False),
+        ),
+        activation="quick_gelu" if model.get("quick_gelu") else "gelu",
+        layer_norm_eps=only(eps, "layer_norm eps"),
+        logit_bias_init=model.get("init_logit_bias"),
+        image_mean=mean,
+        image_std=std,
+    )
+    return config, ImageTransform(resize_mode=_resize_mode(images))
+
+
+def _resize_mode(images: Mapping[str, Any]) -> Literal["shortest", "squash"]:
+    mode, interpolation = images.get("resize_mode", "shortest"), images.get("interpolation", "bicubic")
+    if mode not in ("shortest", "squash") or interpolation != "bicubic":
+        raise ValueError(
+            f"this model wants images resized by {mode!r} with {interpolation!r} interpolation; "
+            "clip_jax has 'shortest' and 'squash' with 'bicubic'"
+        )
+    return mode
+
+
+def _unread(section: str, given: Mapping[str, Any], read: set[str]) -> list[str]:
+    others = {key: value for key, value in given.items() if key not in read | IGNORED}
+    return [f"{section}{key}={value!r}" for key, value in others.items() if value not in NEUTRAL.get(key, ())]
+
+
+def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, Any]:
+    """open_clip_config.json of a model; ValueError for one that open_clip's CLIP cannot be."""
+    vision, text = config.vision, config.text
+    if not config.has_visual_projection and isinstance(vision, VisionConfig):
+        raise ValueError("open_clip builds SigLIP from timm's layers: write this model in the huggingface format")
+    norm = {} if config.layer_norm_eps == 1e-5 else {"norm_kwargs": {"eps": config.layer_norm_eps}}
+    if config.activation == "gelu_tanh":
+        raise ValueError("open_clip's CLIP has no tanh approximation of GELU: write this model as huggingface")
+    if isinstance(vision, ResNetConfig):
+        head_width = vision.width // vision.num_heads
+        tower: dict[str, Any] = {"layers": list(vision.stages), "width": vision.stem_width, "patch_size": None}
+    else:
+        head_width = vision.width // vision.num_heads
+        tower = {"layers": vision.depth, "width": vision.width, "patch_size": vision.patch_size, **norm}
+        tower |= _mlp_ratio(vision.width, vision.mlp_dim)
+        tower |= {"pool_type": "avg"} if vision.pooling == "mean" else {}
+    eos = {} if text.eot_token == text.vocab_size - 1 else {"pool_type": "eos", "eos_id": text.eot_token}
+    bias = {} if config.logit_bias_init is None else {"init_logit_bias": config.logit_bias_init}
+    return {
+        "model_cfg": {
+            "embed_dim": config.embed_dim,
+            "quick_gelu": config.activation == "quick_gelu",
+            **bias,
+            "vision_cfg": {"image_size": vision.image_size, "head_width": head_width, **tower},
+            "text_cfg": {
+                "context_length": text.context_length,
+                "vocab_size": text.vocab_size,
+                "width": text.width,
+                "heads": text.num_heads,
+                "layers": text.depth,
+                **_mlp_ratio(text.width, text.mlp_dim),
+                **norm,
+                **eos,
+                **({} if text.causal else {"no_causal_mask": True}),
+            },
+        },
+        "preprocess_cfg": {
+            "mean": list(config.image_mean),
+            "std": list(config.image_std),
+            "interpolation": "bicubic",
+            "resize_mode": transform.resize_mode,
+        },
+    }
+
+
+def _mlp_ratio(width: int, mlp_dim: int) -> dict[str, float]:
+    ratio = mlp_dim / width
+    while int(width * ratio) < mlp_dim:  # open_clip truncates
+        ratio = math.nextafter(ratio, math.inf)
+    return {} if ratio == 4 else {"mlp_ratio": ratio}

@@ -1,0 +1,105 @@
+"""A trained model back from wherever it lies: a run's workdir, an exported folder, the Hub."""
+
+import dataclasses
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from clip_jax.checkpoint import Checkpointer
+from clip_jax.config import TOKENIZER_FILE, Config, load_config, with_tokenizer
+from clip_jax.models import ModelConfig
+from clip_jax.optimizer import make_optimizer, make_schedule
+from clip_jax.pretrained import ImageTransform, Pretrained, load_pretrained, resize_positions
+from clip_jax.sharding import ShardingConfig, make_mesh
+from clip_jax.train_state import TrainState, abstract_state
+from input_pipeline.tokenizers import Tokenizer, make_tokenizer
+
+VOCABULARY_FILES = {
+    "tokenizer.model": "sentencepiece",
+    "spiece.model": "siglip",
+    "bpe_simple_vocab_16e6.txt.gz": "clip_bpe",
+    "merges.txt": "clip_bpe",
+}
+
+
+class RestoredRun(NamedTuple):
+    """A run as its newest checkpoint has it. model knows the tokenizer's end token, which config.model does not."""
+
+    config: Config
+    model: ModelConfig
+    mesh: Mesh
+    tokenizer: Tokenizer
+    state: TrainState
+
+
+def restore_run(workdir: Path, mesh: Mesh | None = None) -> RestoredRun:
+    """The newest checkpoint of a run, on a mesh other than its own where one is given.
+
+    Raises:
+      ValueError: no run there, or one without a checkpoint.
+      CheckpointError: its checkpoints cannot be read.
+    """
+    config = load_config(workdir)
+    mesh = mesh or make_mesh(config.sharding)
+    tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
+    model = with_tokenizer(config.model, tokenizer)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.total_steps))
+    with closing(Checkpointer(workdir)) as checkpointer:
+        restored = checkpointer.restore(abstract_state(model, optimizer, mesh))
+    if restored is None:
+        raise ValueError(f"{workdir} has no checkpoint yet: train first, or wait for the first checkpoint")
+    return RestoredRun(config, model, mesh, tokenizer, restored[0])
+
+
+def open_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    activation: str | None = None,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    param_dtype: str = "float32",
+) -> tuple[Pretrained, Tokenizer | None]:
+    """A model and its tokenizer, None where no vocabulary is found.
+
+    name_or_path: the workdir of a run, or what `load_pretrained` takes; so are the other arguments.
+    """
+    path = Path(name_or_path).expanduser()
+    if (path / "checkpoints").is_dir():
+        return _open_run(path, activation, image_size, context_length, param_dtype)
+    pretrained = load_pretrained(
+        name_or_path,
+        activation=activation,
+        image_size=image_size,
+        context_length=context_length,
+        param_dtype=param_dtype,
+    )
+    length = pretrained.config.text.context_length
+    for name, kind in VOCABULARY_FILES.items():
+        if (pretrained.folder / name).is_file():
+            return pretrained, make_tokenizer(kind, pretrained.folder / name, length)
+    try:
+        return pretrained, make_tokenizer("clip_bpe", None, length)
+    except ValueError:
+        return pretrained, None
+
+
+def _open_run(
+    workdir: Path, activation: str | None, image_size: int | None, context_length: int | None, param_dtype: str
+) -> tuple[Pretrained, Tokenizer]:
+    run = restore_run(workdir, make_mesh(ShardingConfig(), jax.devices()[:1]))
+    model = run.model
+    if activation not in (None, model.activation):
+        raise ValueError(f"activation={activation!r} was asked for, but the run in {workdir} has {model.activation!r}")
+    variables = jax.device_get(run.state.variables)
+    variables = jax.tree.map(lambda x: x if x.dtype.kind in "iu" else x.astype(param_dtype), variables)
+    variables, model = resize_positions(variables, model, image_size, context_length)
+    model = dataclasses.replace(model, param_dtype=param_dtype)  # type: ignore[arg-type]
+    pretrained = Pretrained(config=model, variables=variables, transform=ImageTransform(), folder=workdir)
+    tokenizer = run.tokenizer
+    if context_length is not None:
+        tokenizer = make_tokenizer(tokenizer.kind, workdir / TOKENIZER_FILE, context_length)
+    return pretrained, tokenizer

@@ -1,0 +1,93 @@
+"""ViT-B/32 as in the paper, and the base of every other config here: each key, its unit and where it comes from.
+
+    clip-jax train --config=clip_vit_b32 --config.data.path='TARS/{00000..39999}.tar' --workdir=runs/vit_b32
+
+Hardware and time: the paper tells them of its largest models only (sec. 2.5): RN50x64 took 18 days on 592 V100 GPUs,
+ViT-L/14 12 days on 256.
+Result, the paper's and not ours: zero-shot ImageNet top-1 63.2 % of the released weights, with 80 prompts ensembled.
+The 400M pairs are not public, and data.path has to name others.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    config.model = ConfigDict()
+    config.model.embed_dim = 512  # channels of the joint space; table 20
+    config.model.activation = "quick_gelu"  # of the released weights
+    config.model.layer_norm_eps = 1e-5
+    config.model.logit_scale_init = 1 / 0.07  # sec. 2.5
+    config.model.logit_bias_init = config_dict.placeholder(float)  # None: only the sigmoid loss has a bias
+    config.model.image_mean = (0.48145466, 0.4578275, 0.40821073)  # of pixels in [0, 1]; the released weights'
+    config.model.image_std = (0.26862954, 0.26130258, 0.27577711)
+    config.model.compute_dtype = "bfloat16"  # mixed precision, sec. 2.5; there it was float16
+    config.model.param_dtype = "float32"
+    config.model.remat = "full"  # gradient checkpointing, sec. 2.5
+
+    config.vision = ConfigDict()  # table 20
+    config.vision.image_size = 224  # pixels
+    config.vision.patch_size = 32  # pixels
+    config.vision.pooling = "class_token"
+    config.vision.position_init_scale = 1.0  # times width^-0.5
+    config.vision.width = 768  # channels
+    config.vision.depth = 12  # blocks
+    config.vision.num_heads = 12
+    config.vision.mlp_dim = 4 * config.vision.get_ref("width")  # channels
+
+    config.text = ConfigDict()  # table 20; sec. 2.4
+    config.text.context_length = 77  # tokens, start and end included
+    config.text.vocab_size = 49408  # table 18
+    config.text.causal = True
+    config.text.pooling = "eot"
+    config.text.projection_bias = False  # sec. 2.3
+    config.text.width = 512  # channels
+    config.text.depth = 12  # blocks
+    config.text.num_heads = 8
+    config.text.mlp_dim = 4 * config.text.get_ref("width")  # channels
+
+    config.data = ConfigDict()
+    config.data.source = "webdataset"
+    config.data.path = ""  # of the tars: --config.data.path=DIR, or a pattern
+    config.data.split = ""  # of a tfds data set
+    config.data.num_examples = 0  # of a drawn epoch
+    config.data.scene_kinds = ()  # kinds of drawn scenes
+    config.data.num_validation = 10_000  # last records, held out; not told in the paper
+    config.data.min_crop_scale = 1.0  # of the shorter side: a random square crop is the only augmentation, sec. 2.4
+    config.data.tokenizer = "clip_bpe"  # sec. 2.4
+    config.data.tokenizer_file = ""  # looks in the Hub's cache
+    config.data.num_workers = 8  # processes
+    config.data.max_broken_share = 0.01
+    config.data.seed = 0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-4  # the peak; table 20
+    config.optimizer.weight_decay = 0.2  # times the learning rate; table 18
+    config.optimizer.b1 = 0.9  # table 18
+    config.optimizer.b2 = 0.98  # table 18, of ViTs
+    config.optimizer.eps = 1e-6  # table 18, of ViTs
+    config.optimizer.warmup_steps = 2000  # table 18
+    config.optimizer.max_logit_scale = 100.0  # sec. 2.5
+
+    config.sharding = ConfigDict()
+    config.sharding.data = -1  # all devices; each computes its rows of the similarities, sec. 2.5
+    config.sharding.fsdp = 1
+    config.sharding.tensor = 1
+
+    config.train = ConfigDict()
+    config.train.global_batch_size = 32_768  # pairs; table 18
+    config.train.total_steps = 390_625  # 32 epochs of 400M pairs, 12.8e9 samples; table 18 and sec. 2.2
+    config.train.checkpoint_every = 1000  # steps
+    config.train.evaluate_every = 10_000  # steps
+    config.train.keep_checkpoints = 3
+    config.train.init_from = ""  # random parameters
+    config.train.seed = 0
+
+    config.evaluation = ConfigDict()
+    config.evaluation.zero_shot = ()  # labelled sets: scenes/NAME or tfds/NAME/SPLIT
+    config.evaluation.data_dir = ""  # where prepared tfds sets lie
+    config.evaluation.templates = ""  # the labelled set's own
+    config.evaluation.num_examples = 0  # all
+    config.evaluation.batch_size = 1024  # over all devices
+    return config
