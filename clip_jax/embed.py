@@ -266,7 +266,7 @@ def parse_part(text: str | None) -> tuple[int, int]:
 
 
 def main() -> int:
-    name = cli.required(cli.MODEL, "runs/tiny")
+    name = cli.required(cli.MODEL, "ViT-B/32")
     path = cli.required(PATH, "photos")
     output = Path(cli.required(cli.OUTPUT, "embeddings"))
     part = parse_part(PART.value)

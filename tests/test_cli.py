@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clip_jax.config import record_config
 from configs.tiny import get_config
@@ -15,7 +16,7 @@ from input_pipeline.tokenizers import train_sentencepiece
 RUNNER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
-import clip_jax.train, clip_jax.evaluate
+import clip_jax.evaluation, clip_jax.run  # what takes long; the commands define flags of the same names
 from clip_jax import cli
 
 for number, argv in enumerate(json.loads(sys.argv[2])):
@@ -61,10 +62,12 @@ def run_all(folder: Path, commands: dict[str, list[str]]) -> dict[str, Outcome]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """empty: a folder without data. tokenizer.model: 60 pieces. other: the workdir of a run of configs/tiny.py."""
+    """empty: a folder without data. photo: one picture. tokenizer.model: 60 pieces. other: a run of configs/tiny.py."""
     place = tmp_path_factory.mktemp("cli")
     (place / "empty").mkdir()
     (place / "other").mkdir()
+    (place / "photo").mkdir()
+    Image.new("RGB", (11, 13)).save(place / "photo" / "a.png")
     train_sentencepiece(["a red cat and a blue dog", "the quick brown fox jumps"] * 20, 60, place / "tokenizer.model")
     record_config(get_config().to_dict(), place / "other")
     return place
@@ -74,6 +77,13 @@ def commands(place: Path) -> dict[str, list[str]]:
     def train(*flags: str) -> list[str]:
         return ["train", "--config=tiny", f"--workdir={place / 'new'}", *flags]
 
+    def embed(*flags: str) -> list[str]:
+        return ["embed", "--model=nowhere/model", f"--path={place / 'photo'}", f"--output={place / 'new'}", *flags]
+
+    def classify(*arguments: str, labels: str = "a cat,a dog") -> list[str]:
+        return ["classify", *arguments, "--model=nowhere/model", f"--labels={labels}"]
+
+    photo = f"{place / 'photo' / 'a.png'}"
     tokenizer = f"--config.data.tokenizer_file={place / 'tokenizer.model'}"
     web = "--config.data.source=webdataset"
     return {
@@ -81,6 +91,8 @@ def commands(place: Path) -> dict[str, list[str]]:
         "help": ["--help"],
         "train help": ["train", "--help"],
         "evaluate help": ["evaluate", "-h"],
+        "embed help": ["embed", "--help"],
+        "classify help": ["classify", photo, "--help"],
         "command": ["trian"],
         "flag": train("--nonsense=1"),
         "flag misspelt": train("--wrkdir=x"),
@@ -116,6 +128,30 @@ def commands(place: Path) -> dict[str, list[str]]:
         "other config": ["train", "--config=tiny", f"--workdir={place / 'other'}", "--config.train.seed=333"],
         "no run": ["evaluate", f"--workdir={place / 'empty'}"],
         "no checkpoint": ["evaluate", f"--workdir={place / 'other'}", "--num_examples=1"],
+        "word to embed": embed(photo),
+        "nothing to embed": ["embed", "--model=m", "--output=o"],
+        "nowhere to embed to": ["embed", "--model=m", "--path=p"],
+        "no model to embed with": ["embed", "--path=p", "--output=o"],
+        "folder to embed": embed(f"--path={place / 'photos'}"),
+        "empty folder to embed": embed(f"--path={place / 'empty'}"),
+        "source to embed": embed("--source=scenes"),
+        "tfds to embed": embed("--source=tfds"),
+        "tar to embed": embed("--source=webdataset", "--path=/nowhere/at.tar"),
+        "part": embed("--part=2/2"),
+        "shard size": embed("--shard_size=0"),
+        "broken share": embed("--max_broken_share=7"),
+        "form of embeddings": embed("--format=csv"),
+        "no pictures": classify(),
+        "no labels": ["classify", photo, "--model=m"],
+        "one label": classify(photo, labels="a cat"),
+        "equal labels": classify(photo, labels="a cat,a dog, a cat "),
+        "empty label": classify(photo, labels="a cat,,a dog"),
+        "template": classify(photo, "--template=a photo"),
+        "no model to classify with": ["classify", photo, "--labels=a cat,a dog"],
+        "missing picture": classify(photo, "b.png"),
+        "no picture": classify("README.md", photo),
+        "folder to classify": classify(photo, f"{place / 'photo'}"),
+        "flag of another command": classify(photo, "--shard_size=5"),
     }
 
 
@@ -162,6 +198,30 @@ MESSAGES = {
     "other config": "workdir {place}/other holds a run of another config: train.seed was {seed}, is 333. Use another",
     "no run": "{place}/empty is not the workdir of a run: it has no config.json",
     "no checkpoint": "cannot read the SentencePiece model {place}/other/tokenizer.model",
+    "word to embed": "unexpected argument '{place}/photo/a.png': flags begin with --",
+    "nothing to embed": "--path is missing: for instance --path=photos",
+    "nowhere to embed to": "--output is missing: for instance --output=embeddings",
+    "no model to embed with": "--model is missing: for instance --model=ViT-B/32",
+    "folder to embed": "no data at '{place}/photos', which does not exist: expected a folder of pictures",
+    "empty folder to embed": "no usable record in {place}/empty: expected pictures (jpg, jpeg, png, webp, gif, bmp, ",
+    "source to embed": "flag --source=scenes: value should be one of <folder|webdataset|tfds|array_record|table>",
+    "tfds to embed": "tfds needs a path and a split such as train; got path '{place}/photo' and split ''",
+    "tar to embed": "no data at '/nowhere/at.tar', which does not exist: expected a tar",
+    "part": "--part=2/2 must be i/n with 0 <= i < n: for instance --part=0/4 to --part=3/4",
+    "shard size": "flag --shard_size=0: 0 is not a positive integer",
+    "broken share": "flag --max_broken_share=7: 7.0 is not a number in the range [0, 1]",
+    "form of embeddings": "flag --format=csv: value should be one of <parquet|npy>",
+    "no pictures": "no images: for instance clip-jax classify cat.jpg --labels='a cat,a dog'",
+    "no labels": "--labels is missing: for instance --labels='a cat,a dog'",
+    "one label": "at least two labels are needed, not 1: for instance --labels='a cat,a dog'",
+    "equal labels": "'a cat' is given twice among the labels: each one must differ",
+    "empty label": "label 2 of 3 is empty",
+    "template": "the template 'a photo' has no {{}} where the label goes",
+    "no model to classify with": "--model is missing: for instance --model=ViT-B/32",
+    "missing picture": "b.png does not exist",
+    "no picture": "README.md: not an image of a known format",
+    "folder to classify": "{place}/photo is a folder: clip-jax embed is for folders, this command for single pictures",
+    "flag of another command": "Unknown command line flag 'shard_size'",
 }
 
 
@@ -177,14 +237,28 @@ def test_a_mistake_ends_in_one_message_before_long_work(mistake, outcomes, place
 
 
 def test_every_mistake_is_tried(outcomes):
-    assert set(outcomes) - set(MESSAGES) == {"nothing", "help", "train help", "evaluate help"}
+    assert set(outcomes) - set(MESSAGES) == {
+        "nothing",
+        "help",
+        "train help",
+        "evaluate help",
+        "embed help",
+        "classify help",
+    }
 
 
 def test_help_lists_the_commands(outcomes):
     for name in ("help", "nothing"):
         assert (outcomes[name].code, outcomes[name].err) == (0, "")
         assert outcomes[name].out.splitlines()[0] == "usage: clip-jax COMMAND [--flags]"
-        assert {line.split()[0] for line in outcomes[name].out.splitlines()[1:]} == {"train", "evaluate", "clip-jax"}
+        assert [line.split()[0] for line in outcomes[name].out.splitlines()[1:]] == [
+            "train",
+            "evaluate",
+            "embed",
+            "classify",
+            "convert",
+            "clip-jax",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -195,28 +269,39 @@ def test_help_lists_the_commands(outcomes):
             "evaluate",
             {"workdir", "output", "zero_shot", "templates", "data_dir", "data_path", "num_examples", "traceback"},
         ),
+        (
+            "embed",
+            {
+                *("model", "source", "path", "split", "output", "format", "dtype", "shard_size", "part", "batch_size"),
+                *("texts", "max_broken_share", "traceback"),
+            },
+        ),
+        ("classify", {"model", "labels", "template", "top", "json", "traceback"}),
     ],
 )
 def test_help_of_a_command_shows_its_flags(command, flags, outcomes):
     outcome = outcomes[f"{command} help"]
     assert (outcome.code, outcome.err) == (0, "")
-    first, _, heading, *lines = outcome.out.splitlines()
-    assert f"python -m clip_jax.{command}" in first
-    assert heading == "flags:"
-    assert {line.split(":")[0] for line in lines} == {f"  --{flag}" for flag in flags}
+    description, lines = outcome.out.split("\n\nflags:\n")
+    assert f"python -m clip_jax.{command}" in description.splitlines()[0]
+    assert {line.split(":")[0] for line in lines.splitlines()} == {f"  --{flag}" for flag in flags}
 
 
-def test_each_command_is_a_module_of_its_own():
-    for command in ("train", "evaluate"):
-        ran = subprocess.run(
-            [sys.executable, "-m", f"clip_jax.{command}", "--help"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert f"python -m clip_jax.{command}" in ran.stdout
-        assert "--workdir: Folder of a run" in ran.stdout
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("train", ["--config=tiny"], "--workdir is missing: for instance --workdir=runs/tiny"),
+        ("evaluate", ["word"], "unexpected argument 'word': flags begin with --"),
+        ("embed", ["--model=m"], "--path is missing: for instance --path=photos"),
+        ("classify", ["none.jpg", "--model=m", "--labels=a,b"], "none.jpg does not exist"),
+    ],
+)
+def test_each_command_is_a_module_of_its_own(command, arguments, message):
+    ran = subprocess.run(
+        [sys.executable, "-m", f"clip_jax.{command}", *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"clip-jax: error: {message}\n")
 
 
 def test_traceback_shows_where_a_mistake_was_found(tmp_path):

@@ -453,6 +453,19 @@ def test_parts_that_start_at_once_agree_on_one_manifest(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
+def test_a_part_that_is_started_twice_disturbs_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "shard"
+    with embedding_shards._whole(path) as first:
+        first.write(b"sa")
+        monkeypatch.setattr(embedding_shards.os, "getpid", lambda: -1)
+        with embedding_shards._whole(path) as second:
+            second.write(b"same")
+        assert path.read_bytes() == b"same"
+        first.write(b"me")
+    assert path.read_bytes() == b"same"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_many_parts_at_once(photos, tmp_path, monkeypatch):
     """Threads stand for machines, so their partial names need to differ as those of processes do."""
     monkeypatch.setattr(embedding_shards.os, "getpid", threading.get_ident)

@@ -47,13 +47,12 @@ class BatchNorm(nnx.Module):
         num_values = grouped[0, ..., 0].size
         self._move(self.mean, mean.mean((0, 1, 2, 3)))
         self._move(self.var, var.mean((0, 1, 2, 3)) * (num_values / max(num_values - 1, 1)))
-        self.count[...] += 1
+        self.count.set_value(self.count[...] + 1)
         y = centred * (jax.lax.rsqrt(var + EPS) * self.scale[...]) + self.bias[...]
         return y.reshape(x.shape).astype(x.dtype)
 
     def _move(self, running: nnx.BatchStat, new: jax.Array) -> None:
-        new = jax.lax.stop_gradient(new).astype(running.dtype)
-        running[...] = (1 - MOMENTUM) * running[...] + MOMENTUM * new
+        running.set_value((1 - MOMENTUM) * running[...] + MOMENTUM * new.astype(running.dtype))
 
 
 def _split_over_devices(x: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from clip_jax.models import PUBLISHED, ModelConfig
+from clip_jax.models import PUBLISHED, ModelConfig, VisionConfig
 from clip_jax.pretrained.convert import to_state_dict, to_variables
 from clip_jax.pretrained.files import (
     HF_CONFIG,
@@ -20,6 +20,7 @@ from clip_jax.pretrained.files import (
     HUB_REPOS,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
+    PICKLES,
     PREPROCESSOR,
     StateDict,
     download,
@@ -100,12 +101,14 @@ def _locate(name_or_path: str) -> tuple[Path, ModelConfig | None]:
         return path, None
     if name_or_path in HUB_REPOS:
         return download(HUB_REPOS[name_or_path]), PUBLISHED[name_or_path]
-    if name_or_path.count("/") == 1 and not name_or_path.startswith((".", "~")) and path.suffix != ".safetensors":
+    unknown = f"there is no file or folder {name_or_path}, and it is no known name: {', '.join(HUB_REPOS)}"
+    is_file = path.suffix in (".safetensors", *PICKLES)
+    if name_or_path.count("/") != 1 or name_or_path.startswith((".", "~", "/")) or is_file:
+        raise ValueError(f"{unknown}, or a Hub repository as owner/name")
+    try:
         return download(name_or_path), None
-    raise ValueError(
-        f"there is no file or folder {name_or_path}, and it is no known name: {', '.join(HUB_REPOS)}, or a Hub "
-        "repository as owner/name"
-    )
+    except ValueError as error:
+        raise ValueError(f"{unknown}. As a Hub repository: {error}") from None
 
 
 def _read(
@@ -115,7 +118,7 @@ def _read(
     sizes = inferred_sizes(state_dict.shapes, layout)
     transform = ImageTransform()
     if config_file is None:
-        config = config_from_sizes(sizes, activation)
+        config = config_from_sizes(sizes, layout, activation)
     else:
         json = read_json(config_file)
         try:
@@ -126,6 +129,8 @@ def _read(
                 config, transform = config_from_hf(json, read_json(images) if images.is_file() else {})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{config_file} is not the config of such a model: {error!r}") from None
+        if layout != "open_clip" and hf_layout(config) != layout:
+            raise ValueError(f"{config_file} has model_type={json['model_type']!r}, but the weights are {layout}'s")
         check_sizes(config, sizes, str(config_file))
         if activation not in (None, config.activation):
             raise ValueError(f"activation={activation!r} was asked for, but {config_file} has {config.activation!r}")
@@ -140,17 +145,24 @@ def _read(
 
 def _check_buffers(state_dict: StateDict, config: ModelConfig) -> None:
     """Drops the constants that older files hold besides weights, once they are seen to be what they should be."""
-    text = config.text
-    sizes = {"input_resolution": config.vision.image_size, "context_length": text.context_length}
-    sizes["vocab_size"] = text.vocab_size
-    for key in [key for key in state_dict if key in sizes or key.endswith(".embeddings.position_ids")]:
-        array = state_dict[key]
-        if not np.array_equal(array.ravel(), [sizes[key]] if key in sizes else np.arange(array.size)):
-            raise ValueError(f"{key} is {array}, which does not fit the config")
+    vision, text = config.vision, config.text
+    has_prefix = not (isinstance(vision, VisionConfig) and vision.pooling == "attention")
+    expected = {
+        "input_resolution": [vision.image_size],
+        "context_length": [text.context_length],
+        "vocab_size": [text.vocab_size],
+        "text_model.embeddings.position_ids": range(text.context_length),
+        "vision_model.embeddings.position_ids": range(vision.grid_size**2 + has_prefix),
+    }
+    for key in expected.keys() & set(state_dict):
+        if not np.array_equal(state_dict[key].ravel(), expected[key]):
+            raise ValueError(f"{key} is {state_dict[key]}, which does not fit the config")
         state_dict.drop(key)
 
 
-def save_pretrained(pretrained: Pretrained, folder: Path, format: Format, tokenizer: Tokenizer | None = None) -> None:
+def save_pretrained(
+    pretrained: Pretrained, folder: str | os.PathLike[str], format: Format, tokenizer: Tokenizer | None = None
+) -> None:
     """Writes weights, config, image transform and vocabulary so that open_clip or transformers loads the folder.
 
     open_clip: `open_clip.create_model_and_transforms("local-dir:FOLDER")`. huggingface: `CLIPModel.from_pretrained` or
@@ -159,7 +171,9 @@ def save_pretrained(pretrained: Pretrained, folder: Path, format: Format, tokeni
     Raises:
       ValueError: the format has no such model, or the folder exists already.
     """
-    config = pretrained.config
+    config, folder = pretrained.config, Path(folder)
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
     if folder.exists():
         raise ValueError(f"{folder} exists already: remove it or choose another folder")
     layout: LayoutName

@@ -58,7 +58,10 @@ def to_state_dict(variables: Variables, name: LayoutName, config: ModelConfig) -
     """The inverse of `to_variables`, as C-contiguous arrays in the dtypes of the variables."""
     arrays = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables, sep="/").items()}
     state_dict: dict[str, np.ndarray] = {}
-    for entry in make_layout(name, config):
+    layout = make_layout(name, config)
+    unused = set(arrays) - {path for entry in layout for path in entry.paths}
+    assert not unused, f"the layout {name} has no key for {unused}"
+    for entry in layout:
         for keys, values in _places(entry, arrays):
             state_dict |= zip(keys, (np.asarray(value, order="C") for value in entry.turn_back(*values)))
     return state_dict

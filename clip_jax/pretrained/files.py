@@ -107,26 +107,35 @@ def read_json(file: Path) -> dict[str, Any]:
 def weight_files(path: Path) -> tuple[list[Path], Path | None]:
     """The safetensors files of a folder, or the file itself, and the config beside them."""
     if path.is_file():
-        configs = [path.with_name(name) for name in (OPEN_CLIP_CONFIG, HF_CONFIG)]
-        return [path], next((file for file in configs if file.is_file()), None)
+        return [path], _config_beside(path)
     if (path / OPEN_CLIP_WEIGHTS).is_file():
-        config = path / OPEN_CLIP_CONFIG
-        return [path / OPEN_CLIP_WEIGHTS], config if config.is_file() else None
-    config = path / HF_CONFIG
-    found = config if config.is_file() else path / OPEN_CLIP_CONFIG
-    config_file = found if found.is_file() else None
+        return [path / OPEN_CLIP_WEIGHTS], _config_beside(path / OPEN_CLIP_WEIGHTS)
     if (path / HF_INDEX).is_file():
-        names = sorted(set(read_json(path / HF_INDEX).get("weight_map", {}).values()))
-        if any(Path(name).name != name for name in names):
-            raise ValueError(f"{path / HF_INDEX} names files outside of its folder")
-        return [path / name for name in names], config_file
+        return _shards(path / HF_INDEX), _config_beside(path / HF_INDEX)
     if (path / HF_WEIGHTS).is_file():
-        return [path / HF_WEIGHTS], config_file
-    for file in sorted(path.iterdir()) if path.is_dir() else []:
+        return [path / HF_WEIGHTS], _config_beside(path / HF_WEIGHTS)
+    for file in sorted(path.iterdir()):
         refuse_pickle(file)
     raise ValueError(
         f"{path} holds no weights: expected {OPEN_CLIP_WEIGHTS}, {HF_WEIGHTS}, or the path of a .safetensors file"
     )
+
+
+def _config_beside(weights: Path) -> Path | None:
+    """transformers' files are named as its; all others are taken for open_clip's first."""
+    names = [OPEN_CLIP_CONFIG, HF_CONFIG]
+    names = names if not weights.name.startswith("model") else names[::-1]
+    return next((weights.with_name(name) for name in names if weights.with_name(name).is_file()), None)
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map of keys to files")
+    names = sorted({str(name) for name in weight_map.values()})
+    if any(Path(name).name != name for name in names):
+        raise ValueError(f"{index} names files outside of its folder")
+    return [index.with_name(name) for name in names]
 
 
 def download(repo: str) -> Path:

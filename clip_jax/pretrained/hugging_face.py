@@ -64,10 +64,26 @@ def config_from_hf(json: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[
         image_mean=mean,
         image_std=std,
     )
-    if images.get("resample", 3) != 3:
-        raise ValueError(f"preprocessor_config.json has resample={images['resample']}; clip_jax has 3, bicubic")
+    return config, _transform_from_hf(images, config.vision.image_size, is_clip)
+
+
+def _transform_from_hf(images: Mapping[str, Any], image_size: int, is_clip: bool) -> ImageTransform:
+    """From preprocessor_config.json; older ones have plain numbers for sizes."""
+    needed = {"do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    unknown = [f"{key}={images[key]!r}" for key, value in needed.items() if images.get(key, value) != value]
+    square = {"height": image_size, "width": image_size}
+    size = images.get("size", image_size if is_clip else square)
     is_cut = images.get("do_center_crop", is_clip)
-    return config, ImageTransform(resize_mode="shortest" if is_cut else "squash")
+    if is_cut and images.get("crop_size", image_size) not in (image_size, square):
+        unknown.append(f"crop_size={images['crop_size']!r}")
+    if size != square and not (is_cut and size in (image_size, {"shortest_edge": image_size})):
+        unknown.append(f"size={size!r}")
+    if unknown:
+        raise ValueError(
+            f"preprocessor_config.json has {', '.join(unknown)}; clip_jax resizes bicubically to the model's "
+            f"{image_size} pixels, the shorter side with the centre cut out or both, and normalises"
+        )
+    return ImageTransform(resize_mode="squash" if size == square else "shortest")
 
 
 def _hf_tower(json: Mapping[str, Any]) -> dict[str, int]:
@@ -91,6 +107,10 @@ def hf_layout(config: ModelConfig) -> LayoutName:
             "transformers has CLIPModel (class token, causal text, no logit bias) and SiglipModel (attention pooling, "
             "all text positions seen, last position, biased text projection, logit bias), and nothing in between: "
             "write this model in the open_clip format"
+        )
+    if not siglip[0] and text.eot_token == 2 < text.vocab_size - 1:
+        raise ValueError(
+            "transformers takes eos_token_id=2 for the highest id: write this model in the open_clip format"
         )
     return "hf_siglip" if siglip[0] else "hf_clip"
 
@@ -127,7 +147,7 @@ def hf_json(config: ModelConfig) -> dict[str, Any]:
         "logit_scale_init_value": math.log(config.logit_scale_init),
         "text_config": {"model_type": "clip_text_model", **sizes[1], **tokens, **shared,
                         "projection_dim": config.embed_dim, "pad_token_id": 0,
-                        "bos_token_id": text.eot_token - 1, "eos_token_id": text.eot_token},
+                        "bos_token_id": max(text.eot_token - 1, 0), "eos_token_id": text.eot_token},
         "vision_config": {"model_type": "clip_vision_model", **sizes[0], **pixels, **shared,
                           "projection_dim": config.embed_dim},
     }  # fmt: skip
@@ -138,7 +158,7 @@ def hf_preprocessor_json(config: ModelConfig, transform: ImageTransform) -> dict
     size = config.vision.image_size
     square = {"height": size, "width": size}
     is_cut = transform.resize_mode == "shortest"
-    crop = {"do_center_crop": True, "crop_size": square} if is_cut else {}
+    crop = {"do_center_crop": is_cut} | ({"crop_size": square} if is_cut else {})
     return {
         "image_processor_type": "CLIPImageProcessor" if is_cut else "SiglipImageProcessor",
         "do_resize": True,

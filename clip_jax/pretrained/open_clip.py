@@ -50,10 +50,12 @@ def config_from_open_clip(json: Mapping[str, Any]) -> tuple[ModelConfig, ImageTr
             unread.append(f"{name}_cfg.pool_type={pool['pool_type']!r}")
     if unread:
         raise ValueError(f"this model has parts that clip_jax does not: {', '.join(unread)}")
-    eps = {tower.get("norm_kwargs", {}).get("eps", 1e-5) for tower in (vision, text)}
+    is_resnet = isinstance(vision.get("layers"), list | tuple)
+    # A ResNet has no layer norm.
+    eps = {(tower.get("norm_kwargs") or {}).get("eps", 1e-5) for tower in ([text] if is_resnet else [vision, text])}
     width = vision.get("width", 768)
     head_width = vision.get("head_width", 64)
-    if isinstance(vision.get("layers"), list | tuple):
+    if is_resnet:
         tower: Any = ResNetConfig(
             image_size=vision.get("image_size", 224),
             stages=tuple(vision["layers"]),
@@ -112,16 +114,21 @@ def _unread(section: str, given: Mapping[str, Any], read: set[str]) -> list[str]
 def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, Any]:
     """open_clip_config.json of a model; ValueError for one that open_clip's CLIP cannot be."""
     vision, text = config.vision, config.text
-    if not config.has_visual_projection and isinstance(vision, VisionConfig):
-        raise ValueError("open_clip builds SigLIP from timm's layers: write this model in the huggingface format")
-    norm = {} if config.layer_norm_eps == 1e-5 else {"norm_kwargs": {"eps": config.layer_norm_eps}}
+    is_siglip = isinstance(vision, VisionConfig) and vision.pooling == "attention"
+    if is_siglip or text.pooling == "last" or text.projection_bias:
+        raise ValueError(
+            "open_clip's CLIP has no attention pooling over patches, text read at its last position or biased text "
+            "projection (it builds SigLIP from timm's layers): write such a model in the huggingface format"
+        )
     if config.activation == "gelu_tanh":
-        raise ValueError("open_clip's CLIP has no tanh approximation of GELU: write this model as huggingface")
+        raise ValueError(
+            "open_clip's CLIP has no tanh approximation of GELU: write this model in the huggingface format"
+        )
+    norm = {} if config.layer_norm_eps == 1e-5 else {"norm_kwargs": {"eps": config.layer_norm_eps}}
+    head_width = vision.width // vision.num_heads
     if isinstance(vision, ResNetConfig):
-        head_width = vision.width // vision.num_heads
         tower: dict[str, Any] = {"layers": list(vision.stages), "width": vision.stem_width, "patch_size": None}
     else:
-        head_width = vision.width // vision.num_heads
         tower = {"layers": vision.depth, "width": vision.width, "patch_size": vision.patch_size, **norm}
         tower |= _mlp_ratio(vision.width, vision.mlp_dim)
         tower |= {"pool_type": "avg"} if vision.pooling == "mean" else {}

@@ -33,7 +33,8 @@ def resize_positions(
 
 
 def _resize(x: np.ndarray, shape: tuple[int, ...], method: str) -> np.ndarray:
-    return np.asarray(jax.image.resize(x, shape, method, antialias=method == "cubic"))
+    wide = x.astype(np.promote_types(x.dtype, np.float32))
+    return np.asarray(jax.image.resize(wide, shape, method, antialias=method == "cubic")).astype(x.dtype)
 
 
 def _table(variables: Any, path: tuple[str, ...]) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from clip_jax.models import PUBLISHED, ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.pretrained.layouts import LayoutName
 
 Shapes = Mapping[str, tuple[int, ...]]
 HEAD_DIM = 64  # of all of OpenAI's models; others say it in their config
+ACTIVATIONS = get_args(ModelConfig.__annotations__["activation"])
 
 
 def layout_of(shapes: Shapes) -> LayoutName:
@@ -26,64 +27,57 @@ def layout_of(shapes: Shapes) -> LayoutName:
 
 
 def inferred_sizes(shapes: Shapes, layout: LayoutName) -> dict[str, Any]:
-    """What the shapes tell of the architecture, by the names our config has; ValueError where they fit no model."""
-    try:
-        return _open_clip_sizes(shapes) if layout == "open_clip" else _hf_sizes(shapes)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"the state dict fits no model: {error} is missing or of another shape") from None
+    """What the shapes tell of the architecture, by the names our config has; None where the key for it is missing.
+
+    Raises:
+      ValueError: the image positions are no square.
+    """
+    if layout != "open_clip":
+        vision, text = "vision_model.encoder.layers.", "text_model.encoder.layers."
+        patches = "vision_model.embeddings.patch_embedding.weight"
+        positions, num_prefix = "vision_model.embeddings.position_embedding.weight", int(layout == "hf_clip")
+        dimensions = {
+            "embed_dim": ("text_projection.weight" if layout == "hf_clip" else "text_model.head.weight", 0),
+            "text.vocab_size": ("text_model.embeddings.token_embedding.weight", 0),
+            "text.width": ("text_model.embeddings.token_embedding.weight", 1),
+            "text.context_length": ("text_model.embeddings.position_embedding.weight", 0),
+        }
+        mlp = "0.mlp.fc1.weight"
+    else:
+        vision, text = "visual.transformer.resblocks.", "transformer.resblocks."
+        patches, positions, num_prefix = "visual.conv1.weight", "visual.positional_embedding", 1
+        dimensions = {
+            "embed_dim": ("text_projection", 1),
+            "text.vocab_size": ("token_embedding.weight", 0),
+            "text.width": ("token_embedding.weight", 1),
+            "text.context_length": ("positional_embedding", 0),
+        }
+        mlp = "0.mlp.c_fc.weight"
+    dimensions["text.mlp_dim"] = (text + mlp, 0)
+    sizes: dict[str, Any] = {"text.depth": _count(shapes, text)}
+    if any(key.startswith("visual.layer1.") for key in shapes):
+        positions = "visual.attnpool.positional_embedding"
+        dimensions["vision.stem_width"] = ("visual.layer1.0.conv1.weight", 0)
+        sizes["vision.stages"] = tuple(_count(shapes, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
+        stride: Any = 32
+    else:
+        dimensions |= {
+            "vision.width": (patches, 0),
+            "vision.patch_size": (patches, 3),
+            "vision.mlp_dim": (vision + mlp, 0),
+        }
+        sizes["vision.depth"] = _count(shapes, vision)
+        stride = _dimension(shapes, patches, 3)
+    sizes |= {name: _dimension(shapes, key, axis) for name, (key, axis) in dimensions.items()}
+    num_positions: Any = _dimension(shapes, positions, 0)
+    is_known = stride is not None and num_positions is not None
+    sizes["vision.image_size"] = stride * _square_root(num_positions - num_prefix) if is_known else None
+    return sizes
 
 
-def _open_clip_sizes(shapes: Shapes) -> dict[str, Any]:
-    text = _text_sizes(shapes, "token_embedding.weight", "positional_embedding", "transformer.resblocks.", "mlp.c_fc")
-    sizes = {"embed_dim": shapes["text_projection"][1], **text}
-    if "visual.attnpool.positional_embedding" in shapes:
-        stages = tuple(_count(shapes, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
-        grid = _square_root(shapes["visual.attnpool.positional_embedding"][0] - 1)
-        stem_width = shapes["visual.layer1.0.conv1.weight"][0]
-        return sizes | {"vision.stages": stages, "vision.stem_width": stem_width, "vision.image_size": 32 * grid}
-    return sizes | _vit_sizes(
-        shapes, "visual.conv1.weight", "visual.positional_embedding", 1, "visual.transformer.resblocks.", "mlp.c_fc"
-    )
-
-
-def _hf_sizes(shapes: Shapes) -> dict[str, Any]:
-    embeddings = "text_model.embeddings"
-    names = (f"{embeddings}.token_embedding.weight", f"{embeddings}.position_embedding.weight")
-    is_clip = "text_projection.weight" in shapes
-    embeddings = "vision_model.embeddings"
-    return {
-        "embed_dim": shapes["text_projection.weight" if is_clip else "text_model.head.weight"][0],
-        **_text_sizes(shapes, *names, "text_model.encoder.layers.", "mlp.fc1"),
-        **_vit_sizes(
-            shapes,
-            f"{embeddings}.patch_embedding.weight",
-            f"{embeddings}.position_embedding.weight",
-            int(is_clip),
-            "vision_model.encoder.layers.",
-            "mlp.fc1",
-        ),
-    }
-
-
-def _text_sizes(shapes: Shapes, tokens: str, positions: str, blocks: str, mlp: str) -> dict[str, int]:
-    return {
-        "text.vocab_size": shapes[tokens][0],
-        "text.width": shapes[tokens][1],
-        "text.context_length": shapes[positions][0],
-        "text.depth": _count(shapes, blocks),
-        "text.mlp_dim": shapes[f"{blocks}0.{mlp}.weight"][0],
-    }
-
-
-def _vit_sizes(shapes: Shapes, patches: str, positions: str, num_prefix: int, blocks: str, mlp: str) -> dict[str, int]:
-    patch_size = shapes[patches][3]
-    return {
-        "vision.width": shapes[patches][0],
-        "vision.patch_size": patch_size,
-        "vision.image_size": patch_size * _square_root(shapes[positions][0] - num_prefix),
-        "vision.depth": _count(shapes, blocks),
-        "vision.mlp_dim": shapes[f"{blocks}0.{mlp}.weight"][0],
-    }
+def _dimension(shapes: Shapes, key: str, axis: int) -> int | None:
+    shape = shapes.get(key, ())
+    return shape[axis] if axis < len(shape) else None
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
@@ -99,39 +93,41 @@ def _square_root(num_positions: int) -> int:
 
 
 def check_sizes(config: ModelConfig, sizes: Mapping[str, Any], source: str) -> None:
-    """ValueError that lists every size in which a config differs from the weights."""
+    """ValueError that lists every size in which a config differs from the weights, as far as these tell it."""
     wrong = []
     for name, size in sizes.items():
         section, _, field = name.rpartition(".")
         said = getattr(getattr(config, section) if section else config, field, None)
-        if name == "vision.image_size" and isinstance(config.vision, VisionConfig):
-            said = config.vision.grid_size * config.vision.patch_size  # the weights know no rest that is cut off
-        if said != size:
+        if size not in (None, said):
             wrong.append(f"{name} is {said} in {source} and {size} in the weights")
     if wrong:
         raise ValueError(f"config and weights do not belong together: {'; '.join(wrong)}")
 
 
-def config_from_sizes(sizes: Mapping[str, Any], activation: str | None) -> ModelConfig:
-    """The config of a state dict in the OpenAI layout that came without one.
+def config_from_sizes(sizes: Mapping[str, Any], layout: LayoutName, activation: str | None) -> ModelConfig:
+    """The config of a state dict that came without one, for OpenAI's architectures.
 
-    Heads are those of the published model with these sizes, or have 64 channels each as in OpenAI's code.
+    Heads are those of the published tower of these sizes, or have 64 channels each as in OpenAI's code; layer norm's
+    eps is 1e-5, the class token is read, and the end token is the last of the vocabulary.
 
     Raises:
-      ValueError: no activation is given; shapes do not tell it.
+      ValueError: no activation is given, which shapes do not tell; or they do not tell all the rest.
     """
-    if activation is None:
+    if layout == "hf_siglip":
+        raise ValueError("there is no config.json beside the weights, and shapes do not tell all of a SigLIP model")
+    if activation not in ACTIVATIONS:
         raise ValueError(
-            "there is no config beside the weights, and shapes do not tell the activation: say "
-            "activation='quick_gelu' for OpenAI's own weights or 'gelu' for most of open_clip's"
+            f"there is no config beside the weights, and shapes do not tell the activation, which is {activation!r}: "
+            "say activation='quick_gelu' for OpenAI's own weights or 'gelu' for most of open_clip's"
         )
+    if unknown := [name for name, size in sizes.items() if size is None]:
+        raise ValueError(f"the state dict fits no model: the keys that tell {', '.join(unknown)} are missing")
     vision = {name.removeprefix("vision."): size for name, size in sizes.items() if name.startswith("vision.")}
     text = {name.removeprefix("text."): size for name, size in sizes.items() if name.startswith("text.")}
-    heads = next((c.vision.num_heads for c in PUBLISHED.values() if _has_sizes(c, sizes)), None)
     if "stages" in vision:
-        tower: Any = ResNetConfig(**vision, num_heads=heads or 32 * vision["stem_width"] // HEAD_DIM)
+        tower: Any = ResNetConfig(**vision, num_heads=32 * vision["stem_width"] // HEAD_DIM)
     else:
-        tower = VisionConfig(**vision, num_heads=heads or max(vision["width"] // HEAD_DIM, 1))
+        tower = VisionConfig(**vision, num_heads=_published_heads(vision) or max(vision["width"] // HEAD_DIM, 1))
     return ModelConfig(
         embed_dim=sizes["embed_dim"],
         vision=tower,
@@ -140,9 +136,8 @@ def config_from_sizes(sizes: Mapping[str, Any], activation: str | None) -> Model
     )
 
 
-def _has_sizes(config: ModelConfig, sizes: Mapping[str, Any]) -> bool:
-    try:
-        check_sizes(config, sizes, "")
-    except ValueError:
-        return False
-    return True
+def _published_heads(tower: Mapping[str, int]) -> int | None:
+    """Of the published image tower with these sizes, at whatever resolution."""
+    names = ("width", "depth", "mlp_dim", "patch_size")
+    towers = [config.vision for config in PUBLISHED.values() if isinstance(config.vision, VisionConfig)]
+    return next((t.num_heads for t in towers if all(getattr(t, name) == tower[name] for name in names)), None)
