@@ -1,5 +1,8 @@
-"""Reads weights of any layout, writes them in another: `clip-jax convert --model=runs/tiny --format=huggingface
---output=exported`."""
+"""Reads weights of any layout and writes them in another: `python -m clip_jax.convert --model=ViT-B/32 --output=out`.
+
+--model is a run's workdir, a folder or safetensors file of OpenAI, open_clip or transformers, a published name, or a
+Hub repository. --output is a folder that open_clip (`local-dir:`) or transformers (`from_pretrained`) loads.
+"""
 
 import sys
 from pathlib import Path
@@ -13,11 +16,9 @@ from clip_jax.pretrained import FORMATS, save_pretrained
 from clip_jax.restore import open_model
 from clip_jax.train_state import split_variables
 
-MODEL = flags.DEFINE_string(
-    "model", None, "A workdir, a folder or safetensors file, a published name, owner/name."
-)
-FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Who is to read the output.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist yet.")
+flags.declare_key_flag("model")
+flags.declare_key_flag("output")
+FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Who is to read the output.", allow_override=True)
 ACTIVATION = flags.DEFINE_string("activation", None, "quick_gelu, gelu or gelu_tanh, for weights without a config.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Interpolate the image positions to this many pixels.")
 CONTEXT_LENGTH = flags.DEFINE_integer("context_length", None, "Interpolate the text positions to this many.")
@@ -25,7 +26,7 @@ CONTEXT_LENGTH = flags.DEFINE_integer("context_length", None, "Interpolate the t
 
 def main() -> int:
     """Entry point; see the module's docstring."""
-    name, output = cli.required(MODEL, "runs/tiny"), Path(cli.required(OUTPUT, "exported"))
+    name, output = cli.required(cli.MODEL, "runs/tiny"), Path(cli.required(cli.OUTPUT, "exported"))
     if output.exists():
         raise ValueError(f"--output={output} exists already: remove it or choose another folder")
     pretrained, tokenizer = open_model(

@@ -32,7 +32,7 @@ from clip_jax import cli
 from clip_jax.api import Model, load
 from clip_jax.embedding_shards import Row, Shards
 from clip_jax.metrics import format_table
-from input_pipeline.pipeline import BROKEN_REMEMBERED, FEW_RECORDS, load_image
+from input_pipeline.pipeline import BROKEN_REMEMBERED, FEW_RECORDS, check_broken_share, load_image
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 
 SOURCES = ("folder", "webdataset", "tfds", "array_record", "table")
@@ -127,7 +127,8 @@ def embed(
         raise ValueError(f"max_broken_share={max_broken_share} must lie in [0, 1]")
     if not 0 <= part[0] < part[1]:
         raise ValueError(f"part={part[0]}/{part[1]} must be i/n with 0 <= i < n")
-    _check_broken_share(source.broken, len(source) + len(source.broken), max_broken_share)
+    num_indexed = len(source) + len(source.broken)
+    check_broken_share(len(source.broken), num_indexed, source.broken, max_broken_share, "max_broken_share")
     shards = Shards(folder=output, num_records=len(source), shard_size=shard_size, file_format=file_format, texts=texts)
     manifest = {
         "model_fingerprint": model.fingerprint,
@@ -152,7 +153,7 @@ def embed(
     summary = Summary(shards_skipped=len(mine) - len(todo))
     total = sum(len(shards.records(shard)) for shard in mine)
     seen = total - sum(len(shards.records(shard)) for shard in todo)
-    broken = [pair for shard in mine if shard not in todo for pair in shards.broken(shard)]
+    broken = [pair for shard in sorted(set(mine) - set(todo)) for pair in shards.broken(shard)]
     start, truncated_before = time.perf_counter(), tokenize.num_truncated
 
     def load(index: int) -> Record | BrokenRecordError:
@@ -175,7 +176,8 @@ def embed(
                 bar.update()
                 if isinstance(record, BrokenRecordError):
                     broken.append((record.record_id, record.reason))
-                    _check_broken_share(broken, max(seen, min(total, FEW_RECORDS)), max_broken_share)
+                    num_judged = max(seen, min(total, FEW_RECORDS))
+                    check_broken_share(len(broken), num_judged, broken, max_broken_share, "max_broken_share")
                 else:
                     yield record
 
@@ -191,15 +193,6 @@ def embed(
     summary.truncated = tokenize.num_truncated - truncated_before
     summary.seconds = time.perf_counter() - start
     return summary
-
-
-def _check_broken_share(broken: Sequence[tuple[str, str]], num_seen: int, max_share: float) -> None:
-    if len(broken) > max_share * num_seen:
-        examples = "; ".join(f"{record_id}: {reason}" for record_id, reason in broken[:3])
-        raise ValueError(
-            f"{len(broken)} of {num_seen} records cannot be used, more than max_broken_share={max_share} "
-            f"({examples}): mend the data or raise --max_broken_share"
-        )
 
 
 def _load_ahead(

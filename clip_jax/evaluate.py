@@ -15,9 +15,7 @@ from clip_jax.restore import restore_run
 from input_pipeline.pipeline import make_sources
 
 flags.declare_key_flag("workdir")
-OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for evaluation.json and the pictures; by default WORKDIR/evaluation."
-)
+flags.declare_key_flag("output")  # by default WORKDIR/evaluation
 ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, scenes/NAME or tfds/NAME/SPLIT; by default the run's.")
 TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluators/prompts; by default the run's.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared tfds sets lie; by default the run's.")
@@ -52,7 +50,7 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
 
 def main() -> int:
     workdir = Path(cli.required(cli.WORKDIR, "runs/tiny"))
-    output = Path(OUTPUT.value or workdir / "evaluation")
+    output = Path(cli.OUTPUT.value or workdir / "evaluation")
     flags_given = {
         "zero_shot": None if ZERO_SHOT.value is None else tuple(ZERO_SHOT.value),
         "templates": TEMPLATES.value,

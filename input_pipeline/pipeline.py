@@ -94,13 +94,19 @@ def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
     return SubsetSource(source, 0, num_train), SubsetSource(source, num_train, len(source))
 
 
-def check_broken_share(num_broken: int, num_seen: int, broken: Sequence[tuple[str, str]], max_share: float) -> None:
-    """Raises ValueError that names the first broken records when their share is over the limit."""
+def check_broken_share(
+    num_broken: int,
+    num_seen: int,
+    broken: Sequence[tuple[str, str]],
+    max_share: float,
+    limit: str = "data.max_broken_share",
+) -> None:
+    """Raises ValueError that names the first broken records when their share is over the limit, of that name."""
     if num_broken > max_share * num_seen:
         examples = "; ".join(f"{record_id}: {reason}" for record_id, reason in broken[:3])
         raise ValueError(
-            f"{num_broken} of {num_seen} records cannot be used, more than data.max_broken_share={max_share} "
-            f"({examples}): mend the data or raise data.max_broken_share"
+            f"{num_broken} of {num_seen} records cannot be used, more than {limit}={max_share} "
+            f"({examples}): mend the data or raise {limit}"
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -28,3 +29,23 @@ def x64():
 @pytest.fixture
 def goldens() -> Path:
     return GOLDENS
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """All runs of a module, and their subprocesses, share one cache of compiled programs."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

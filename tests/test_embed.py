@@ -336,7 +336,7 @@ def test_too_many_broken_records_stop_the_run_also_after_a_resume(photos, tmp_pa
     assert len(run(photos, tmp_path / "enough", max_broken_share=3 / 23).broken) == 3
     message = (
         r"^3 of 23 records cannot be used, more than max_broken_share=0\.13 \(02\.png: not an image of a known format "
-        r".*; 19\.png: .*\): mend the data or raise --max_broken_share$"
+        r".*; 19\.png: .*\): mend the data or raise max_broken_share$"
     )
     for done in (0, 3):
         model = StubModel()

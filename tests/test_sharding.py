@@ -11,7 +11,7 @@ from clip_jax import sharding
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
 from clip_jax.sharding import ShardingConfig, batch_shards, constrain_batch, make_mesh, param_specs, place_batch
-from clip_jax.train_state import init_variables, init_state
+from clip_jax.train_state import init_state, init_variables
 
 TINY = ModelConfig(
     embed_dim=7,

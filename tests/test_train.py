@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from clip_jax import config, evaluation, run, train
@@ -30,6 +29,8 @@ from configs.tiny import get_config
 from input_pipeline.pipeline import BatchIterator, Examples, make_sources
 from input_pipeline.sources import Source, write_array_record
 from input_pipeline.tokenizers import make_tokenizer
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 TIMING = ("images_per_s", "data_wait_share")  # all that may differ between two equal runs
 MINIATURE = {
@@ -52,26 +53,6 @@ def miniature(**changes) -> dict:
         section, _, key = name.partition("__")
         sections[section][key] = value
     return sections
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_once(tmp_path_factory):
-    """All runs here, and their subprocesses, share one cache of compiled programs."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from input_pipeline.tokenizers import (
     CLIP_NUM_MERGES,
     ClipBytePairTokenizer,
     SentencePieceTokenizer,
+    SiglipTokenizer,
     clean_clip_text,
     find_clip_vocab,
     make_tokenizer,
@@ -415,3 +416,77 @@ def test_file_that_is_no_sentencepiece_model_is_rejected(tmp_path):
         file.write_bytes(contents)
         with pytest.raises(ValueError, match=r"some.model is not a SentencePiece model"):
             SentencePieceTokenizer(file, 77)
+
+
+def test_texts_that_are_too_long_are_counted_or_refused(tmp_path):
+    train_sentencepiece(CAPTIONS, 300, tmp_path / "tokenizer.model")
+    tokenizer = SentencePieceTokenizer(tmp_path / "tokenizer.model", 7)
+    long = CAPTIONS[3]
+    rows = tokenizer(["red", long, "", long])
+    assert tokenizer.num_truncated == 2
+    assert rows[1, -1] == tokenizer.eot_token
+    np.testing.assert_array_equal(rows[2], [tokenizer.sot_token, tokenizer.eot_token, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(tokenizer("red", truncate=False), rows[:1])
+    with pytest.raises(ValueError, match=r"text is too long for context_length 7, .* pass truncate=True: 'A small red"):
+        tokenizer(["red", long], truncate=False)
+    assert tokenizer.num_truncated == 2
+
+
+@pytest.fixture(scope="module")
+def siglip_model(tmp_path_factory):
+    """As the released one: no start token, 1 is the end token and the padding."""
+    folder = tmp_path_factory.mktemp("siglip")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(caption.lower() for caption in CAPTIONS),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=120,
+        hard_vocab_limit=False,
+        bos_id=-1,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        minloglevel=2,
+    )
+    return folder / "spiece.model"
+
+
+def test_siglips_rows_end_and_are_filled_up_with_the_end_token(siglip_model):
+    tokenizer = SiglipTokenizer(siglip_model, 9)
+    assert (tokenizer.eot_token, tokenizer.vocab_size) == (1, tokenizer._model.vocab_size())
+    ids = tokenizer._model.encode("a red circle")
+    assert 0 < len(ids) < 8
+    for text in ("a red circle", "A Red, circle!", " a_red\tcircle. "):
+        row, truncated = tokenizer.encode(text)
+        assert row.tolist() == ids + [1] * (9 - len(ids))
+        assert not truncated
+    row, truncated = tokenizer.encode(CAPTIONS[3])
+    assert truncated
+    assert row.tolist() == [*tokenizer.token_ids(CAPTIONS[3])[:8], 1]
+    assert tokenizer("").tolist() == [[1] * 9]
+
+
+def test_vocabularies_come_back_from_their_files(siglip_model, tmp_path):
+    train_sentencepiece(CAPTIONS, 300, tmp_path / "trained.model")
+    for tokenizer in (SiglipTokenizer(siglip_model, 9), SentencePieceTokenizer(tmp_path / "trained.model", 9)):
+        ((name, content),) = tokenizer.files().items()
+        (tmp_path / name).write_bytes(content)
+        again = make_tokenizer(tokenizer.kind, tmp_path / name, 9)
+        assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_clips_vocabulary_leaves_as_transformers_names_it(clip, tmp_path):
+    files = clip.files()
+    (tmp_path / "merges.txt").write_bytes(files["merges.txt"])
+    assert ClipBytePairTokenizer(tmp_path / "merges.txt").fingerprint() == clip.fingerprint()
+    vocab = json.loads(files["vocab.json"])
+    assert sorted(vocab.values()) == list(range(49408))
+    assert (vocab["<|startoftext|>"], vocab["<|endoftext|>"]) == (49406, 49407)
+    assert json.loads(files["tokenizer_config.json"])["model_max_length"] == 77
+
+
+def test_a_file_that_is_no_siglip_vocabulary_is_named(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"no")
+    with pytest.raises(
+        ValueError, match=r"spiece\.model is not a SentencePiece model: expected SigLIP's spiece\.model"
+    ):
+        SiglipTokenizer(tmp_path / "spiece.model", 9)

@@ -64,11 +64,11 @@ def random_pretrained(config: ModelConfig, seed: int = 0, transform: ImageTransf
     return Pretrained(config=config, variables=variables, transform=transform or ImageTransform(), folder=Path())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def models() -> dict[str, ModelConfig]:
     return MODELS
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pretrained() -> Callable[..., Pretrained]:
     return random_pretrained

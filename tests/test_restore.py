@@ -1,0 +1,132 @@
+"""Runs back from their workdir: loaded, exported, started from, and a ResNet's statistics resumed."""
+
+from contextlib import closing
+
+import jax
+import numpy as np
+import pytest
+
+import clip_jax
+from clip_jax.pretrained import save_pretrained
+from clip_jax.restore import open_model
+from clip_jax.run import prepare_run
+from clip_jax.sharding import place_batch
+from configs.tiny import get_config
+from input_pipeline.tokenizers import SentencePieceTokenizer
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+TOWER = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
+MINIATURE = {
+    "model": {"embed_dim": 16},
+    "vision": {"image_size": 16, "patch_size": 8, **TOWER},
+    "text": {"context_length": 8, "vocab_size": 300, **TOWER},
+    "data": {"num_examples": 101, "num_validation": 11, "num_workers": 0},
+    "optimizer": {"warmup_steps": 2},
+    "train": {"global_batch_size": 8, "total_steps": 7},
+    "evaluation": {"zero_shot": (), "num_examples": 5, "batch_size": 8},
+}
+RESNET = {"image_size": 32, "stages": (1, 2, 1, 1), "stem_width": 4, "num_heads": 4, "batch_norm": "per_device"}
+
+
+def sections(**changes):
+    config = get_config().to_dict()
+    for section, keys in MINIATURE.items():
+        config[section] |= keys
+    return config | changes
+
+
+def with_keys(section, **keys):
+    return {section: {**sections()[section], **keys}}
+
+
+def advance(config, workdir, num_steps):
+    """Takes steps of a run and saves it; returns its variables."""
+    run = prepare_run(config, workdir)
+    with closing(run.checkpointer), closing(run.batches), jax.set_mesh(run.mesh):
+        for _ in range(num_steps):
+            batch = next(run.batches)
+            arrays = place_batch({"image": batch["image"], "text": batch["text"]}, run.mesh)
+            run.state, _ = run.step_fn(run.state, arrays)
+        run.checkpointer.save(run.first_step, run.state, run.batches.get_state())
+        run.checkpointer.wait()
+        return jax.device_get(run.state.variables)
+
+
+def assert_equal(tree, expected):
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    advance(sections(), workdir, 2)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(256, size=(5, 16, 16, 3), dtype=np.uint8)
+
+
+def test_a_resnet_resumes_with_its_statistics(tmp_path):
+    config = sections(vision=RESNET)
+    expected = advance(config, tmp_path / "whole", 4)
+    advance(config, tmp_path / "stopped", 2)
+    assert_equal(advance(config, tmp_path / "stopped", 2), expected)
+    norm = expected["visual"]["stage_2"]["blocks"]["conv_1"]["norm"]
+    assert norm["count"].tolist() == [4]
+    assert np.abs(norm["var"] - 1).max() > 0.01  # moved, so that the equality says something
+
+
+def test_a_run_loads_as_published_weights_do(workdir, images):
+    model, preprocess, tokenize = clip_jax.load(workdir)
+    assert (model.image_size, model.embed_dim, tokenize.kind) == (16, 16, "sentencepiece")
+    logits_per_image, logits_per_text = model(images, tokenize(["a red circle", "a blue square"]))
+    assert logits_per_image.shape == (5, 2)
+    np.testing.assert_array_equal(logits_per_text, logits_per_image.T)
+    np.testing.assert_array_equal(preprocess(images[0]), images[0])
+
+
+@pytest.mark.parametrize("form", ["huggingface", "open_clip"])
+def test_a_run_leaves_and_comes_back(workdir, images, tmp_path, form):
+    model, _, tokenize = clip_jax.load(workdir)
+    pretrained, tokenizer = open_model(workdir)
+    save_pretrained(pretrained, tmp_path / form, form, tokenizer)
+    again, _, tokenize_again = clip_jax.load(tmp_path / form)
+    assert isinstance(tokenize_again, SentencePieceTokenizer)
+    assert again.config.text.eot_token == tokenize.eot_token == 3  # neither the highest id nor open_clip's default
+    assert again.fingerprint == model.fingerprint
+    text = tokenize(["a red circle", "a blue square"])
+    np.testing.assert_array_equal(tokenize_again(["a red circle", "a blue square"]), text)
+    np.testing.assert_array_equal(again(images, text)[0], model(images, text)[0])
+
+
+def test_training_starts_from_given_weights(workdir, tmp_path):
+    given, _ = open_model(workdir)
+    config = sections(**with_keys("train", init_from=str(workdir)))
+    assert_equal(advance(config, tmp_path / "same", 0), given.variables)
+    larger = config | with_keys("vision", image_size=24)
+    variables = advance(larger, tmp_path / "larger", 0)
+    assert variables["visual"]["positional_embedding"].shape == (10, 16)
+    assert_equal(variables["visual"]["transformer"], given.variables["visual"]["transformer"])
+
+
+def test_weights_of_another_model_are_no_start(workdir, tmp_path):
+    config = sections(**with_keys("train", init_from=str(workdir)), **with_keys("model", activation="gelu"))
+    with pytest.raises(ValueError, match=f"train.init_from={workdir} is not the config's model: activation is quick_"):
+        prepare_run(config, tmp_path)
+    assert not (tmp_path / "checkpoints" / "0").exists()
+
+
+def test_a_run_without_a_checkpoint_cannot_be_loaded(workdir, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("config.json", "tokenizer.model"):
+        (tmp_path / name).write_bytes((workdir / name).read_bytes())
+    with pytest.raises(ValueError, match="has no checkpoint yet: train first"):
+        clip_jax.load(tmp_path)
+
+
+def test_an_activation_that_the_run_does_not_have_is_refused(workdir):
+    with pytest.raises(ValueError, match=r"activation='gelu' was asked for, but the run in .* has 'quick_gelu'"):
+        clip_jax.load(workdir, activation="gelu")
