@@ -121,7 +121,9 @@ def config_from_sizes(sizes: Mapping[str, Any], layout: LayoutName, activation: 
             "say activation='quick_gelu' for OpenAI's own weights or 'gelu' for most of open_clip's"
         )
     if unknown := [name for name, size in sizes.items() if size is None]:
-        raise ValueError(f"the state dict fits no model: the keys that tell {', '.join(unknown)} are missing or misshapen")
+        raise ValueError(
+            f"the state dict fits no model: the keys that tell {', '.join(unknown)} are missing or misshapen"
+        )
     vision = {name.removeprefix("vision."): size for name, size in sizes.items() if name.startswith("vision.")}
     text = {name.removeprefix("text."): size for name, size in sizes.items() if name.startswith("text.")}
     if "stages" in vision:

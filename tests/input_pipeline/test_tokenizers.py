@@ -451,18 +451,18 @@ def siglip_model(tmp_path_factory):
 
 
 def test_siglips_rows_end_and_are_filled_up_with_the_end_token(siglip_model):
-    tokenizer = SiglipTokenizer(siglip_model, 9)
+    tokenizer = SiglipTokenizer(siglip_model, 11)
     assert (tokenizer.eot_token, tokenizer.vocab_size) == (1, tokenizer._model.vocab_size())
     ids = tokenizer._model.encode("a red circle")
-    assert 0 < len(ids) < 8
+    assert 0 < len(ids) < 10
     for text in ("a red circle", "A Red, circle!", " a_red\tcircle. "):
         row, truncated = tokenizer.encode(text)
-        assert row.tolist() == ids + [1] * (9 - len(ids))
+        assert row.tolist() == ids + [1] * (11 - len(ids))
         assert not truncated
     row, truncated = tokenizer.encode(CAPTIONS[3])
     assert truncated
-    assert row.tolist() == [*tokenizer.token_ids(CAPTIONS[3])[:8], 1]
-    assert tokenizer("").tolist() == [[1] * 9]
+    assert row.tolist() == [*tokenizer.token_ids(CAPTIONS[3])[:10], 1]
+    assert tokenizer("").tolist() == [[1] * 11]
 
 
 def test_vocabularies_come_back_from_their_files(siglip_model, tmp_path):

@@ -1,5 +1,6 @@
 """Small models of every family, with prime and distinct sizes where the family allows them."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.pretrained import ImageTransform, Pretrained
-from clip_jax.train_state import init_variables
+from clip_jax.train_state import Variables, init_variables
 
 TEXT = TextConfig(width=22, depth=3, num_heads=2, mlp_dim=29, context_length=13, vocab_size=31, eot_token=30)
 VIT = VisionConfig(width=15, depth=2, num_heads=3, mlp_dim=19, image_size=15, patch_size=5)
@@ -48,6 +49,11 @@ MODELS = {
 }
 
 
+@functools.cache  # tracing takes a tenth of a second, and many tests want the same few models
+def shapes_of(config: ModelConfig) -> Variables:
+    return jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
+
+
 def random_pretrained(config: ModelConfig, seed: int = 0, transform: ImageTransform | None = None) -> Pretrained:
     """Every array off its trivial value, gains and variances around 1, counts of batches positive."""
     rng = np.random.default_rng(seed)
@@ -59,8 +65,7 @@ def random_pretrained(config: ModelConfig, seed: int = 0, transform: ImageTransf
         noise = rng.uniform(-0.3, 0.3, size=leaf.shape)
         return np.asarray(noise + (name in ("scale", "var", "logit_scale")), leaf.dtype)
 
-    shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
-    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+    variables = jax.tree_util.tree_map_with_path(draw, shapes_of(config))
     return Pretrained(config=config, variables=variables, transform=transform or ImageTransform(), folder=Path())
 
 
