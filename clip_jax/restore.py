@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from clip_jax.checkpoint import Checkpointer
 from clip_jax.config import TOKENIZER_FILE, Config, load_config, with_tokenizer
 from clip_jax.models import ModelConfig
+from clip_jax.models.published import CLIP_VOCAB_SIZE
 from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.pretrained import ImageTransform, Pretrained, load_pretrained, resize_positions
 from clip_jax.sharding import ShardingConfig, make_mesh
@@ -77,14 +78,31 @@ def open_model(
         context_length=context_length,
         param_dtype=param_dtype,
     )
-    length = pretrained.config.text.context_length
+    return pretrained, _find_tokenizer(pretrained)
+
+
+def _find_tokenizer(pretrained: Pretrained) -> Tokenizer | None:
+    """The vocabulary beside the weights, or CLIP's own from the Hub's cache for a model that reads it.
+
+    Raises ValueError for a vocabulary that is another model's.
+    """
+    text = pretrained.config.text
     for name, kind in VOCABULARY_FILES.items():
-        if (pretrained.folder / name).is_file():
-            return pretrained, make_tokenizer(kind, pretrained.folder / name, length)
+        file = pretrained.folder / name
+        if file.is_file():
+            tokenizer = make_tokenizer(kind, file, text.context_length)
+            reads_end = text.pooling == "eot"
+            if tokenizer.vocab_size > text.vocab_size or (reads_end and tokenizer.eot_token != text.eot_token):
+                raise ValueError(
+                    f"{file} is not this model's vocabulary: it has {tokenizer.vocab_size} tokens with "
+                    f"{tokenizer.eot_token} as the end token, the model {text.vocab_size} with {text.eot_token}"
+                )
+            return tokenizer
+    is_clips = (text.vocab_size, text.eot_token) == (CLIP_VOCAB_SIZE, CLIP_VOCAB_SIZE - 1)
     try:
-        return pretrained, make_tokenizer("clip_bpe", None, length)
-    except ValueError:
-        return pretrained, None
+        return make_tokenizer("clip_bpe", None, text.context_length) if is_clips else None
+    except ValueError:  # none in the cache
+        return None
 
 
 def _open_run(

@@ -19,6 +19,7 @@ from clip_jax.models import PUBLISHED, TextConfig, VisionConfig, normalize_image
 from clip_jax.pretrained import ImageTransform
 from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import init_variables, model_graph
+from input_pipeline.tokenizers import train_sentencepiece
 
 EOT = 95  # of openclip_vit
 ATOL = 2e-6  # float32 sums in batches of other sizes; measured 5e-7
@@ -228,13 +229,32 @@ def test_weights_without_a_vocabulary_say_so_when_text_is_asked_for(loaded):
         tokenize(["a cat"])
 
 
-def test_a_vocabulary_beside_the_weights_is_used(goldens, tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr("clip_jax.restore.make_tokenizer", lambda *args: made.append(args))
+@pytest.fixture
+def exported(goldens, tmp_path):
+    """Golden weights with a vocabulary of their own beside them."""
     shutil.copytree(goldens / "openclip_vit", tmp_path / "model")
-    (tmp_path / "model" / "merges.txt").write_text("")
-    clip_jax.load(tmp_path / "model")
-    assert made == [("clip_bpe", tmp_path / "model" / "merges.txt", 16)]
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["text_cfg"] |= {"pool_type": "eos", "eos_id": 3}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    train_sentencepiece(["a red circle", "a blue square", "two cats"], 48, tmp_path / "model" / "tokenizer.model")
+    return tmp_path / "model"
+
+
+def test_a_vocabulary_beside_the_weights_is_used(exported):
+    model, _, tokenize = clip_jax.load(exported)
+    assert (tokenize.kind, tokenize.context_length, tokenize.eot_token) == ("sentencepiece", 16, 3)
+    assert model.encode_text(tokenize(["a red circle", ""])).shape == (2, 32)
+
+
+def test_a_vocabulary_of_another_model_is_refused(exported):
+    train_sentencepiece(["quick brown foxes jump over lazy dogs"] * 5, 97, exported / "tokenizer.model")
+    config = json.loads((exported / "config.json").read_text())
+    config["text_cfg"]["eos_id"] = 4
+    (exported / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.model is not this model's vocabulary: it has \d+ tokens with 3 as"
+    ):
+        clip_jax.load(exported)
 
 
 def test_names():

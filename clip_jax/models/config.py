@@ -1,6 +1,7 @@
 """The shape of a CLIP model, as frozen dataclasses that refuse what cannot be built."""
 
 import dataclasses
+import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,7 +34,8 @@ class VisionConfig(TransformerConfig):
       pooling: what the feature is. "class_token": the class token, the paper's. "mean": the mean over the patches
         after the last layer norm (open_clip's pool_type "avg"). "attention": SigLIP's tower, in which a learned query
         attends to the patches; it has no class token, no layer norm before the blocks and no projection, and its
-        patch embedding has a bias.
+        patch embedding has a bias. Only there may image_size leave a rest when it is divided by patch_size: the last
+        pixels are not seen, as in SigLIP's SO400M/14 at 384 pixels.
       position_init_scale: multiplies the initial standard deviation of the position embeddings, width^-0.5; 1 is the
         paper's. Small models on small images learn shapes sooner with more.
 
@@ -52,7 +54,8 @@ class VisionConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patch_size < 1 or self.image_size < self.patch_size or self.image_size % self.patch_size:
+        rest = self.image_size % max(self.patch_size, 1) if self.pooling != "attention" else 0
+        if self.patch_size < 1 or self.image_size < self.patch_size or rest:
             below = max(self.image_size // max(self.patch_size, 1), 1) * self.patch_size
             raise ValueError(
                 f"vision.image_size={self.image_size} is not divisible by vision.patch_size={self.patch_size}: "
@@ -169,6 +172,10 @@ class ModelConfig:
     remat: Literal["none", "full"] = "none"
 
     def __post_init__(self) -> None:
+        for name, expected in typing.get_type_hints(ModelConfig).items():
+            if typing.get_origin(expected) is Literal and getattr(self, name) not in typing.get_args(expected):
+                known = ", ".join(map(repr, typing.get_args(expected)))
+                raise ValueError(f"model.{name}={getattr(self, name)!r} must be one of {known}")
         if self.embed_dim < 1:
             raise ValueError(f"model.embed_dim={self.embed_dim} must be at least 1")
         if self.logit_scale_init <= 0:

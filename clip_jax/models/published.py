@@ -93,4 +93,5 @@ PUBLISHED: dict[str, ModelConfig] = {
     "ViT-bigG/14": _vit(1280, 224, 14, 1664, 48, _text(1280, 32), num_heads=16, mlp_dim=8192, activation="gelu"),
     "SigLIP-B/16": _siglip(224, 16, 768, 12, 12, 3072, 64),
     "SigLIP-SO400M/14": _siglip(224, 14, 1152, 27, 16, 4304, 16),
+    "SigLIP-SO400M/14@384px": _siglip(384, 14, 1152, 27, 16, 4304, 64),
 }

@@ -77,6 +77,7 @@ class VisionTransformer(nnx.Module):
         p = self.patch_size
         if not H == W == self.image_size:
             raise ValueError(f"images are {H}x{W} pixels, the model's image_size is {self.image_size}: resize them")
+        images = images[:, : H // p * p, : W // p * p]  # a rest is not seen, as by a strided convolution
         patches = images.reshape(B, H // p, p, W // p, p, 3).swapaxes(2, 3).reshape(B, -1, p * p * 3)
         x = self.patch_embedding(patches)  # [B, P, D]
         if self.class_embedding is not None:

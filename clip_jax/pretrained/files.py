@@ -30,6 +30,7 @@ HUB_REPOS = {
     "ViT-bigG/14": "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
     "SigLIP-B/16": "google/siglip-base-patch16-224",
     "SigLIP-SO400M/14": "google/siglip-so400m-patch14-224",
+    "SigLIP-SO400M/14@384px": "google/siglip-so400m-patch14-384",
 }
 
 

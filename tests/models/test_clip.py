@@ -296,6 +296,31 @@ def test_impossible_towers_are_refused(section, changes, message):
     assert str(error.value) == message
 
 
+def test_a_rest_of_pixels_is_seen_by_no_tower_with_attention_pooling():
+    vision = replace(TINY.vision, image_size=13, pooling="attention")
+    config = replace(TINY, embed_dim=15, vision=vision)
+    params = random_params(jax.eval_shape(lambda: init_variables(config, jax.random.key(0))))
+    images = np.random.default_rng(0).integers(256, size=(2, 13, 13, 3), dtype=np.uint8)
+    even = replace(config, vision=replace(vision, image_size=10))
+    features = nnx.merge(model_graph(config), params).encode_image(images)
+    np.testing.assert_array_equal(nnx.merge(model_graph(even), params).encode_image(images[:, :10, :10]), features)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"param_dtype": "float16"}, "model.param_dtype='float16' must be one of 'float32', 'bfloat16', 'float64'"),
+        ({"activation": "relu"}, "model.activation='relu' must be one of 'quick_gelu', 'gelu', 'gelu_tanh'"),
+        ({"image_std": (1.0, 0.0, 1.0)}, "model.image_mean=.* must be three numbers each, the latter positive"),
+        ({"image_mean": (1.0, 0.0)}, "model.image_mean=.* must be three numbers each"),
+        ({"vision": replace(TINY.vision, pooling="attention")}, "model.embed_dim=7 must be vision.width=15: a tower"),
+    ],
+)
+def test_models_that_contradict_themselves_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **changes)
+
+
 @pytest.mark.parametrize(("changes", "name"), [({"embed_dim": 0}, "embed_dim=0"), ({"logit_scale_init": 0.0}, "0.0")])
 def test_impossible_models_are_refused(changes, name):
     with pytest.raises(ValueError, match=f"{name} must be"):

@@ -55,6 +55,7 @@ NUM_PARAMS = {name: row.num_params for name, row in PAPER.items()} | {
     "ViT-bigG/14": 2_539_567_105,
     "SigLIP-B/16": 203_155_970,
     "SigLIP-SO400M/14": 877_360_306,
+    "SigLIP-SO400M/14@384px": 877_960_498,
 }
 
 
@@ -113,6 +114,7 @@ def test_the_papers_models_have_its_hyperparameters(name):
         ("ViT-bigG/14", 16, 20, "gelu"),
         ("SigLIP-B/16", 12, 12, "gelu_tanh"),
         ("SigLIP-SO400M/14", 16, 16, "gelu_tanh"),
+        ("SigLIP-SO400M/14@384px", 16, 16, "gelu_tanh"),
     ],
 )
 def test_what_the_number_of_parameters_does_not_show(name, heads, text_heads, activation):

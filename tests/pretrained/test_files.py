@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import clip_jax.pretrained
@@ -259,3 +260,5 @@ def test_what_is_written(models, make_pretrained, tmp_path, format, names):
     assert [file.name for file in out.parent.iterdir()] == ["out"]
     assert (out / "vocab.json").read_bytes() == b"{}"
     assert out.stat().st_mode & 0o777 == 0o755
+    with safe_open(next(out.glob("*.safetensors")), framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}  # without it older releases of transformers refuse the file

@@ -19,7 +19,7 @@ from flax import nnx
 
 from clip_jax.losses import normalize
 from clip_jax.models import normalize_images
-from clip_jax.pretrained import ImageTransform, load_pretrained, save_pretrained
+from clip_jax.pretrained import ImageTransform, save_pretrained
 from clip_jax.train_state import model_graph
 from input_pipeline.transforms import resize_and_center_crop, resize_squashed
 
@@ -119,9 +119,8 @@ def some_inputs(config):
     }
 
 
-def our_outputs(folder, inputs):
-    """Of the exported folder, read back."""
-    pretrained = load_pretrained(folder)
+def our_outputs(pretrained, inputs):
+    """Of the model itself, not of what was exported and read back."""
     config, graph = pretrained.config, model_graph(pretrained.config)
     images = inputs["images_nchw"].transpose(0, 2, 3, 1)
     features = jax.jit(lambda v, x, t: nnx.merge(graph, v)(x, t))(
@@ -150,7 +149,7 @@ def results(models, make_pretrained, peers_python, tmp_path_factory):
         job = {"inputs": folder / f"inputs_{number}.npz", "outputs": folder / f"outputs_{number}.npz"}
         np.savez(job["inputs"], **inputs)
         jobs.append({"peer": peer, "folder": str(exported)} | {key: str(file) for key, file in job.items()})
-        ours[name] = our_outputs(exported, inputs)
+        ours[name] = our_outputs(pretrained, inputs)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     (folder / "run.py").write_text(SCRIPT)
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
