@@ -24,7 +24,7 @@ from clip_jax.restore import open_model
 from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import Variables, variable_shardings
 from input_pipeline.tokenizers import Tokenizer
-from input_pipeline.transforms import decode_image, resize_and_center_crop, resize_squashed, to_eight_bit
+from input_pipeline.transforms import check_size, decode_image, resize_and_center_crop, resize_squashed, to_eight_bit
 
 
 class Logits(NamedTuple):
@@ -51,9 +51,11 @@ class Model:
         self._put(variables, mesh)
 
     def _put(self, variables: Variables, mesh: Mesh) -> None:
-        self.mesh = mesh
-        self._encoder = Encoder(self.config, mesh, self._batch_size, normalized=False)
-        self._encoder.variables = jax.device_put(variables, variable_shardings(variables, mesh))
+        # The reference's float32 is float32 also where JAX's default is not.
+        precision = "highest" if self.config.compute_dtype == "float32" else None
+        encoder = Encoder(self.config, mesh, self._batch_size, normalized=False, precision=precision)
+        encoder.variables = jax.device_put(variables, variable_shardings(variables, mesh))
+        self.mesh, self._encoder = mesh, encoder  # last: a mesh that does not fit leaves the model as it was
 
     def place(self, mesh: Mesh) -> "Model":
         """Spreads batches, and with fsdp or tensor axes weights, over a mesh; returns the model.
@@ -90,8 +92,8 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any weight."""
-        sha = hashlib.sha256()
+        """16 hexadecimal digits that change with any weight and with whatever the config says of the computation."""
+        sha = hashlib.sha256(repr(sorted(self.config.computation.items())).encode())
         for path, leaf in sorted(flatten_dict(self.variables, sep="/").items()):
             sha.update(path.encode())
             sha.update(np.ascontiguousarray(leaf).data)
@@ -102,12 +104,17 @@ class Model:
 
         images: [N, S, S, 3], uint8 as `preprocess` gives, or floating-point pixels already normalised.
         """
-        shape = np.shape(images[0]) if len(images) else ()
-        if shape != (self.image_size, self.image_size, 3):
+        shapes = {np.shape(image) for image in images}
+        if shapes != {(self.image_size, self.image_size, 3)}:
+            found = list(np.shape(images)) if len(shapes) < 2 else f"several: {sorted(shapes)}"
             raise ValueError(
-                f"images have the shape {list(np.shape(images))}; expected [N, {self.image_size}, {self.image_size}, "
-                "3], as np.stack([preprocess(image), ...]) gives"
+                f"images have the shape {found}; expected [N, {self.image_size}, {self.image_size}, 3], as "
+                "np.stack([preprocess(image), ...]) gives"
             )
+        dtypes = {np.asarray(image[0, 0, 0]).dtype for image in images}
+        if len(dtypes) > 1 or not (dtypes == {np.dtype(np.uint8)} or jnp.issubdtype(min(dtypes), jnp.floating)):
+            names = ", ".join(sorted(map(str, dtypes)))
+            raise ValueError(f"images are {names}; expected uint8, or floating-point pixels already normalised")
         return jnp.asarray(self._encoder.images(np.asarray(image) for image in images))
 
     def encode_text(self, text: np.ndarray | jax.Array) -> jax.Array:
@@ -120,6 +127,11 @@ class Model:
             raise ValueError(
                 f"text has {text.shape[1]} positions and ids from {text.min()} to {text.max()}; the model has "
                 f"{config.context_length} positions and ids below {config.vocab_size}: use its own tokenize"
+            )
+        if config.pooling == "last" and text.shape[1] != config.context_length:
+            raise ValueError(
+                f"text has {text.shape[1]} positions; this model reads the last of {config.context_length}: use its "
+                "own tokenize"
             )
         if config.pooling == "eot" and not (text == config.eot_token).any(axis=1).all():
             raise ValueError(f"a row of text has no end token ({config.eot_token}): use the model's own tokenize")
@@ -153,9 +165,11 @@ class Preprocess:
             except (OSError, ValueError) as error:
                 raise ValueError(f"{path} cannot be read as a picture: {error}") from None
         elif isinstance(image, Image.Image):
-            image = to_eight_bit(image)
+            image = to_eight_bit(check_size(image))
         elif not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
             raise ValueError(f"expected a PIL image, uint8 [H, W, 3] or a path, not {type(image).__name__}")
+        if isinstance(image, np.ndarray):
+            image = check_size(Image.fromarray(image) if image.size else Image.new("RGB", (0, 0)))
         resize = resize_squashed if self.transform.resize_mode == "squash" else resize_and_center_crop
         return resize(image, self.image_size)
 
@@ -190,7 +204,8 @@ def load(
       cut and counted in tokenize.num_truncated, or an error with truncate=False).
 
     Raises:
-      ValueError: see `load_pretrained`.
+      ValueError: see `load_pretrained`; a mesh or batch_size that does not fit.
+      CheckpointError: a run's checkpoints cannot be read.
     """
     mesh = mesh or make_mesh(ShardingConfig(), jax.devices()[:1])
     pretrained, tokenizer = open_model(
@@ -209,6 +224,10 @@ class MissingTokenizer:
     """Stands where no vocabulary was found, and says so when it is called."""
 
     num_truncated = 0
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """Of nothing."""
+        return {"kind": "missing"}
 
     def __call__(self, texts: str | Sequence[str], *, truncate: bool = True) -> np.ndarray:
         raise ValueError(

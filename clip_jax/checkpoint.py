@@ -14,6 +14,12 @@ class CheckpointError(OSError):
     """A checkpoint could not be written or read; the message says which, where and what to do."""
 
 
+def saved_steps(workdir: Path) -> Sequence[int]:
+    """Steps with a committed checkpoint, oldest first; an unfinished save is not among them. Creates nothing."""
+    directory = workdir.absolute() / "checkpoints"
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+
+
 class Checkpointer:
     """Asynchronous, atomic saves under workdir/checkpoints.
 
@@ -26,8 +32,8 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> Sequence[int]:
-        """Steps with a committed checkpoint, oldest first; an unfinished save is not among them."""
-        return sorted(ocp.utils.checkpoint_steps(self.directory))
+        """See `saved_steps`."""
+        return saved_steps(self.directory.parent)
 
     def save(self, step: int, state: TrainState, data_state: dict[str, Any]) -> None:
         """Starts to save in the background; an error of an earlier save is raised here."""

@@ -21,6 +21,7 @@ from input_pipeline.transforms import decode_image
 POSITIONAL = "IMAGE..."
 
 flags.declare_key_flag("model")
+flags.declare_key_flag("activation")
 LABELS = flags.DEFINE_list("labels", None, "What the pictures may show, as 'a cat,a dog'.")
 TEMPLATE = flags.DEFINE_string("template", "{}", "Sentence around each label, as 'a photo of {}.'.")
 TOP = flags.DEFINE_integer("top", 5, "Labels shown of each picture.", lower_bound=1)
@@ -80,8 +81,10 @@ def main(paths: Sequence[str]) -> int:
     name = cli.required(cli.MODEL, "ViT-B/32")
     for path in paths:
         read_image(path)  # and again below, rather than hold them all
-    model, preprocess, tokenize = load(name)
+    model, preprocess, tokenize = load(name, activation=cli.ACTIVATION.value)
     text = tokenize(prompts)
+    if len(np.unique(text, axis=0)) < len(text):
+        raise ValueError(f"two of the labels {', '.join(labels)} are the same tokens to this model: leave one out")
     if tokenize.num_truncated:
         print(f"{tokenize.num_truncated} labels are cut off at the model's context length", file=sys.stderr)
     for start in range(0, len(paths), IMAGES_AT_ONCE):

@@ -22,7 +22,8 @@ COMMANDS = {
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, metrics, pictures.")
 # Flags that several commands have; one may define its own with other words.
 MODEL = flags.DEFINE_string("model", None, "Weights, by name or path as clip_jax.load takes them.", allow_override=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; made when missing.", allow_override=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.", allow_override=True)
+ACTIVATION = flags.DEFINE_string("activation", None, "quick_gelu, gelu or gelu_tanh, for weights without a config.")
 flags.DEFINE_bool("traceback", False, "Show where an error came from, not only its message.")
 
 

@@ -197,7 +197,10 @@ def load_config(workdir: Path) -> Config:
     file = workdir / "config.json"
     if not file.is_file():
         raise ValueError(f"{workdir} is not the workdir of a run: it has no config.json")
-    return make_config(json.loads(file.read_text()))
+    try:
+        return make_config(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{file} is not a config of this version of clip_jax: {error}") from None
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

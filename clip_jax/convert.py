@@ -12,14 +12,15 @@ from absl import flags
 
 from clip_jax import cli
 from clip_jax.metrics import format_table
+from clip_jax.models import ResNetConfig
 from clip_jax.pretrained import FORMATS, save_pretrained
 from clip_jax.restore import open_model
 from clip_jax.train_state import split_variables
 
 flags.declare_key_flag("model")
 flags.declare_key_flag("output")
+flags.declare_key_flag("activation")
 FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Who is to read the output.", allow_override=True)
-ACTIVATION = flags.DEFINE_string("activation", None, "quick_gelu, gelu or gelu_tanh, for weights without a config.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Interpolate the image positions to this many pixels.")
 CONTEXT_LENGTH = flags.DEFINE_integer("context_length", None, "Interpolate the text positions to this many.")
 
@@ -30,14 +31,17 @@ def main() -> int:
     if output.exists():
         raise ValueError(f"--output={output} exists already: remove it or choose another folder")
     pretrained, tokenizer = open_model(
-        name, activation=ACTIVATION.value, image_size=IMAGE_SIZE.value, context_length=CONTEXT_LENGTH.value
+        name, activation=cli.ACTIVATION.value, image_size=IMAGE_SIZE.value, context_length=CONTEXT_LENGTH.value
     )
     save_pretrained(pretrained, output, FORMAT.value, tokenizer)  # type: ignore[arg-type]
     config = pretrained.config
     params, _ = split_variables(pretrained.variables)
     rows = [
         ["parameters", f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"],
-        ["image", f"{config.vision.image_size} pixels, {type(config.vision).__name__.removesuffix('Config')}"],
+        [
+            "image",
+            f"{config.vision.image_size} pixels, {'ResNet' if isinstance(config.vision, ResNetConfig) else 'ViT'}",
+        ],
         ["text", f"{config.text.context_length} positions, {config.text.vocab_size:,} tokens"],
         ["features", str(config.embed_dim)],
         ["activation, layer norm eps", f"{config.activation}, {config.layer_norm_eps:g}"],

@@ -41,6 +41,7 @@ DTYPES = ("float32", "float16")
 BATCHES_AHEAD = 2  # handed to the device's thread while the next one is prepared; also how far decoding runs ahead
 
 flags.declare_key_flag("model")
+flags.declare_key_flag("activation")
 flags.declare_key_flag("output")
 SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, f"Form of the data: {', '.join(SOURCES)}.")
 PATH = flags.DEFINE_string("path", None, "Where the data lies: folder, tars, table; for tfds DATA_DIR/NAME.")
@@ -62,6 +63,8 @@ class Tokenize(Protocol):
     """What is needed of a tokenizer: texts to int32 [N, L], counting what was cut to the context."""
 
     num_truncated: int
+
+    def fingerprint(self) -> dict[str, Any]: ...
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
 
@@ -134,6 +137,7 @@ def embed(
         "model_fingerprint": model.fingerprint,
         "embed_dim": model.embed_dim,
         "image_size": model.image_size,
+        "tokenizer": tokenize.fingerprint(),
         "source": source.fingerprint(),
         "class_names": getattr(source, "class_names", None),
         "num_records": len(source),
@@ -264,7 +268,7 @@ def main() -> int:
     output = Path(cli.required(cli.OUTPUT, "embeddings"))
     part = parse_part(PART.value)
     source = make_source(SOURCE.value, path, SPLIT.value)
-    model, preprocess, tokenize = load(name, batch_size=BATCH_SIZE.value)
+    model, preprocess, tokenize = load(name, activation=cli.ACTIVATION.value, batch_size=BATCH_SIZE.value)
     summary = embed(
         model,
         preprocess,

@@ -1,5 +1,6 @@
 """Any number of images or texts to features, in padded batches of a few static sizes, split over the devices."""
 
+import itertools
 from collections.abc import Iterable
 
 import jax
@@ -23,19 +24,33 @@ class Encoder:
     context length). Texts are sorted by length before they are cut into batches, and come back in their order.
 
     Set `variables` before encoding. batch_size is rounded up to a multiple of the devices that share a batch. Features
-    are of unit length, or with normalized=False as the towers give them.
+    are of unit length, or with normalized=False as the towers give them. precision: of matrix products; None is JAX's
+    default, below float32 on TPU and recent GPUs.
     """
 
     def __init__(
-        self, model: ModelConfig, mesh: Mesh, batch_size: int, *, normalized: bool = True, short_text: bool = True
+        self,
+        model: ModelConfig,
+        mesh: Mesh,
+        batch_size: int,
+        *,
+        normalized: bool = True,
+        short_text: bool = True,
+        precision: str | None = None,
     ):
         graph = model_graph(model)
         self.variables: Variables = {}
         self._mesh = mesh
         self._eot_token = model.text.eot_token
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
         shards = batch_shards(mesh)
-        self._batch_size = -(-batch_size // shards) * shards
-        self._batch_sizes = [size for i in range(16) if (size := self._batch_size >> i) and size % shards == 0]
+        rows = -(-batch_size // shards)  # a device
+        self._batch_sizes = [rows * shards]
+        while rows := rows // 2:
+            self._batch_sizes.append(rows * shards)
+        self._batch_size = self._batch_sizes[0]
+        self._precision = precision
         self._short_text = short_text and model.text.causal and model.text.pooling == "eot"
         finish = normalize if normalized else (lambda features: features)
         self._image = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_image(x)))
@@ -43,43 +58,41 @@ class Encoder:
 
     def images(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Images [H, W, 3], one by one, uint8 or normalised pixels, to features [N, E]."""
-        features: list[np.ndarray] = []
-        pending: list[np.ndarray] = []
-        for image in images:
-            pending.append(image)
-            if len(pending) == self._batch_size:
-                features.append(self._encode_batch(self._image, np.stack(pending)))
-                pending = []
-        if pending:
-            features.append(self._encode_batch(self._image, np.stack(pending)))
-        return _concatenate(features)
+        stream = iter(images)
+        batches = iter(lambda: list(itertools.islice(stream, self._batch_size)), [])
+        return self._encode(self._image, map(np.stack, batches))
 
     def texts(self, text: np.ndarray) -> np.ndarray:
         """Token ids, int32 [N, L], to features [N, E]."""
-        features: list[np.ndarray] = []
         lengths = np.full(len(text), text.shape[1])
         if self._short_text:
             lengths = np.argmax(text == self._eot_token, axis=1) + 1  # [N]
         order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(text), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            features.append(self._encode_batch(self._text, text[rows, : self._static_length(lengths[rows[-1]], text)]))
-        unsorted = _concatenate(features)
-        unsorted[order] = unsorted.copy()
-        return unsorted
+        batches = (order[start : start + self._batch_size] for start in range(0, len(text), self._batch_size))
+        rows = (text[batch, : self._static_length(lengths[batch[-1]], text)] for batch in batches)
+        in_order = self._encode(self._text, rows)
+        features = np.empty_like(in_order)
+        features[order] = in_order
+        return features
 
     def _static_length(self, length: int, text: np.ndarray) -> int:
         full = text.shape[1]
         return next((size for size in TEXT_LENGTHS if length <= size < full), full) if self._short_text else full
 
-    def _encode_batch(self, encode: jax.stages.Wrapped, rows: np.ndarray) -> np.ndarray:
+    def _encode(self, encode: jax.stages.Wrapped, batches: Iterable[np.ndarray]) -> np.ndarray:
+        features: list[np.ndarray] = []
+        waiting: tuple[jax.Array, int] | None = None  # under way while the next batch is prepared
+        for rows in batches:
+            started = self._encode_batch(encode, rows), len(rows)
+            if waiting:
+                features.append(np.asarray(waiting[0])[: waiting[1]])
+            waiting = started
+        if not waiting:
+            raise ValueError("there is nothing to encode")
+        return np.concatenate([*features, np.asarray(waiting[0])[: waiting[1]]])
+
+    def _encode_batch(self, encode: jax.stages.Wrapped, rows: np.ndarray) -> jax.Array:
         size = min(size for size in self._batch_sizes if size >= len(rows))
         padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
-        with jax.set_mesh(self._mesh):
-            return np.asarray(encode(self.variables, place_batch({"rows": padded}, self._mesh)["rows"]))[: len(rows)]
-
-
-def _concatenate(features: list[np.ndarray]) -> np.ndarray:
-    if not features:
-        raise ValueError("there is nothing to encode")
-    return np.concatenate(features)
+        with jax.set_mesh(self._mesh), jax.default_matmul_precision(self._precision):
+            return encode(self.variables, place_batch({"rows": padded}, self._mesh)["rows"])

@@ -14,17 +14,10 @@ from clip_jax.config import TOKENIZER_FILE, Config, load_config, with_tokenizer
 from clip_jax.models import ModelConfig
 from clip_jax.models.published import CLIP_VOCAB_SIZE
 from clip_jax.optimizer import make_optimizer, make_schedule
-from clip_jax.pretrained import ImageTransform, Pretrained, load_pretrained, resize_positions
+from clip_jax.pretrained import VOCABULARY_FILES, ImageTransform, Pretrained, load_pretrained, resize_positions
 from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import TrainState, abstract_state
 from input_pipeline.tokenizers import Tokenizer, make_tokenizer
-
-VOCABULARY_FILES = {
-    "tokenizer.model": "sentencepiece",
-    "spiece.model": "siglip",
-    "bpe_simple_vocab_16e6.txt.gz": "clip_bpe",
-    "merges.txt": "clip_bpe",
-}
 
 
 class RestoredRun(NamedTuple):
@@ -92,10 +85,11 @@ def _find_tokenizer(pretrained: Pretrained) -> Tokenizer | None:
         if file.is_file():
             tokenizer = make_tokenizer(kind, file, text.context_length)
             reads_end = text.pooling == "eot"
-            if tokenizer.vocab_size > text.vocab_size or (reads_end and tokenizer.eot_token != text.eot_token):
+            is_read = tokenizer.eot_token == text.eot_token if reads_end else kind == "siglip"
+            if tokenizer.vocab_size > text.vocab_size or not is_read:
                 raise ValueError(
-                    f"{file} is not this model's vocabulary: it has {tokenizer.vocab_size} tokens with "
-                    f"{tokenizer.eot_token} as the end token, the model {text.vocab_size} with {text.eot_token}"
+                    f"{file}, read as {kind}, is not this model's vocabulary: it has {tokenizer.vocab_size} tokens "
+                    f"with {tokenizer.eot_token} as the end token, the model {text.vocab_size} with {text.eot_token}"
                 )
             return tokenizer
     is_clips = (text.vocab_size, text.eot_token) == (CLIP_VOCAB_SIZE, CLIP_VOCAB_SIZE - 1)
@@ -113,7 +107,7 @@ def _open_run(
     if activation not in (None, model.activation):
         raise ValueError(f"activation={activation!r} was asked for, but the run in {workdir} has {model.activation!r}")
     variables = jax.device_get(run.state.variables)
-    variables = jax.tree.map(lambda x: x if x.dtype.kind in "iu" else x.astype(param_dtype), variables)
+    variables = jax.tree.map(lambda x: x if x.dtype.kind in "iu" else x.astype(param_dtype, copy=False), variables)
     variables, model = resize_positions(variables, model, image_size, context_length)
     model = dataclasses.replace(model, param_dtype=param_dtype)  # type: ignore[arg-type]
     pretrained = Pretrained(config=model, variables=variables, transform=ImageTransform(), folder=workdir)

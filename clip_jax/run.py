@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from clip_jax.checkpoint import Checkpointer
+from clip_jax.checkpoint import Checkpointer, saved_steps
 from clip_jax.config import (
     TOKENIZER_FILE,
     Config,
@@ -27,13 +26,14 @@ from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator
 from clip_jax.models import ModelConfig
 from clip_jax.optimizer import make_optimizer, make_schedule
+from clip_jax.pretrained import Pretrained
 from clip_jax.restore import open_model
 from clip_jax.sharding import batch_shards, make_mesh
 from clip_jax.train_state import TrainState, abstract_state, init_state, model_graph, split_variables
 from clip_jax.train_step import TrainStep, make_train_step
 from input_pipeline.pipeline import BatchIterator, DataConfig, Examples, make_sources
 from input_pipeline.sources import BrokenRecordError, Source
-from input_pipeline.tokenizers import find_clip_vocab, make_tokenizer, train_sentencepiece
+from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer, train_sentencepiece
 
 TOKENIZER_RECORDS = 20_000  # whose captions train the tokenizer
 
@@ -67,8 +67,11 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     config = make_config(sections)
     if jax.process_count() > 1:
         raise ValueError("training by several processes is not supported yet: start one for all devices of one host")
-    if "float64" in (config.model.compute_dtype, config.model.param_dtype) and jnp.zeros(0).dtype != jnp.float64:
-        raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment; without it JAX computes in float32")
+    if config.model.logit_bias_init is not None:
+        raise ValueError(
+            f"model.logit_bias_init={config.model.logit_bias_init}: only a sigmoid loss learns a bias, and training "
+            "has the softmax loss; leave it None"
+        )
     mesh = make_mesh(config.sharding)
     _check_batch(config, mesh)
     schedule = make_schedule(config.optimizer, config.train.total_steps)
@@ -78,19 +81,25 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / "config.json").exists():
         (workdir / TOKENIZER_FILE).unlink(missing_ok=True)  # left by a config that was refused
-    store_tokenizer(config.data, config.model, source, workdir / TOKENIZER_FILE)
+    is_new = not saved_steps(workdir)
+    given, given_tokenizer = _open_start(config) if is_new and config.train.init_from else (None, None)
+    store_tokenizer(config.data, config.model, source, workdir / TOKENIZER_FILE, given_tokenizer)
     tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
     model = with_tokenizer(config.model, tokenizer)
+    if given:
+        _check_start(config.train.init_from, given, given_tokenizer, model, tokenizer)
     graph = model_graph(model)
     optimizer = make_optimizer(config.optimizer, schedule)
     target = abstract_state(model, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     encoder = Encoder(model, mesh, config.evaluation.batch_size)
     evaluator = Evaluator(config.evaluation, encoder, tokenizer, validation, image_size)
+    first_state = _first_state(config, model, optimizer, mesh, given) if is_new else None
     record_config(sections, workdir)
 
     checkpointer = Checkpointer(workdir, config.train.keep_checkpoints)
-    state, data_state = checkpointer.restore(target) or (_first_state(config, model, optimizer, mesh), None)
+    state, data_state = checkpointer.restore(target) or (first_state, None)
+    assert state is not None
     checkpointer.set_aside_after(int(state.step))
     batches = BatchIterator(
         Examples(
@@ -127,28 +136,50 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     )
 
 
-def _first_state(config: Config, model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Random parameters, or those that train.init_from names."""
-    state = init_state(model, optimizer, config.train.seed, mesh)
-    if not config.train.init_from:
-        return state
-    given, _ = open_model(
+def _open_start(config: Config) -> tuple[Pretrained, Tokenizer | None]:
+    model = config.model
+    return open_model(
         config.train.init_from,
         image_size=model.vision.image_size,
         context_length=model.text.context_length,
         param_dtype=model.param_dtype,
     )
+
+
+def _check_start(
+    name: str, given: Pretrained, given_tokenizer: Tokenizer | None, model: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    """ValueError when train.init_from is not the config's model, or reads other words."""
     if differing := given.config.differences(model):
-        raise ValueError(f"train.init_from={config.train.init_from} is not the config's model: {'; '.join(differing)}")
-    params, batch_stats = split_variables(given.variables)
-    params = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state.params, params)
-    batch_stats = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), state.batch_stats, batch_stats)
-    return dataclasses.replace(state, params=params, batch_stats=batch_stats)
+        raise ValueError(f"train.init_from={name} is not the config's model: {'; '.join(differing)}")
+    if given_tokenizer and given_tokenizer.fingerprint() != tokenizer.fingerprint():
+        raise ValueError(
+            f"train.init_from={name} was trained on another vocabulary ({given_tokenizer.kind}): set data.tokenizer "
+            "and data.tokenizer_file to it"
+        )
 
 
-def store_tokenizer(data: DataConfig, model: ModelConfig, source: Source, file: Path) -> None:
-    """Puts the run's vocabulary into its workdir: the config's file, or SentencePiece trained on the captions."""
+def _first_state(
+    config: Config, model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, given: Pretrained | None
+) -> TrainState:
+    """Random parameters, or the given ones."""
+    state = init_state(model, optimizer, config.train.seed, mesh)
+    if given is None:
+        return state
+    own = (state.params, state.batch_stats)
+    placed = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), own, split_variables(given.variables))
+    return dataclasses.replace(state, params=placed[0], batch_stats=placed[1])
+
+
+def store_tokenizer(
+    data: DataConfig, model: ModelConfig, source: Source, file: Path, start: Tokenizer | None = None
+) -> None:
+    """Puts the run's vocabulary into its workdir: the config's file, that of the weights training starts from, or
+    SentencePiece trained on the captions."""
     if file.exists():
+        return
+    if start and start.kind == data.tokenizer and not data.tokenizer_file:
+        file.write_bytes(next(iter(start.files().values())))
         return
     if data.tokenizer == "sentencepiece" and not data.tokenizer_file:
         train_sentencepiece(_captions(source), model.text.vocab_size, file)

@@ -106,6 +106,26 @@ def param_specs(params: Mapping[str, Any]) -> Any:
     return jax.tree_util.tree_map_with_path(spec, params)
 
 
+def param_shardings(params: Mapping[str, Any], mesh: Mesh) -> Any:
+    """The sharding of every parameter, an array or its shape, on a mesh.
+
+    Raises ValueError for a parameter whose size a mesh axis does not divide.
+    """
+
+    def sharding(path: tuple[Any, ...], spec: P, leaf: Any) -> NamedSharding:
+        for size, axis in zip(leaf.shape, spec):
+            if axis is not None and size % mesh.shape[axis]:
+                name = "/".join(str(key.key) for key in path)
+                raise ValueError(
+                    f"sharding.{axis}={mesh.shape[axis]} does not divide the {size} of {name} {list(leaf.shape)}: "
+                    f"use a divisor of {size}"
+                )
+        return NamedSharding(mesh, spec)
+
+    specs = param_specs(params)
+    return jax.tree_util.tree_map_with_path(sharding, specs, params, is_leaf=lambda x: isinstance(x, P))
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of each array to the global array, rows split over the batch axes."""
     sharding = batch_sharding(mesh)

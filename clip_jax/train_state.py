@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.models import CLIP, ModelConfig
-from clip_jax.sharding import param_specs
+from clip_jax.sharding import param_shardings
 
 Params = dict[str, Any]
 Variables = dict[str, Any]  # parameters and running statistics in one nested dict
@@ -65,24 +65,27 @@ def join_variables(params: Params, batch_stats: Variables) -> Variables:
 
 def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """The sharding of each leaf of a (possibly abstract) TrainState: moments lie with their parameters (ZeRO)."""
-    specs = param_specs(state.params)
-    tree: Any = TrainState(
-        step=P(),  # type: ignore[arg-type]
-        params=specs,
-        batch_stats=jax.tree.map(lambda _: P(), state.batch_stats),
+    shardings, everywhere = param_shardings(state.params, mesh), NamedSharding(mesh, P())
+    return TrainState(
+        step=everywhere,  # type: ignore[arg-type]
+        params=shardings,
+        batch_stats=jax.tree.map(lambda _: everywhere, state.batch_stats),
         opt_state=optax.tree_utils.tree_map_params(
-            optimizer, lambda _, spec: spec, state.opt_state, specs, transform_non_params=lambda _: P()
+            optimizer,
+            lambda _, sharding: sharding,
+            state.opt_state,
+            shardings,
+            transform_non_params=lambda _: everywhere,
         ),
-        rng=P(),  # type: ignore[arg-type]
+        rng=everywhere,  # type: ignore[arg-type]
     )
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree, is_leaf=lambda x: isinstance(x, P))
 
 
 def variable_shardings(variables: Variables, mesh: Mesh) -> Any:
     """The sharding of each array of a model: parameters by the rules, running statistics on every device."""
     params, batch_stats = split_variables(variables)
-    specs = join_variables(param_specs(params), jax.tree.map(lambda _: P(), batch_stats))
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+    everywhere = NamedSharding(mesh, P())
+    return join_variables(param_shardings(params, mesh), jax.tree.map(lambda _: everywhere, batch_stats))
 
 
 def _make_init(config: ModelConfig, optimizer: optax.GradientTransformation) -> Any:

@@ -12,6 +12,7 @@ import string
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ftfy
@@ -83,6 +84,8 @@ class Tokenizer(ABC):
             texts = [texts]
         rows = np.zeros((len(texts), self.context_length), np.int32)
         for row, text in zip(rows, texts):
+            if not isinstance(text, str):
+                raise ValueError(f"text must be a string, not {type(text).__name__}: {text!r}"[:200])
             row[:], truncated = self.encode(text)
             if truncated and not truncate:
                 raise ValueError(
@@ -112,13 +115,7 @@ class SentencePieceTokenizer(Tokenizer):
     kind = "sentencepiece"
 
     def __init__(self, model_file: str | os.PathLike[str], context_length: int):
-        proto = _read(model_file, "SentencePiece model")
-        try:
-            model = SentencePieceProcessor(model_proto=proto) if proto else None
-        except RuntimeError:
-            model = None
-        if model is None:
-            raise ValueError(f"{model_file} is not a SentencePiece model (a .model file as spm_train writes it)")
+        model, proto = _read_sentencepiece(model_file)
         vocab_size = model.vocab_size()
         for name, flag, token in (("start", "bos_id", model.bos_id()), ("end", "eos_id", model.eos_id())):
             if not 0 < token < vocab_size:
@@ -144,18 +141,19 @@ class SiglipTokenizer(Tokenizer):
       model_file: the released `spiece.model`.
       context_length: 64 in most of the released models.
 
+    Raises:
+      ValueError: the file is missing, is no SentencePiece model, or has no end piece.
+
     Reference: Zhai et al. 2023, https://arxiv.org/abs/2303.15343; read off big_vision's and transformers' tokenizers.
     """
 
     kind = "siglip"
 
     def __init__(self, model_file: str | os.PathLike[str], context_length: int):
-        proto = _read(model_file, "SentencePiece model")
-        try:
-            model = SentencePieceProcessor(model_proto=proto)
-        except RuntimeError:
-            raise ValueError(f"{model_file} is not a SentencePiece model: expected SigLIP's spiece.model") from None
+        model, proto = _read_sentencepiece(model_file)
         end = model.eos_id()
+        if end < 0:
+            raise ValueError(f"SentencePiece model {model_file} has no end token: it is not SigLIP's spiece.model")
         super().__init__(context_length, model.vocab_size(), sot_token=end, eot_token=end, vocabulary=proto)
         self._model = model
 
@@ -351,6 +349,14 @@ def _read(file: str | os.PathLike[str], what: str) -> bytes:
         return Path(file).read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read the {what} {file}: {error.strerror}") from error
+
+
+def _read_sentencepiece(file: str | os.PathLike[str]) -> tuple[SentencePieceProcessor, bytes]:
+    proto = _read(file, "SentencePiece model")
+    with suppress(RuntimeError):
+        if proto:
+            return SentencePieceProcessor(model_proto=proto), proto
+    raise ValueError(f"{file} is not a SentencePiece model (a .model file as spm_train writes it)")
 
 
 def _read_clip_merges(file: str | os.PathLike[str]) -> list[tuple[str, str]]:

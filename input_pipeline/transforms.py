@@ -40,13 +40,19 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError(f"image too large: {error}") from error
     except Exception as error:  # hostile bytes make Pillow raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"truncated or broken image: {error}") from error
+    return to_eight_bit(check_size(image))
+
+
+def check_size(image: Image.Image) -> Image.Image:
+    """The image itself; ValueError for one that is too large, too small or too narrow."""
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"image too large: {width}x{height} pixels, at most {MAX_PIXELS} in all")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"image too narrow: {width}x{height} pixels, at most {MAX_ASPECT} times as long as wide")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"image too small: {width}x{height} pixels, at least {MIN_SIDE} on a side")
-    return to_eight_bit(image)
+    return image
 
 
 def random_square_crop(

@@ -106,6 +106,23 @@ def test_text_is_encoded_at_its_longest_row(model, monkeypatch):
     np.testing.assert_allclose(features, expected, rtol=0, atol=ATOL)
 
 
+def test_batches_halve_whatever_the_number_of_devices(model):
+    for devices, batch_size, sizes in ((3, 256, [258, 129, 63, 30, 15, 6, 3]), (8, 9, [16, 8]), (1, 5, [5, 2, 1])):
+        encoder = Encoder(model.config, make_mesh(devices=jax.devices()[:devices]), batch_size)
+        assert encoder._batch_sizes == sizes
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        clip_jax.load(Path(__file__).parent / "goldens" / "openclip_vit", batch_size=0)
+
+
+def test_a_mesh_that_does_not_fit_leaves_the_model_as_it_was(model):
+    expected = model(some_images(2), some_text(2)).logits_per_image
+    with pytest.raises(
+        ValueError, match=r"sharding.tensor=8 does not divide the 4 of text/transformer/blocks/attn/out"
+    ):
+        model.place(make_mesh(ShardingConfig(data=1, tensor=8)))
+    np.testing.assert_array_equal(model(some_images(2), some_text(2)).logits_per_image, expected)
+
+
 def test_text_that_sees_what_follows_is_never_cut():
     tower = {"width": 12, "depth": 1, "num_heads": 2, "mlp_dim": 16}
     for changes in ({"causal": False}, {"pooling": "last"}):
@@ -140,6 +157,13 @@ def test_a_fingerprint_tells_weights_apart(model):
     assert again.fingerprint == model.fingerprint != other.fingerprint
 
 
+def test_a_fingerprint_tells_configs_apart(goldens, tmp_path, model):
+    folder = shutil.copytree(goldens / "openclip_vit", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quick_gelu": False}))
+    assert clip_jax.load(folder)[0].fingerprint != model.fingerprint
+
+
 def test_bfloat16_is_close(golden):
     half, _, _ = clip_jax.load(Path(__file__).parent / "goldens" / "openclip_vit", compute_dtype="bfloat16")
     features = half.encode_image(golden["images_nchw"].transpose(0, 2, 3, 1))
@@ -163,6 +187,34 @@ def test_images_of_another_shape_are_refused(model, images, found):
     assert str(error.value) == (
         f"images have the shape {found}; expected [N, 32, 32, 3], as np.stack([preprocess(image), ...]) gives"
     )
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (some_images(2).astype(np.int32), "images are int32; expected uint8, or floating-point pixels already normal"),
+        ([some_images(1)[0], np.zeros((32, 32, 3), np.float32)], "images are float32, uint8; expected uint8, or"),
+        ([some_images(1)[0], np.zeros((30, 32, 3), np.uint8)], r"shape several: \[\(30, 32, 3\), \(32, 32, 3"),
+    ],
+)
+def test_images_of_other_or_several_kinds_are_refused(model, images, message):
+    with pytest.raises(ValueError, match=message):
+        model.encode_image(images)
+
+
+def test_a_precision_that_cannot_be_had_is_refused(goldens):
+    with pytest.raises(ValueError, match="float64 needs JAX_ENABLE_X64=1 in the environment"):
+        clip_jax.load(goldens / "openclip_vit", compute_dtype="float64")
+    with pytest.raises(ValueError, match=r"model.compute_dtype='half' must be one of 'float32', 'bfloat16', 'float64'"):
+        clip_jax.load(goldens / "openclip_vit", compute_dtype="half")
+
+
+def test_siglip_reads_all_positions(goldens):
+    model, _, _ = clip_jax.load(goldens / "hf_siglip")
+    with pytest.raises(
+        ValueError, match="text has 13 positions; this model reads the last of 16: use its own tokenize"
+    ):
+        model.encode_text(np.ones((1, 13), np.int32))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +257,12 @@ def test_a_squashed_picture_keeps_its_borders():
     assert (squashed[:, 0] == 255).all()
     assert (squashed[:, 8:] == 0).all()
     assert (Preprocess(16, ImageTransform())(picture)[:, 1:] == 0).all()  # its left quarter was cut off
+
+
+@pytest.mark.parametrize("picture", [np.zeros((0, 9, 3), np.uint8), Image.new("RGB", (0, 0)), Image.new("L", (9, 7))])
+def test_pictures_without_a_size_are_refused(picture):
+    with pytest.raises(ValueError, match="image too small: "):
+        Preprocess(16, ImageTransform())(picture)
 
 
 @pytest.mark.parametrize("thing", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), 3, None, [1]])
@@ -252,7 +310,8 @@ def test_a_vocabulary_of_another_model_is_refused(exported):
     config["text_cfg"]["eos_id"] = 4
     (exported / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        ValueError, match=r"tokenizer\.model is not this model's vocabulary: it has \d+ tokens with 3 as"
+        ValueError,
+        match=r"tokenizer\.model, read as sentencepiece, is not this model's vocabulary: it has \d+ tokens with 3 as",
     ):
         clip_jax.load(exported)
 

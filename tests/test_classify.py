@@ -64,7 +64,7 @@ def command(monkeypatch):
     def run(paths, model=None, **values):
         tokenize, loaded = StubTokenize(), []
 
-        def load(name):
+        def load(name, activation):
             loaded.append(name)
             return model or StubModel(), lambda image: resize_and_center_crop(image, IMAGE_SIZE), tokenize
 

@@ -272,11 +272,23 @@ def test_help_lists_the_commands(outcomes):
         (
             "embed",
             {
-                *("model", "source", "path", "split", "output", "format", "dtype", "shard_size", "part", "batch_size"),
+                *(
+                    "activation",
+                    "model",
+                    "source",
+                    "path",
+                    "split",
+                    "output",
+                    "format",
+                    "dtype",
+                    "shard_size",
+                    "part",
+                    "batch_size",
+                ),
                 *("texts", "max_broken_share", "traceback"),
             },
         ),
-        ("classify", {"model", "labels", "template", "top", "json", "traceback"}),
+        ("classify", {"activation", "model", "labels", "template", "top", "json", "traceback"}),
     ],
 )
 def test_help_of_a_command_shows_its_flags(command, flags, outcomes):

@@ -58,6 +58,9 @@ class CompanyModel(StubModel):
 
 
 class StubTokenize:
+    def fingerprint(self):
+        return {"kind": "stub"}
+
     def __init__(self) -> None:
         self.num_truncated = 0
 
@@ -365,6 +368,7 @@ def test_the_manifest_says_what_the_embeddings_are(photos, tmp_path):
         "model_fingerprint": "weights 0",
         "embed_dim": EMBED_DIM,
         "image_size": IMAGE_SIZE,
+        "tokenizer": {"kind": "stub"},
         "source": source,
         "class_names": None,
         "num_records": 23,
@@ -594,8 +598,8 @@ def test_the_table_at_the_end(tmp_path):
 def test_the_command(photos, tmp_path, monkeypatch, capsys):
     calls = []
 
-    def load(name, *, batch_size):
-        calls.append((name, batch_size))
+    def load(name, *, activation, batch_size):
+        calls.append((name, activation, batch_size))
         return StubModel(), preprocess, StubTokenize()
 
     monkeypatch.setattr(embed_module, "load", load)
@@ -604,7 +608,7 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
     values = {"model": "some model", "path": str(photos), "output": str(tmp_path / "out"), "format": "npy"}
     with flagsaver.flagsaver(**values, shard_size=SHARD_SIZE, batch_size=BATCH_SIZE, dtype="float16", part="1/2"):
         assert embed_module.main() == 0
-    assert calls == [("some model", BATCH_SIZE)]
+    assert calls == [("some model", None, BATCH_SIZE)]
     run(photos, tmp_path / "direct", file_format="npy", dtype="float16", part=(1, 2))
     assert contents(tmp_path / "out") == contents(tmp_path / "direct")
     printed = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Runs back from their workdir: loaded, exported, started from, and a ResNet's statistics resumed."""
 
+import json
 from contextlib import closing
 
 import jax
@@ -70,7 +71,7 @@ def images():
 
 
 def test_a_resnet_resumes_with_its_statistics(tmp_path):
-    config = sections(vision=RESNET)
+    config = sections(vision=RESNET, **with_keys("train", global_batch_size=16))  # so that a device has two images
     expected = advance(config, tmp_path / "whole", 4)
     advance(config, tmp_path / "stopped", 2)
     assert_equal(advance(config, tmp_path / "stopped", 2), expected)
@@ -116,7 +117,50 @@ def test_weights_of_another_model_are_no_start(workdir, tmp_path):
     config = sections(**with_keys("train", init_from=str(workdir)), **with_keys("model", activation="gelu"))
     with pytest.raises(ValueError, match=f"train.init_from={workdir} is not the config's model: activation is quick_"):
         prepare_run(config, tmp_path)
-    assert not (tmp_path / "checkpoints" / "0").exists()
+    assert not (tmp_path / "config.json").exists()
+    assert advance(sections(**with_keys("train", init_from=str(workdir))), tmp_path, 0)  # the mended config is taken
+
+
+def test_the_vocabulary_comes_with_the_weights(workdir, tmp_path):
+    other = with_keys("data", scene_kinds=("digit", "word"))  # whose captions would give another one
+    started = sections(**with_keys("train", init_from=str(workdir)), **other)
+    advance(started, tmp_path / "started", 0)
+    assert (tmp_path / "started" / "tokenizer.model").read_bytes() == (workdir / "tokenizer.model").read_bytes()
+    advance(sections(**other), tmp_path / "own", 0)
+    own = str(tmp_path / "own" / "tokenizer.model")
+    started["data"]["tokenizer_file"] = own
+    with pytest.raises(
+        ValueError, match=r"was trained on another vocabulary \(sentencepiece\): set data.tokenizer and"
+    ):
+        prepare_run(started, tmp_path / "mixed")
+    assert not (tmp_path / "mixed" / "config.json").exists()
+
+
+def test_a_bias_that_the_loss_does_not_learn_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"model.logit_bias_init=-10.0: only a sigmoid loss learns a bias"):
+        prepare_run(sections(**with_keys("model", logit_bias_init=-10.0)), tmp_path)
+
+
+def test_a_mesh_that_does_not_divide_a_parameter_names_it_and_leaves_no_record(tmp_path):
+    config = sections(**with_keys("sharding", data=2, tensor=4))
+    with pytest.raises(
+        ValueError,
+        match=r"sharding.tensor=4 does not divide the 2 of text/transformer/blocks/attn/out/kernel \[1, 2, 8, 16\]: "
+        "use a divisor of 2",
+    ):
+        prepare_run(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_config_of_another_version_is_named(workdir, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    config = json.loads((workdir / "config.json").read_text())
+    del config["vision"]["pooling"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"config\.json is not a config of this version of clip_jax: missing vision.pool"
+    ):
+        clip_jax.load(tmp_path)
 
 
 def test_a_run_without_a_checkpoint_cannot_be_loaded(workdir, tmp_path):

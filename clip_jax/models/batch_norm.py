@@ -26,11 +26,12 @@ class BatchNorm(nnx.Module):
 
     def __init__(self, width: int, model: ModelConfig, statistics: Literal["per_device", "global"]):
         param_dtype = model.dtypes["param_dtype"]
+        stat_dtype = jnp.promote_types(param_dtype, jnp.float32)
         self.statistics = statistics
         self.scale = nnx.Param(jnp.ones(width, param_dtype))
         self.bias = nnx.Param(jnp.zeros(width, param_dtype))
-        self.mean = nnx.BatchStat(jnp.zeros(width, param_dtype))
-        self.var = nnx.BatchStat(jnp.ones(width, param_dtype))
+        self.mean = nnx.BatchStat(jnp.zeros(width, stat_dtype))
+        self.var = nnx.BatchStat(jnp.ones(width, stat_dtype))
         self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))  # batches seen; PyTorch stores it, nothing reads it
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -45,8 +46,13 @@ class BatchNorm(nnx.Module):
         centred = grouped - mean
         var = jnp.square(centred).mean((1, 2, 3), keepdims=True)
         num_values = grouped[0, ..., 0].size
+        if num_values == 1:
+            raise ValueError(
+                "a batch norm sees a single value of each channel, which has no variance: take more images a device, "
+                "larger ones, or vision.batch_norm='global'"
+            )
         self._move(self.mean, mean.mean((0, 1, 2, 3)))
-        self._move(self.var, var.mean((0, 1, 2, 3)) * (num_values / max(num_values - 1, 1)))
+        self._move(self.var, var.mean((0, 1, 2, 3)) * (num_values / (num_values - 1)))
         self.count.set_value(self.count[...] + 1)
         y = centred * (jax.lax.rsqrt(var + EPS) * self.scale[...]) + self.bias[...]
         return y.reshape(x.shape).astype(x.dtype)

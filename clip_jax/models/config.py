@@ -86,9 +86,10 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         if self.image_size < 32 or self.image_size % 32:
+            below = max(self.image_size // 32, 1) * 32
             raise ValueError(
                 f"vision.image_size={self.image_size} is not a multiple of 32, the stride of a ResNet: use "
-                f"{max(self.image_size // 32, 1) * 32} or {(self.image_size // 32 + 1) * 32}"
+                f"{below} or {below + 32}"
             )
         if len(self.stages) != 4 or min(self.stages) < 1:
             raise ValueError(f"vision.stages={self.stages} must be the number of blocks, at least 1, of four stages")
@@ -199,17 +200,25 @@ class ModelConfig:
         """A ResNet's attention pooling projects by itself; SigLIP's does not project."""
         return isinstance(self.vision, VisionConfig) and self.vision.pooling != "attention"
 
-    def differences(self, other: "ModelConfig") -> list[str]:
-        """What the other model computes otherwise: "name is X, not Y", precision, memory and initial values aside."""
+    @property
+    def computation(self) -> dict[str, Any]:
+        """By name, all that decides the features: precision, memory and initial values are left out."""
         aside = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init"}
         aside |= {"vision.position_init_scale", "vision.batch_norm"}
-        own, theirs = _flatten(dataclasses.asdict(self)), _flatten(dataclasses.asdict(other))
-        names = [name for name in {**own, **theirs} if name not in aside and own.get(name) != theirs.get(name)]
+        flat = _flatten(dataclasses.asdict(self)) | {"has a logit bias": self.logit_bias_init is not None}
+        return {name: value for name, value in flat.items() if name not in aside}
+
+    def differences(self, other: "ModelConfig") -> list[str]:
+        """What the other model computes otherwise, as "name is X, not Y"."""
+        own, theirs = self.computation, other.computation
+        names = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
         return [f"{name} is {own.get(name)}, not {theirs.get(name)}" for name in names]
 
     @property
     def dtypes(self) -> dict[str, Any]:
-        """The keyword arguments that every NNX layer takes."""
+        """The keyword arguments that every NNX layer takes. Raises ValueError for float64 that JAX would not give."""
+        if "float64" in (self.compute_dtype, self.param_dtype) and jnp.zeros(0, float).dtype != jnp.float64:
+            raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment; without it JAX computes in float32")
         return {"dtype": jnp.dtype(self.compute_dtype), "param_dtype": jnp.dtype(self.param_dtype)}
 
 

@@ -22,6 +22,7 @@ from clip_jax.pretrained.files import (
     OPEN_CLIP_WEIGHTS,
     PICKLES,
     PREPROCESSOR,
+    VOCABULARY_FILES,
     StateDict,
     download,
     read_json,
@@ -39,6 +40,7 @@ from input_pipeline.tokenizers import Tokenizer
 __all__ = [
     "FORMATS",
     "HUB_REPOS",
+    "VOCABULARY_FILES",
     "Format",
     "ImageTransform",
     "Pretrained",

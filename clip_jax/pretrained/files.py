@@ -11,8 +11,13 @@ from safetensors import SafetensorError, safe_open
 OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 HF_WEIGHTS, HF_INDEX, HF_CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-# What a folder may hold of its tokenizer.
-TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "bpe_simple_vocab_16e6.txt.gz", "merges.txt")
+# What a folder may hold of its tokenizer, and of which kind that is.
+VOCABULARY_FILES = {
+    "tokenizer.model": "sentencepiece",
+    "spiece.model": "siglip",
+    "bpe_simple_vocab_16e6.txt.gz": "clip_bpe",
+    "merges.txt": "clip_bpe",
+}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 HUB_REPOS = {
@@ -150,7 +155,7 @@ def download(repo: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise ValueError(f"getting {repo} from the Hub needs huggingface_hub: pip install 'clip-jax[hub]'") from None
-    beside = [PREPROCESSOR, *TOKENIZER_FILES]
+    beside = [PREPROCESSOR, *VOCABULARY_FILES]
     try:
         folder = Path(
             huggingface_hub.snapshot_download(repo, allow_patterns=[OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, *beside])

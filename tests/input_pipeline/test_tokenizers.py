@@ -486,7 +486,5 @@ def test_clips_vocabulary_leaves_as_transformers_names_it(clip, tmp_path):
 
 def test_a_file_that_is_no_siglip_vocabulary_is_named(tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"no")
-    with pytest.raises(
-        ValueError, match=r"spiece\.model is not a SentencePiece model: expected SigLIP's spiece\.model"
-    ):
+    with pytest.raises(ValueError, match=r"spiece\.model is not a SentencePiece model"):
         SiglipTokenizer(tmp_path / "spiece.model", 9)

@@ -227,6 +227,17 @@ def test_batch_norm_normalises_and_counts():
     assert int(norm.count[...]) == 1
 
 
+def test_a_single_value_has_no_variance():
+    with pytest.raises(ValueError, match="a batch norm sees a single value of each channel"):
+        BatchNorm(5, TINY, "global")(jnp.ones((1, 1, 1, 5)), train=True)
+
+
+def test_statistics_are_float32_at_least():
+    half = dataclasses.replace(TINY, param_dtype="bfloat16")
+    norm = BatchNorm(5, half, "global")
+    assert (norm.mean.dtype, norm.var.dtype, norm.scale.dtype) == (jnp.float32, jnp.float32, jnp.bfloat16)
+
+
 def test_batch_norm_of_bfloat16_keeps_its_statistics_in_float32():
     norm = BatchNorm(5, dataclasses.replace(TINY, compute_dtype="bfloat16"), "global")
     x = jnp.asarray(np.random.default_rng(3).normal(size=(6, 4, 7, 5)) + 300, jnp.bfloat16)
@@ -270,7 +281,7 @@ def test_images_of_another_size_are_refused():
     ("changes", "message"),
     [
         ({"image_size": 70}, "vision.image_size=70 is not a multiple of 32, the stride of a ResNet: use 64 or 96"),
-        ({"image_size": 31}, "vision.image_size=31 is not a multiple of 32, the stride of a ResNet: use 32 or 32"),
+        ({"image_size": 31}, "vision.image_size=31 is not a multiple of 32, the stride of a ResNet: use 32 or 64"),
         ({"stages": (1, 2, 3)}, r"vision.stages=\(1, 2, 3\) must be the number of blocks, at least 1, of four stages"),
         ({"stages": (1, 0, 3, 1)}, r"vision.stages=\(1, 0, 3, 1\) must be the number of blocks"),
         ({"stem_width": 7}, "vision.stem_width=7 must be even, and 32 times it divisible by vision.num_heads=12"),
