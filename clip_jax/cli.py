@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 # Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are.
 COMMANDS = {
+    "plan": "tell what a config asks of its devices",
     "train": "train a model from a config",
     "evaluate": "measure a trained model",
     "embed": "embed a folder or a data set of pictures and captions",

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 # Parameters by path; a leading None is the stacked depth axis. Letters: D width, H heads, K head_dim, M mlp_dim.
@@ -68,16 +69,25 @@ def make_mesh(config: ShardingConfig = ShardingConfig(), devices: list[jax.Devic
     Axes are Auto: with JAX's default, Explicit, the similarity matrix of two batch-sharded sides is a type error.
     """
     devices = jax.devices() if devices is None else devices
+    shape = _mesh_shape(config, len(devices))
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def make_abstract_mesh(config: ShardingConfig, num_devices: int) -> AbstractMesh:
+    """The same mesh of devices that need not be there: enough to tell shapes and shardings."""
+    return AbstractMesh(_mesh_shape(config, num_devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _mesh_shape(config: ShardingConfig, num_devices: int) -> tuple[int, ...]:
     sizes = [config.data, config.fsdp, config.tensor]
     known = int(np.prod([s for s in sizes if s != -1]))
     wrong = sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes)
-    if wrong or len(devices) % known or (-1 not in sizes and known != len(devices)):
+    if wrong or num_devices % known or (-1 not in sizes and known != num_devices):
         raise ValueError(
             f"sharding data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not multiply to the "
-            f"{len(devices)} devices: set one of them to -1 for 'the rest' and the others to divisors"
+            f"{num_devices} devices: set one of them to -1 for 'the rest' and the others to divisors"
         )
-    shape = tuple(len(devices) // known if s == -1 else s for s in sizes)
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return tuple(num_devices // known if s == -1 else s for s in sizes)
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -106,7 +116,7 @@ def param_specs(params: Mapping[str, Any]) -> Any:
     return jax.tree_util.tree_map_with_path(spec, params)
 
 
-def param_shardings(params: Mapping[str, Any], mesh: Mesh) -> Any:
+def param_shardings(params: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Any:
     """The sharding of every parameter, an array or its shape, on a mesh.
 
     Raises ValueError for a parameter whose size a mesh axis does not divide.
@@ -116,9 +126,10 @@ def param_shardings(params: Mapping[str, Any], mesh: Mesh) -> Any:
         for size, axis in zip(leaf.shape, spec):
             if axis is not None and size % mesh.shape[axis]:
                 name = "/".join(str(key.key) for key in path)
+                below = max(d for d in range(1, mesh.shape[axis]) if size % d == 0)
                 raise ValueError(
                     f"sharding.{axis}={mesh.shape[axis]} does not divide the {size} of {name} {list(leaf.shape)}: "
-                    f"use a divisor of {size}"
+                    f"use {below}, or another divisor of {size}"
                 )
         return NamedSharding(mesh, spec)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.models import CLIP, ModelConfig
@@ -63,7 +63,7 @@ def join_variables(params: Params, batch_stats: Variables) -> Variables:
     return unflatten_dict(flatten_dict(params) | flatten_dict(batch_stats))
 
 
-def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> Any:
     """The sharding of each leaf of a (possibly abstract) TrainState: moments lie with their parameters (ZeRO)."""
     shardings, everywhere = param_shardings(state.params, mesh), NamedSharding(mesh, P())
     return TrainState(
@@ -96,7 +96,7 @@ def _make_init(config: ModelConfig, optimizer: optax.GradientTransformation) -> 
     return init
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> Any:
     """Shapes, dtypes and shardings of the TrainState, with nothing allocated: the target of a restore."""
     state = jax.eval_shape(_make_init(config, optimizer), jax.ShapeDtypeStruct((2,), jnp.uint32))
     return jax.tree.map(

@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.restore": {"clip_jax.", "input_pipeline."},
     "clip_jax.api": {"clip_jax.", "input_pipeline."},
     "clip_jax.convert": {"clip_jax.", "input_pipeline."},
+    "clip_jax.plan": {"clip_jax.", "input_pipeline."},
     "clip_jax.benchmarks.": {"clip_jax.", "input_pipeline."},
     "clip_jax.evaluation": {"clip_jax.", "input_pipeline."},
     "clip_jax.run": {"clip_jax.", "input_pipeline."},
@@ -57,7 +58,14 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.classify": {"clip_jax.", "input_pipeline."},
     "clip_jax.cli": set(),  # but for the entry points, and those only when they are asked for
 }
-ENTRY_POINTS = {"clip_jax.train", "clip_jax.evaluate", "clip_jax.embed", "clip_jax.classify", "clip_jax.convert"}
+ENTRY_POINTS = {
+    "clip_jax.train",
+    "clip_jax.evaluate",
+    "clip_jax.embed",
+    "clip_jax.classify",
+    "clip_jax.convert",
+    "clip_jax.plan",
+}
 # Library -> the only modules that may import it; none at all for the first three.
 ONLY_IN = {
     "torch": (),
@@ -65,7 +73,7 @@ ONLY_IN = {
     "pickle": (),
     "jax": ("clip_jax.",),
     "flax": ("clip_jax.",),
-    "ml_collections": ("configs.", "clip_jax.train"),
+    "ml_collections": ("configs.", "clip_jax.train", "clip_jax.plan"),
     "absl.app": ("clip_jax.cli",),
     "absl.flags": (
         "clip_jax.cli",
@@ -74,6 +82,7 @@ ONLY_IN = {
         "clip_jax.embed",
         "clip_jax.classify",
         "clip_jax.convert",
+        "clip_jax.plan",
         "clip_jax.benchmarks.",
         "input_pipeline.pipeline",  # grain wants it
     ),

@@ -146,7 +146,7 @@ def test_a_mesh_that_does_not_divide_a_parameter_names_it_and_leaves_no_record(t
     with pytest.raises(
         ValueError,
         match=r"sharding.tensor=4 does not divide the 2 of text/transformer/blocks/attn/out/kernel \[1, 2, 8, 16\]: "
-        "use a divisor of 2",
+        "use 2, or another divisor of 2",
     ):
         prepare_run(config, tmp_path)
     assert not (tmp_path / "config.json").exists()

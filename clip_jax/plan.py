@@ -1,0 +1,98 @@
+"""What a config asks of its devices, before any is rented: `python -m clip_jax.plan --config=clip_vit_l14 --params`.
+
+--params lists every parameter with its shape, partition and bytes a device, optimizer state included.
+"""
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
+from ml_collections import config_flags
+
+from clip_jax import cli
+from clip_jax.config import make_config
+from clip_jax.metrics import format_table
+from clip_jax.models import ModelConfig
+from clip_jax.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.sharding import ShardingConfig, make_abstract_mesh
+from clip_jax.train_state import abstract_state
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or the bare name of a shipped one.")
+PARAMS = flags.DEFINE_bool("params", False, "List every parameter.")
+NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Devices to plan for; by default those of this process.")
+
+
+class ParamRow(NamedTuple):
+    """One parameter: shape, its partition, and bytes on each device, of the parameter and of its optimizer state."""
+
+    name: str
+    shape: tuple[int, ...]
+    spec: P
+    param_bytes: int
+    optimizer_bytes: int
+
+
+def param_table(
+    model: ModelConfig, optimizer: OptimizerConfig, sharding: ShardingConfig, num_devices: int
+) -> list[ParamRow]:
+    """Every parameter in the order of its name; nothing is allocated, and the devices need not be there.
+
+    Raises ValueError for a mesh that does not multiply to the devices or does not divide a parameter.
+    """
+    mesh = make_abstract_mesh(sharding, num_devices)
+    state = abstract_state(model, make_optimizer(optimizer, lambda step: optimizer.learning_rate), mesh)
+    params = flatten_dict(state.params, sep="/")
+    moments: dict[str, int] = dict.fromkeys(params, 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
+        keys = "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+        if keys in moments:
+            moments[keys] += _bytes(leaf)
+    return [
+        ParamRow(name, leaf.shape, leaf.sharding.spec, _bytes(leaf), moments[name]) for name, leaf in params.items()
+    ]
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def as_table(rows: list[ParamRow]) -> str:
+    """The rows as a person reads them, with a sum at the end."""
+    cells = [
+        [name, "x".join(map(str, shape)), _describe(spec), f"{param_bytes:,}", f"{optimizer_bytes:,}"]
+        for name, shape, spec, param_bytes, optimizer_bytes in rows
+    ]
+    total = [
+        f"{len(rows)} parameters",
+        f"{sum(math.prod(row.shape) for row in rows):,} numbers",
+        "",
+        f"{sum(row.param_bytes for row in rows):,}",
+        f"{sum(row.optimizer_bytes for row in rows):,}",
+    ]
+    header = ["parameter", "shape", "partition", "bytes a device", "of its optimizer state"]
+    return format_table(header, [*cells, total])
+
+
+def _describe(spec: P) -> str:
+    return ", ".join("-" if axis is None else str(axis) for axis in spec) or "on every device"
+
+
+def main() -> int:
+    """Prints the table; see the module's docstring."""
+    sections: Mapping[str, Any] = cli.required(CONFIG, "clip_vit_b32").to_dict()
+    config = make_config(sections)
+    num_devices = NUM_DEVICES.value or len(jax.devices())
+    if not PARAMS.value:
+        raise ValueError("what to plan is missing: --params lists every parameter")
+    rows = param_table(config.model, config.optimizer, config.sharding, num_devices)
+    print(as_table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv)
