@@ -252,6 +252,7 @@ def test_help_lists_the_commands(outcomes):
         assert (outcomes[name].code, outcomes[name].err) == (0, "")
         assert outcomes[name].out.splitlines()[0] == "usage: clip-jax COMMAND [--flags]"
         assert [line.split()[0] for line in outcomes[name].out.splitlines()[1:]] == [
+            "plan",
             "train",
             "evaluate",
             "embed",
