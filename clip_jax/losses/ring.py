@@ -19,6 +19,13 @@ Tree = Any
 BLOCK_SIZE = 256  # among 128, 256 and 512 the fastest on CPU; see clip_jax/benchmarks/loss.py
 
 
+def check_block_size(block_size: int) -> int:
+    """Raises ValueError for less than one row."""
+    if block_size < 1:
+        raise ValueError(f"block_size={block_size} must be at least 1: it is how many rows are computed at once")
+    return block_size
+
+
 def meet(
     visit: Callable[[Tree, Tree, jax.Array, jax.Array], tuple[Tree, Tree]],
     merge: Callable[[Tree, Tree], Tree],
@@ -36,11 +43,7 @@ def meet(
       rows, texts: trees of arrays [n, ...].
       nothing: what no block says, about rows [n, ...] and about texts; to merge it with anything changes nothing.
       block_size: rows computed at once, at most; blocks are of equal size.
-
-    Raises ValueError for a block_size below 1.
     """
-    if block_size < 1:
-        raise ValueError(f"block_size={block_size} must be at least 1: it is how many rows are computed at once")
     n = len(jax.tree.leaves(rows)[0])
     num_blocks = -(-n // block_size)
     b = -(-n // num_blocks)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses.contrastive import Metrics, accuracy, at_least_float32, sharded_accuracy, share_of_matches
-from clip_jax.losses.ring import BLOCK_SIZE, meet, split
+from clip_jax.losses.ring import BLOCK_SIZE, check_block_size, meet, split
 from clip_jax.sharding import BATCH_AXES
 
 ROWS = P(BATCH_AXES)
@@ -64,7 +64,9 @@ def streamed_sigmoid_loss(
     No pair needs to know of another, so the loss and its gradients, of first order only, come from one way round the
     ring, every logit computed once. Take the gradient outside of this function.
     """
-    return _loss(*at_least_float32(image_features, text_features, logit_scale, logit_bias), mesh, block_size)
+    return _loss(
+        *at_least_float32(image_features, text_features, logit_scale, logit_bias), mesh, check_block_size(block_size)
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

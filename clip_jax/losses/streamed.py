@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses.contrastive import Metrics, at_least_float32, share_of_matches
-from clip_jax.losses.ring import BLOCK_SIZE, meet, split
+from clip_jax.losses.ring import BLOCK_SIZE, check_block_size, meet, split
 from clip_jax.sharding import BATCH_AXES
 
 ROWS = P(BATCH_AXES)
@@ -32,7 +32,7 @@ def streamed_contrastive_loss(
     Every logit is computed twice, once for the loss and once for the gradients, which are of first order only. Take
     them outside of this function.
     """
-    return _loss(*at_least_float32(image_features, text_features, logit_scale), mesh, block_size)
+    return _loss(*at_least_float32(image_features, text_features, logit_scale), mesh, check_block_size(block_size))
 
 
 # The rule stands outside of the shard_maps: inside, the cotangent of a replicated output would arrive divided.
