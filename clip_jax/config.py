@@ -166,7 +166,7 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
 
 # What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another
 # path is told apart by its fingerprint.
-MAY_CHANGE = ("data.path", "data.num_workers", "data.max_broken_share", "sharding.",
+MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "sharding.",
               "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints", "evaluation.")  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class Encoder:
             self._batch_sizes.append(rows * shards)
         self._batch_size = self._batch_sizes[0]
         self._precision = precision
-        self._short_text = short_text and model.text.causal and model.text.pooling == "eot"
+        self._short_text = short_text and model.text.ignores_padding
         finish = normalize if normalized else (lambda features: features)
         self._image = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_image(x)))
         self._text = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_text(x)))

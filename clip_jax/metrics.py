@@ -95,7 +95,7 @@ class ProgressLog:
     def __init__(self, workdir: Path, resume_step: int, total_steps: int, global_batch_size: int):
         self._writer = MetricsWriter(workdir, resume_step)
         self._batch_size = global_batch_size
-        self._pending: deque[tuple[int, Mapping[str, jax.Array], np.ndarray]] = deque()
+        self._pending: deque[tuple[int, Mapping[str, jax.Array | float], np.ndarray]] = deque()
         quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
         self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True, **quiet)
         self._last_time = time.perf_counter()
@@ -115,8 +115,8 @@ class ProgressLog:
         yield
         self._last_time, self._waited_s = time.perf_counter(), 0.0
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array], index: np.ndarray) -> None:
-        """Takes the device metrics of a step and the records of its batch. Raises NonFiniteLossError, a little late."""
+    def add(self, step: int, metrics: Mapping[str, jax.Array | float], index: np.ndarray) -> None:
+        """Takes the metrics of a step and the records of its batch. Raises NonFiniteLossError, a little late."""
         self._pending.append((step, metrics, index))
         while len(self._pending) > METRICS_LAG:
             self._log_oldest()

@@ -29,6 +29,7 @@ from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.pretrained import Pretrained
 from clip_jax.restore import open_model
 from clip_jax.sharding import batch_shards, make_mesh
+from clip_jax.text_packer import TextPacker, make_text_packer
 from clip_jax.train_state import TrainState, abstract_state, init_state, model_graph, split_variables
 from clip_jax.train_step import TrainStep, make_train_step
 from input_pipeline.pipeline import BatchIterator, DataConfig, Examples, make_sources
@@ -36,6 +37,7 @@ from input_pipeline.sources import BrokenRecordError, Source
 from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer, train_sentencepiece
 
 TOKENIZER_RECORDS = 20_000  # whose captions train the tokenizer
+MEASURED_RECORDS = 2_000  # whose captions' lengths decide the rows of packed text
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Run:
     state: TrainState
     step_fn: TrainStep
     batches: BatchIterator
+    text_packer: TextPacker | None  # None: text is not packed
     checkpointer: Checkpointer
     evaluator: Evaluator
     plan: str
@@ -92,6 +95,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     optimizer = make_optimizer(config.optimizer, schedule)
     target = abstract_state(model, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+    text_packer = _make_text_packer(config, model, source, tokenizer, mesh)
     encoder = Encoder(model, mesh, config.evaluation.batch_size)
     evaluator = Evaluator(config.evaluation, encoder, tokenizer, validation, image_size)
     first_state = _first_state(config, model, optimizer, mesh, given) if is_new else None
@@ -120,6 +124,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         f"{num_params:,} parameters on {mesh.size} {jax.devices()[0].device_kind} ({axes}); {len(source):,} pairs to "
         f"train on, {len(validation):,} to validate; {tokenizer.vocab_size:,} tokens; steps {int(state.step)} to "
         f"{config.train.total_steps} of {config.train.global_batch_size} pairs",
+        *([text_packer.plan] if text_packer else []),
         *(f"  left out: {record_id}: {reason}" for record_id, reason in source.broken[:3]),
     ]
     return Run(
@@ -130,6 +135,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         state=state,
         step_fn=make_train_step(graph, optimizer, schedule, config.optimizer.max_logit_scale, shardings),
         batches=batches,
+        text_packer=text_packer,
         checkpointer=checkpointer,
         evaluator=evaluator,
         plan="\n".join(plan),
@@ -182,7 +188,7 @@ def store_tokenizer(
         file.write_bytes(next(iter(start.files().values())))
         return
     if data.tokenizer == "sentencepiece" and not data.tokenizer_file:
-        train_sentencepiece(_captions(source), model.text.vocab_size, file)
+        train_sentencepiece(_captions(source, TOKENIZER_RECORDS), model.text.vocab_size, file)
         return
     given = find_clip_vocab(data.tokenizer_file or None) if data.tokenizer == "clip_bpe" else Path(data.tokenizer_file)
     tokenizer = make_tokenizer(data.tokenizer, given, model.text.context_length)
@@ -192,8 +198,17 @@ def store_tokenizer(
     partial.replace(file)
 
 
-def _captions(source: Source) -> Iterator[str]:
-    spread = np.linspace(0, len(source) - 1, min(len(source), TOKENIZER_RECORDS)).astype(int)
+def _make_text_packer(
+    config: Config, model: ModelConfig, source: Source, tokenizer: Tokenizer, mesh: Mesh
+) -> TextPacker | None:
+    if not config.data.pack_text:
+        return None
+    captions = _captions(source, MEASURED_RECORDS)
+    return make_text_packer(model, captions, tokenizer, mesh, config.train.global_batch_size, config.data.seed)
+
+
+def _captions(source: Source, num_records: int) -> Iterator[str]:
+    spread = np.linspace(0, len(source) - 1, min(len(source), num_records)).astype(int)
     for index in spread.tolist():
         with suppress(BrokenRecordError):  # met and counted in training
             yield from source.captions(index)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MESH_AXES = ("data", "fsdp", "tensor")
+T = TypeVar("T")
 BATCH_AXES = ("data", "fsdp")
 
 # Parameters by path; a leading None is the stacked depth axis. Letters: D width, H heads, K head_dim, M mlp_dim.
@@ -137,14 +138,15 @@ def param_shardings(params: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Any
     return jax.tree_util.tree_map_with_path(sharding, specs, params, is_leaf=lambda x: isinstance(x, P))
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of each array to the global array, rows split over the batch axes."""
+def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """This process's rows of every array, a pytree's too, to the global array, rows split over the batch axes."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), dict(batch))
 
 
-def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps the leading axis split over the batch axes; without a mesh in context (`jax.set_mesh`) it does nothing."""
+def constrain_batch(x: T) -> T:
+    """Keeps the leading axis of every array of a pytree split over the batch axes; without a mesh in context
+    (`jax.set_mesh`) it does nothing."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))

@@ -85,9 +85,11 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         for step in range(first_step + 1, last_step + 1):
             with log.waiting_for_data():
                 batch = next(run.batches)
-            arrays = {"image": batch["image"], "text": batch["text"]}
+            text = run.text_packer(batch["text"]) if run.text_packer else batch["text"]
+            arrays = {"image": batch["image"], "text": text}
             run.state, metrics = run.step_fn(run.state, place_batch(arrays, run.mesh))
-            log.add(step, metrics, batch["index"])
+            counts = {"unpacked": float(text is batch["text"])} if run.text_packer else {}
+            log.add(step, {**metrics, **counts}, batch["index"])
             last = step == last_step
             if last or received or _is_due(step, run.config.train.checkpoint_every):
                 log.flush()  # a state that is not finite must not be saved
@@ -155,6 +157,10 @@ def _summary(run: Run, run_s: float) -> str:
         ["records that could not be used", f"{data_state['broken']} met, {len(run.source.broken)} left out beforehand"],
         ["captions truncated", f"{data_state['truncated']:,}"],
     ]
+    if run.text_packer:
+        cells.append(
+            ["batches that did not fit their packed rows", f"{sum(row.get('unpacked', 0) for row in rows):.0f}"]
+        )
     named = [*run.source.broken, *data_state["first_broken"]][:BROKEN_NAMED]
     broken = "".join(f"\n  broken: {record_id}: {reason}" for record_id, reason in named)
     return format_table(["training", ""], cells) + broken

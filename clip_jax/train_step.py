@@ -14,15 +14,15 @@ from clip_jax.losses.contrastive import Metrics
 from clip_jax.models import CLIP
 from clip_jax.train_state import Params, TrainState, Variables, join_variables
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # image: [N, H, W, 3], text: int32 [N, L] or PackedText
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def loss_fn(
     params: Params, batch_stats: Variables, graph: nnx.GraphDef[CLIP], batch: Batch, mesh: Mesh
 ) -> tuple[jax.Array, tuple[Metrics, Variables]]:
-    """The contrastive loss of a global batch {image [N, H, W, 3], text int32 [N, L]}, its metrics, and the running
-    statistics as the batch has moved them."""
+    """The contrastive loss of a global batch {image [N, H, W, 3], text int32 [N, L] or packed}, its metrics, and the
+    running statistics as the batch has moved them."""
     model = nnx.merge(graph, join_variables(params, batch_stats))
     features = model(batch["image"], batch["text"], train=True)
     loss, metrics = sharded_contrastive_loss(
@@ -55,7 +55,7 @@ def make_train_step(
         params["logit_scale"] = jnp.clip(params["logit_scale"], 0, jnp.log(max_logit_scale))
         metrics |= {
             "loss": loss,
-            "chance_loss": jnp.log(len(batch["text"])),
+            "chance_loss": jnp.log(len(batch["image"])),
             "logit_scale": jnp.exp(state.params["logit_scale"]),
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(state.params),

@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     config.data.min_crop_scale = 1.0  # of the shorter side: a random square crop is the only augmentation, sec. 2.4
     config.data.tokenizer = "clip_bpe"  # sec. 2.4
     config.data.tokenizer_file = ""  # looks in the Hub's cache
+    config.data.pack_text = False  # one caption a row, as in the paper; True is the same, quicker
     config.data.num_workers = 8  # processes
     config.data.max_broken_share = 0.01
     config.data.seed = 0

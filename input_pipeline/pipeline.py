@@ -44,6 +44,8 @@ class DataConfig:
       min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
       tokenizer: "sentencepiece" or "clip_bpe".
       tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
+      pack_text: several captions share a row of the text tower: the same features and gradients but for rounding, from
+        fewer positions. A batch that does not fit the rows foreseen is encoded unpacked, and counted.
       num_workers: processes that read and decode; 0 does it in the training process.
       max_broken_share: the run stops when more of the records than this cannot be used.
       seed: of the order, the crops, the choice of captions and the drawn scenes.
@@ -58,6 +60,7 @@ class DataConfig:
     min_crop_scale: float
     tokenizer: Literal["sentencepiece", "clip_bpe"]
     tokenizer_file: str
+    pack_text: bool
     num_workers: int
     max_broken_share: float
     seed: int

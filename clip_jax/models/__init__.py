@@ -3,12 +3,14 @@
 from clip_jax.models.clip import CLIP, CLIPFeatures, normalize_images
 from clip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, TransformerConfig, VisionConfig
 from clip_jax.models.published import PUBLISHED
+from clip_jax.models.text_transformer import PackedText
 
 __all__ = [
     "CLIP",
     "PUBLISHED",
     "CLIPFeatures",
     "ModelConfig",
+    "PackedText",
     "ResNetConfig",
     "TextConfig",
     "TransformerConfig",

@@ -8,7 +8,7 @@ from flax import nnx
 
 from clip_jax.models.config import ModelConfig, ResNetConfig
 from clip_jax.models.modified_resnet import ModifiedResNet
-from clip_jax.models.text_transformer import TextTransformer
+from clip_jax.models.text_transformer import PackedText, TextTransformer
 from clip_jax.models.vision_transformer import VisionTransformer
 from clip_jax.sharding import constrain_batch
 
@@ -68,10 +68,10 @@ class CLIP(nnx.Module):
         features = self.visual(constrain_batch(images.astype(self.config.dtypes["dtype"])), train)
         return constrain_batch(self.visual_projection(features) if self.visual_projection else features)
 
-    def encode_text(self, text: jax.Array) -> jax.Array:
-        """Features [B, E], not normalised, of token ids int32 [B, L]; see `TextTransformer` about L."""
+    def encode_text(self, text: jax.Array | PackedText) -> jax.Array:
+        """Features [B, E], not normalised, of token ids int32 [B, L], or packed; see `TextTransformer` about both."""
         return constrain_batch(self.text_projection(self.text(constrain_batch(text))))
 
-    def __call__(self, images: jax.Array, text: jax.Array, *, train: bool = False) -> CLIPFeatures:
+    def __call__(self, images: jax.Array, text: jax.Array | PackedText, *, train: bool = False) -> CLIPFeatures:
         bias = None if self.logit_bias is None else self.logit_bias[...]
         return CLIPFeatures(self.encode_image(images, train=train), self.encode_text(text), self.logit_scale[...], bias)

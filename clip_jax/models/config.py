@@ -129,6 +129,11 @@ class TextConfig(TransformerConfig):
     pooling: Literal["eot", "last"] = "eot"
     projection_bias: bool = False
 
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether what stands behind a row's end token cannot matter: the row may be cut there, or packed."""
+        return self.causal and self.pooling == "eot"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.context_length < 3:

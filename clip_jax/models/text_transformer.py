@@ -1,11 +1,34 @@
 """The text tower: a transformer, causal but for SigLIP's, whose feature is read at the end token."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.transformer import Transformer, make_layer_norm
+from clip_jax.sharding import constrain_batch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PackedText:
+    """G groups of n captions each, packed into r rows of L positions a group; all int32. It stands for the token ids
+    [G n, L] of the same captions in the same order.
+
+    A group's captions lie in its own rows and every array is led by the groups, so that a batch split over devices by
+    groups is encoded and differentiated without a look at another device's activations.
+
+    tokens: [G, r, L]. segments: [G, r, L], by which a caption's positions know each other; 0 between captions.
+    positions: [G, r, L], within the caption. rows, ends: [G, n], each end token's place in its group's rows.
+    """
+
+    tokens: jax.Array
+    segments: jax.Array
+    positions: jax.Array
+    rows: jax.Array
+    ends: jax.Array
 
 
 class TextTransformer(nnx.Module):
@@ -20,6 +43,7 @@ class TextTransformer(nnx.Module):
         normal = nnx.initializers.normal
         self.eot_token = config.eot_token
         self.pooling = config.pooling
+        self.ignores_padding = config.ignores_padding
         self.token_embedding = nnx.Embed(
             config.vocab_size, config.width, embedding_init=normal(0.02), rngs=rngs, **model.dtypes
         )
@@ -29,12 +53,14 @@ class TextTransformer(nnx.Module):
         self.transformer = Transformer(config, model, causal=config.causal, rngs=rngs)
         self.ln_final = make_layer_norm(config.width, model, rngs)
 
-    def __call__(self, text: jax.Array) -> jax.Array:
-        """Maps token ids, int32 [B, L] with L <= context_length, to features [B, D].
+    def __call__(self, text: jax.Array | PackedText) -> jax.Array:
+        """Maps token ids, int32 [B, L] with L <= context_length, or B packed captions, to features [B, D].
 
         With pooling "eot" each row has an end token, and what stands after it does not matter to a causal tower: rows
-        cut behind the last end token give the same features.
+        cut behind the last end token give the same features, and so do packed ones. Only such a tower packs.
         """
+        if isinstance(text, PackedText):
+            return self._encode_packed(text)
         x = self.token_embedding(text)  # [B, L, D]
         x = x + self.positional_embedding[: text.shape[1]].astype(x.dtype)
         x = self.transformer(x)
@@ -43,3 +69,16 @@ class TextTransformer(nnx.Module):
         end = jnp.argmax(text == self.eot_token, axis=-1)  # [B]
         # Layer norm acts on each position alone, so we norm only the one that is read.
         return self.ln_final(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
+
+    def _encode_packed(self, text: PackedText) -> jax.Array:
+        if not self.ignores_padding:
+            raise ValueError("packed text needs a causal tower that is read at the end token; encode its rows unpacked")
+        G, _, L = text.tokens.shape
+        tokens, segments, positions = (x.reshape(-1, L) for x in (text.tokens, text.segments, text.positions))
+        x = self.token_embedding(tokens)  # [G r, L, D]
+        x = x + self.positional_embedding[...][positions].astype(x.dtype)
+        x = constrain_batch(self.transformer(constrain_batch(x), segments))
+        x = x.reshape(G, -1, x.shape[-1])  # [G, r L, D]
+        end = text.rows * L + text.ends  # [G, n], within the group: no device asks for another's rows
+        x = jnp.take_along_axis(x, end[:, :, None], axis=1)  # [G, n, D]
+        return self.ln_final(x.reshape(-1, x.shape[-1]))

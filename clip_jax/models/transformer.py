@@ -20,15 +20,21 @@ def make_layer_norm(width: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Laye
     return nnx.LayerNorm(width, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs, **config.dtypes)
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, segments: jax.Array | None = None
+) -> jax.Array:
     """Scaled dot-product attention of queries [B, L, H, K] over [B, M, H, K]; the softmax is in at least float32.
 
+    segments: int32 [B, L], L = M; each position sees only those of its own segment.
     `jax.nn.dot_product_attention` casts its softmax down to float32 under x64, so that float64 could not be had.
     """
     logits = jnp.einsum("blhk,bmhk->bhlm", query * query.shape[-1] ** -0.5, key)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # [B, H, L, M]
     if causal:
         visible = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        logits = jnp.where(visible, logits, -jnp.inf)
+    if segments is not None:
+        visible = segments[:, None, :, None] == segments[:, None, None, :]  # [B, 1, L, L]
         logits = jnp.where(visible, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", weights, value)
@@ -54,9 +60,9 @@ class Attention(nnx.Module):
             **model.dtypes,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # [B, L, H, K] each
-        return self.out(attention(query, key, value, self.causal))
+        return self.out(attention(query, key, value, self.causal, segments))
 
 
 class MLP(nnx.Module):
@@ -83,8 +89,8 @@ class Block(nnx.Module):
         self.ln_2 = make_layer_norm(config.width, model, rngs)
         self.mlp = MLP(config, model, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attn(self.ln_1(x))
+    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        x = x + self.attn(self.ln_1(x), segments)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -101,12 +107,12 @@ class Transformer(nnx.Module):
         self.remat = model.remat
         self.blocks = nnx.vmap(lambda r: Block(config, model, causal, r))(rngs.split(config.depth))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, L, D] to [B, L, D] in the compute dtype."""
+    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D] in the compute dtype; with `segments`, int32 [B, L], each by itself."""
         graphdef, stacked = nnx.split(self.blocks)
 
         def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, params)(x), None
+            return nnx.merge(graphdef, params)(x, segments), None
 
         if self.remat == "full":
             body = jax.checkpoint(body, prevent_cse=False)

@@ -118,6 +118,7 @@ def data_config(**changes) -> DataConfig:
         scene_kinds=(),
         num_validation=3,
         min_crop_scale=1.0,
+        pack_text=False,
         tokenizer="sentencepiece",
         tokenizer_file="",
         num_workers=0,
