@@ -132,8 +132,9 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
-def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps the leading axis split over the batch axes; without a mesh in context (`jax.set_mesh`) it does nothing."""
+def constrain_batch(x: jax.Array, axis: int = 0) -> jax.Array:
+    """Keeps the rows, by default along the leading axis, split over the batch axes; without a mesh in context
+    (`jax.set_mesh`) it does nothing."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
+    return jax.lax.with_sharding_constraint(x, P(*[None] * axis, BATCH_AXES))
