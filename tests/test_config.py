@@ -68,7 +68,10 @@ def test_numbers_become_what_their_section_declares():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer__learning_rat": 1e-3}, "unknown optimizer.learning_rat; optimizer has b1, b2, eps, learning_rate"),
+        (
+            {"optimizer__learning_rat": 1e-3},
+            "unknown optimizer.learning_rat; optimizer has b1, b2, ema_decay, eps, first_",
+        ),
         ({"text__eot_token": 5}, "unknown text.eot_token; text has causal, context_length, depth"),
         ({"model__vision": {}}, "unknown model.vision; model has activation, compute_dtype"),
         ({"train__total_steps": "7"}, "train.total_steps='7' must be int, not str"),
