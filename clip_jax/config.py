@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 
@@ -24,6 +24,7 @@ from input_pipeline.tokenizers import Tokenizer
 T = TypeVar("T")
 TRAIN_LEAST = {
     "global_batch_size": 1,
+    "num_microbatches": 1,
     "total_steps": 1,
     "keep_checkpoints": 1,
     "checkpoint_every": 0,
@@ -38,26 +39,34 @@ class TrainConfig:
 
     Attributes:
       global_batch_size: pairs a step over all devices; 32,768 in the paper.
+      num_microbatches: the parts in which the towers see a batch, one after the other, for a batch whose activations do
+        not fit; every pair still meets all negatives, at the cost of one more forward pass. 1 sees all at once.
       total_steps: steps of the whole run; samples seen = total_steps * global_batch_size.
       checkpoint_every, evaluate_every: in steps; 0 only at the end.
       keep_checkpoints: how many of the newest are kept.
       init_from: weights to start from, a name or path as `clip_jax.load` takes; position embeddings are interpolated to
         the config's image_size and context_length. Empty starts from random parameters.
+      init_towers: what is taken from init_from: both towers and the temperature, or one tower alone, ("visual",) or
+        ("text",), so that the other may be of any size and vocabulary.
       seed: of the initial parameters.
     """
 
     global_batch_size: int
+    num_microbatches: int
     total_steps: int
     checkpoint_every: int
     evaluate_every: int
     keep_checkpoints: int
     init_from: str
+    init_towers: tuple[Literal["visual", "text"], ...]
     seed: int
 
     def __post_init__(self) -> None:
         for name, least in TRAIN_LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least {least}")
+        if self.init_towers not in (("visual", "text"), ("visual",), ("text",)):
+            raise ValueError(f"train.init_towers={self.init_towers} must be ('visual', 'text') or one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +104,25 @@ class Config:
     sharding: ShardingConfig
     train: TrainConfig
     evaluation: EvaluationConfig
+
+    def __post_init__(self) -> None:
+        for tower in self.optimizer.frozen:
+            if not self.train.init_from or tower not in self.train.init_towers:
+                raise ValueError(
+                    f"optimizer.frozen={self.optimizer.frozen} would keep a random tower: name its weights in "
+                    f"train.init_from, and {tower!r} in train.init_towers"
+                )
+        if self.data.pack_text and self.train.num_microbatches > 1:
+            raise ValueError(
+                f"data.pack_text=True with train.num_microbatches={self.train.num_microbatches}: packed captions cannot "
+                "be taken apart into microbatches yet; choose one of them"
+            )
+        patch_dropout = getattr(self.model.vision, "patch_dropout", 0)
+        if patch_dropout and "visual" in self.optimizer.frozen:
+            raise ValueError(
+                f"vision.patch_dropout={patch_dropout} has no effect on a frozen image tower, which sees all patches: "
+                "set it to 0"
+            )
 
 
 def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -166,8 +194,9 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
 
 # What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another
 # path is told apart by its fingerprint.
-MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "sharding.",
-              "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints", "evaluation.")  # fmt: skip
+MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "model.remat", "sharding.",
+              "train.num_microbatches", "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints",
+              "evaluation.")  # fmt: skip
 
 
 def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:

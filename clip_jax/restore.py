@@ -43,7 +43,9 @@ def restore_run(workdir: Path, mesh: Mesh | None = None) -> RestoredRun:
     model = with_tokenizer(config.model, tokenizer)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.total_steps))
     with closing(Checkpointer(workdir)) as checkpointer:
-        restored = checkpointer.restore(abstract_state(model, optimizer, mesh))
+        restored = checkpointer.restore(
+            abstract_state(model, optimizer, mesh, frozen=config.optimizer.frozen, has_ema=config.optimizer.has_ema)
+        )
     if restored is None:
         raise ValueError(f"{workdir} has no checkpoint yet: train first, or wait for the first checkpoint")
     return RestoredRun(config, model, mesh, tokenizer, restored[0])

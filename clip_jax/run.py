@@ -1,6 +1,5 @@
 """What a training run needs, made and checked before long work starts."""
 
-import dataclasses
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,7 +29,14 @@ from clip_jax.pretrained import Pretrained
 from clip_jax.restore import open_model
 from clip_jax.sharding import batch_shards, make_mesh
 from clip_jax.text_packer import TextPacker, make_text_packer
-from clip_jax.train_state import TrainState, abstract_state, init_state, model_graph, split_variables
+from clip_jax.train_state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    model_graph,
+    tower_variables,
+    with_variables,
+)
 from clip_jax.train_step import TrainStep, make_train_step
 from input_pipeline.pipeline import BatchIterator, DataConfig, Examples, make_sources
 from input_pipeline.sources import BrokenRecordError, Source
@@ -90,10 +96,10 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
     model = with_tokenizer(config.model, tokenizer)
     if given:
-        _check_start(config.train.init_from, given, given_tokenizer, model, tokenizer)
+        _check_start(config, given, given_tokenizer, model, tokenizer)
     graph = model_graph(model)
     optimizer = make_optimizer(config.optimizer, schedule)
-    target = abstract_state(model, optimizer, mesh)
+    target = abstract_state(model, optimizer, mesh, frozen=config.optimizer.frozen, has_ema=config.optimizer.has_ema)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     text_packer = _make_text_packer(config, model, source, tokenizer, mesh)
     encoder = Encoder(model, mesh, config.evaluation.batch_size)
@@ -118,12 +124,13 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         num_workers=config.data.num_workers,
         max_broken_share=config.data.max_broken_share,
     )
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    num_params, num_frozen = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in (state.params, state.frozen))
+    frozen = f" and {num_frozen:,} frozen ones" if num_frozen else ""
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     plan = [
-        f"{num_params:,} parameters on {mesh.size} {jax.devices()[0].device_kind} ({axes}); {len(source):,} pairs to "
-        f"train on, {len(validation):,} to validate; {tokenizer.vocab_size:,} tokens; steps {int(state.step)} to "
-        f"{config.train.total_steps} of {config.train.global_batch_size} pairs",
+        f"{num_params:,} parameters{frozen} on {mesh.size} {jax.devices()[0].device_kind} ({axes}); {len(source):,} "
+        f"pairs to train on, {len(validation):,} to validate; {tokenizer.vocab_size:,} tokens; steps "
+        f"{int(state.step)} to {config.train.total_steps} of {config.train.global_batch_size} pairs",
         *([text_packer.plan] if text_packer else []),
         *(f"  left out: {record_id}: {reason}" for record_id, reason in source.broken[:3]),
     ]
@@ -133,7 +140,15 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         mesh=mesh,
         source=source,
         state=state,
-        step_fn=make_train_step(graph, optimizer, schedule, config.optimizer.max_logit_scale, shardings),
+        step_fn=make_train_step(
+            graph,
+            optimizer,
+            schedule,
+            config.optimizer.max_logit_scale,
+            shardings,
+            num_microbatches=config.train.num_microbatches,
+            ema_decay=config.optimizer.ema_decay,
+        ),
         batches=batches,
         text_packer=text_packer,
         checkpointer=checkpointer,
@@ -143,20 +158,23 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
 
 
 def _open_start(config: Config) -> tuple[Pretrained, Tokenizer | None]:
-    model = config.model
-    return open_model(
+    """The weights to start from, their towers resized where they are taken, and the vocabulary of their text tower."""
+    model, towers = config.model, config.train.init_towers
+    given, tokenizer = open_model(
         config.train.init_from,
-        image_size=model.vision.image_size,
-        context_length=model.text.context_length,
+        image_size=model.vision.image_size if "visual" in towers else None,
+        context_length=model.text.context_length if "text" in towers else None,
         param_dtype=model.param_dtype,
     )
+    return given, tokenizer if "text" in towers else None
 
 
 def _check_start(
-    name: str, given: Pretrained, given_tokenizer: Tokenizer | None, model: ModelConfig, tokenizer: Tokenizer
+    config: Config, given: Pretrained, given_tokenizer: Tokenizer | None, model: ModelConfig, tokenizer: Tokenizer
 ) -> None:
-    """ValueError when train.init_from is not the config's model, or reads other words."""
-    if differing := given.config.differences(model):
+    """ValueError when what is taken from train.init_from is not the config's model, or reads other words."""
+    name, towers = config.train.init_from, config.train.init_towers
+    if differing := given.config.differences(model, towers):
         raise ValueError(f"train.init_from={name} is not the config's model: {'; '.join(differing)}")
     if given_tokenizer and given_tokenizer.fingerprint() != tokenizer.fingerprint():
         raise ValueError(
@@ -168,13 +186,14 @@ def _check_start(
 def _first_state(
     config: Config, model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, given: Pretrained | None
 ) -> TrainState:
-    """Random parameters, or the given ones."""
-    state = init_state(model, optimizer, config.train.seed, mesh)
+    """Random parameters, or those of them that are given."""
+    state = init_state(
+        model, optimizer, config.train.seed, mesh, frozen=config.optimizer.frozen, has_ema=config.optimizer.has_ema
+    )
     if given is None:
         return state
-    own = (state.params, state.batch_stats)
-    placed = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), own, split_variables(given.variables))
-    return dataclasses.replace(state, params=placed[0], batch_stats=placed[1])
+    towers = config.train.init_towers
+    return with_variables(state, given.variables if len(towers) == 2 else tower_variables(given.variables, towers))
 
 
 def store_tokenizer(
@@ -215,11 +234,12 @@ def _captions(source: Source, num_records: int) -> Iterator[str]:
 
 
 def _check_batch(config: Config, mesh: Mesh) -> None:
-    batch_size, shards = config.train.global_batch_size, batch_shards(mesh)
-    if batch_size % shards:
-        below = batch_size // shards * shards
-        fitting = f"{below} or {below + shards}" if below else f"{shards}"
+    batch_size, microbatches, shards = config.train.global_batch_size, config.train.num_microbatches, batch_shards(mesh)
+    parts = shards * microbatches
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        times = f", times train.num_microbatches={microbatches}" if microbatches > 1 else ""
         raise ValueError(
-            f"train.global_batch_size={batch_size} is not divisible by the {shards} devices that share a batch: "
-            f"use {fitting}"
+            f"train.global_batch_size={batch_size} is not divisible by the {shards} devices that share a batch{times}: "
+            f"use {f'{below} or {below + parts}' if below else parts}"
         )

@@ -144,9 +144,11 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), dict(batch))
 
 
-def constrain_batch(x: T) -> T:
-    """Keeps the leading axis of every array of a pytree split over the batch axes; without a mesh in context
-    (`jax.set_mesh`) it does nothing."""
+def constrain_batch(x: T, axis: int = 0) -> T:
+    """Keeps the rows of every array of a pytree, by default along its leading axis, split over the batch axes.
+
+    Without a mesh in context (`jax.set_mesh`) it does nothing.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
+    return jax.lax.with_sharding_constraint(x, P(*[None] * axis, BATCH_AXES))

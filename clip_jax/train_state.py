@@ -1,6 +1,8 @@
 """All that training changes, as one pytree, created directly in its sharded place."""
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,25 +18,37 @@ from clip_jax.sharding import param_shardings
 
 Params = dict[str, Any]
 Variables = dict[str, Any]  # parameters and running statistics in one nested dict
+# What makes a tower's embedding, by the first key of a parameter's path.
+TOWERS = {"visual": ("visual", "visual_projection"), "text": ("text", "text_projection")}
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """params, batch_stats and opt_state are nested dicts and optax states; batch_stats, the running statistics of batch
-    norms, is empty for a model without. step: int32 []. rng: uint32 key data [2], the run's key: whatever is random
-    inside a step folds the step into it."""
+    """Each nested dict is empty where the model or the run has nothing of its kind.
+
+    Attributes:
+      step: int32 []; how many have been taken.
+      params: the parameters that learn.
+      frozen: those of frozen towers, without gradient, moments or decay.
+      batch_stats: the running statistics of batch norms.
+      ema: the exponential moving average of params and batch_stats, in at least float32.
+      opt_state: optax's.
+      rng: uint32 key data [2], the run's key: whatever is random inside a step folds the step into it.
+    """
 
     step: jax.Array
     params: Params
+    frozen: Params = field(default_factory=dict)
     batch_stats: Variables
+    ema: Variables = field(default_factory=dict)
     opt_state: optax.OptState
     rng: jax.Array
 
     @property
     def variables(self) -> Variables:
-        """All that the model needs to encode."""
-        return join_variables(self.params, self.batch_stats)
+        """All that the model needs to encode, as it is evaluated and exported: the moving average where one is kept."""
+        return join_variables(self.ema or join_variables(self.params, self.batch_stats), self.frozen)
 
 
 def model_graph(config: ModelConfig) -> nnx.GraphDef[CLIP]:
@@ -58,9 +72,31 @@ def split_variables(variables: Variables) -> tuple[Params, Variables]:
     return params, batch_stats
 
 
-def join_variables(params: Params, batch_stats: Variables) -> Variables:
-    """The inverse of `split_variables`."""
-    return unflatten_dict(flatten_dict(params) | flatten_dict(batch_stats))
+def join_variables(*parts: Variables) -> Variables:
+    """One nested dict of several that share no leaf; the inverse of `split_variables`."""
+    return unflatten_dict({path: leaf for part in parts for path, leaf in flatten_dict(part).items()})
+
+
+def tower_variables(variables: Variables, towers: Iterable[str]) -> Variables:
+    """Those of the named towers, of "visual" and "text"; the temperature belongs to neither."""
+    names = {name for tower in towers for name in TOWERS[tower]}
+    return {name: value for name, value in variables.items() if name in names}
+
+
+def moved_average(average: Variables, new: Variables, decay: float, step: jax.Array) -> Variables:
+    """The moving average after the step's new values: d * average + (1 - d) * new with d = min(decay, (1 + step) /
+    (10 + step)), so that a young average forgets the random start soon. Integers are the new ones.
+
+    Reference: Polyak & Juditsky 1992; the ramp as in TensorFlow's ExponentialMovingAverage.
+    """
+    share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(old.dtype, jnp.floating):
+            return new
+        return old + share.astype(old.dtype) * (new.astype(old.dtype) - old)
+
+    return jax.tree.map(move, average, new) if average else {}
 
 
 def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> Any:
@@ -69,7 +105,9 @@ def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: M
     return TrainState(
         step=everywhere,  # type: ignore[arg-type]
         params=shardings,
-        batch_stats=jax.tree.map(lambda _: everywhere, state.batch_stats),
+        frozen=param_shardings(state.frozen, mesh),
+        batch_stats=variable_shardings(state.batch_stats, mesh),
+        ema=variable_shardings(state.ema, mesh),
         opt_state=optax.tree_utils.tree_map_params(
             optimizer,
             lambda _, sharding: sharding,
@@ -88,17 +126,43 @@ def variable_shardings(variables: Variables, mesh: Mesh) -> Any:
     return join_variables(param_shardings(params, mesh), jax.tree.map(lambda _: everywhere, batch_stats))
 
 
-def _make_init(config: ModelConfig, optimizer: optax.GradientTransformation) -> Any:
+def _make_init(
+    config: ModelConfig, optimizer: optax.GradientTransformation, frozen: tuple[str, ...], has_ema: bool
+) -> Any:
     def init(rng: jax.Array) -> TrainState:
         params, batch_stats = split_variables(init_variables(config, jax.random.wrap_key_data(rng)))
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), rng)
+        kept = tower_variables(params, frozen)
+        params = {name: value for name, value in params.items() if name not in kept}
+
+        def widen(x: jax.Array) -> jax.Array:
+            return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            frozen=kept,
+            batch_stats=batch_stats,
+            ema=jax.tree.map(widen, join_variables(params, batch_stats)) if has_ema else {},
+            opt_state=optimizer.init(params),
+            rng=rng,
+        )
 
     return init
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> Any:
-    """Shapes, dtypes and shardings of the TrainState, with nothing allocated: the target of a restore."""
-    state = jax.eval_shape(_make_init(config, optimizer), jax.ShapeDtypeStruct((2,), jnp.uint32))
+def abstract_state(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | AbstractMesh,
+    *,
+    frozen: tuple[str, ...] = (),
+    has_ema: bool = False,
+) -> Any:
+    """Shapes, dtypes and shardings of the TrainState, with nothing allocated: the target of a restore.
+
+    frozen: towers that do not learn, of "visual" and "text". has_ema: whether a moving average is kept.
+    """
+    state = jax.eval_shape(_make_init(config, optimizer, frozen, has_ema), jax.ShapeDtypeStruct((2,), jnp.uint32))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
@@ -106,8 +170,36 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
     )
 
 
-def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
+def init_state(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh | AbstractMesh,
+    *,
+    frozen: tuple[str, ...] = (),
+    has_ema: bool = False,
+) -> TrainState:
     """A fresh TrainState, each shard computed on its own device; the values do not depend on the mesh."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
+    target = abstract_state(config, optimizer, mesh, frozen=frozen, has_ema=has_ema)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     rng = jax.random.key_data(jax.random.key(seed))
-    return jax.jit(_make_init(config, optimizer), out_shardings=shardings)(rng)
+    return jax.jit(_make_init(config, optimizer, frozen, has_ema), out_shardings=shardings)(rng)
+
+
+def with_variables(state: TrainState, given: Variables) -> TrainState:
+    """The state with the given arrays, of the whole model or a part of it, in the place of its own; its moving average
+    starts from them, too."""
+    flat = flatten_dict(given)
+
+    def replaced(tree: Variables) -> Variables:
+        own = flatten_dict(tree)
+        new = {path: flat[path].astype(leaf.dtype) for path, leaf in own.items() if path in flat}
+        return unflatten_dict(own | {path: jax.device_put(x, own[path].sharding) for path, x in new.items()})
+
+    return dataclasses.replace(
+        state,
+        params=replaced(state.params),
+        frozen=replaced(state.frozen),
+        batch_stats=replaced(state.batch_stats),
+        ema=replaced(state.ema),
+    )

@@ -1,6 +1,7 @@
 """One update: encode both sides, compare all pairs, differentiate, apply AdamW, clamp the temperature."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,26 +10,31 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from clip_jax.accumulation import loss_and_gradient
 from clip_jax.losses import normalize, sharded_contrastive_loss
 from clip_jax.losses.contrastive import Metrics
 from clip_jax.models import CLIP
-from clip_jax.train_state import Params, TrainState, Variables, join_variables
+from clip_jax.train_state import Params, TrainState, Variables, join_variables, moved_average
 
 Batch = dict[str, Any]  # image: [N, H, W, 3], text: int32 [N, L] or PackedText
+Features = tuple[jax.Array, jax.Array]  # of images and texts, [N, E] each, not normalised
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def loss_fn(
-    params: Params, batch_stats: Variables, graph: nnx.GraphDef[CLIP], batch: Batch, mesh: Mesh
-) -> tuple[jax.Array, tuple[Metrics, Variables]]:
-    """The contrastive loss of a global batch {image [N, H, W, 3], text int32 [N, L] or packed}, its metrics, and the
-    running statistics as the batch has moved them."""
-    model = nnx.merge(graph, join_variables(params, batch_stats))
-    features = model(batch["image"], batch["text"], train=True)
-    loss, metrics = sharded_contrastive_loss(
-        normalize(features.image_features), normalize(features.text_features), features.logit_scale, mesh
-    )
-    return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+def encode(
+    graph: nnx.GraphDef[CLIP], frozen: Params, params: Params, batch_stats: Variables, rows: Batch
+) -> tuple[Features, Variables]:
+    """Features of the rows {image [N, H, W, 3], text int32 [N, L] or packed, key [N]}, and the running statistics as
+    they moved them. A frozen tower encodes as in evaluation: by its running statistics, with all patches."""
+    model = nnx.merge(graph, join_variables(params, frozen, batch_stats))
+    image_features = model.encode_image(rows["image"], train="visual" not in frozen, keys=rows["key"])
+    return (image_features, model.encode_text(rows["text"])), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def loss_fn(params: Params, features: Features, mesh: Mesh) -> tuple[jax.Array, Metrics]:
+    """The contrastive loss of a global batch's features, and its metrics."""
+    image_features, text_features = map(normalize, features)
+    return sharded_contrastive_loss(image_features, text_features, params["logit_scale"], mesh)
 
 
 def make_train_step(
@@ -37,30 +43,46 @@ def make_train_step(
     schedule: optax.Schedule,
     max_logit_scale: float,
     shardings: Any,
+    *,
+    num_microbatches: int = 1,
+    ema_decay: float = 0.0,
 ) -> TrainStep:
-    """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated and stay in their place,
-    which `shardings`, a TrainState of NamedShardings, says.
+    """The jitted step (state, batch) -> (state, metrics) for a batch {image [N, H, W, 3], text int32 [N, L]}; the
+    state's buffers are donated and stay in their place, which `shardings`, a TrainState of NamedShardings, says.
 
     Metrics are scalars on the device: loss, chance_loss (ln N, what guessing gives), accuracy in the batch both ways,
-    logit_scale (after exp), grad_norm, param_norm, learning_rate. Call it under `jax.set_mesh(mesh)`.
+    logit_scale (after exp), grad_norm, param_norm (both of what learns), learning_rate. Call it under
+    `jax.set_mesh(mesh)`. num_microbatches: the parts in which the towers see the batch, one after the other.
     """
-
-    mesh = shardings.step.mesh
+    loss = partial(loss_fn, mesh=shardings.step.mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (metrics, batch_stats)), grads = gradient(state.params, state.batch_stats, graph, batch, mesh)
+        # A key for each image makes what is random the same however the batch is cut, and in both passes.
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        rows = {**batch, "key": jax.random.split(key, len(batch["image"]))}
+        (value, (metrics, batch_stats)), grads = loss_and_gradient(
+            partial(encode, graph, state.frozen), loss, state.params, state.batch_stats, rows, num_microbatches
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params["logit_scale"] = jnp.clip(params["logit_scale"], 0, jnp.log(max_logit_scale))
         metrics |= {
-            "loss": loss,
+            "loss": value,
             "chance_loss": jnp.log(len(batch["image"])),
             "logit_scale": jnp.exp(state.params["logit_scale"]),
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": schedule(state.step),
         }
-        return TrainState(state.step + 1, params, batch_stats, opt_state, state.rng), metrics
+        moved = TrainState(
+            step=state.step + 1,
+            params=params,
+            frozen=state.frozen,
+            batch_stats=batch_stats,
+            ema=moved_average(state.ema, join_variables(params, batch_stats), ema_decay, state.step),
+            opt_state=opt_state,
+            rng=state.rng,
+        )
+        return moved, metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))

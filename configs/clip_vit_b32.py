@@ -24,13 +24,14 @@ def get_config() -> ConfigDict:
     config.model.image_std = (0.26862954, 0.26130258, 0.27577711)
     config.model.compute_dtype = "bfloat16"  # mixed precision, sec. 2.5; there it was float16
     config.model.param_dtype = "float32"
-    config.model.remat = "full"  # gradient checkpointing, sec. 2.5
+    config.model.remat = "full"  # gradient checkpointing, sec. 2.5; "named", "dots" and "none" take more memory
 
     config.vision = ConfigDict()  # table 20
     config.vision.image_size = 224  # pixels
     config.vision.patch_size = 32  # pixels
     config.vision.pooling = "class_token"
     config.vision.position_init_scale = 1.0  # times width^-0.5
+    config.vision.patch_dropout = 0.0  # share of patches left out in training; 0.5 in Li et al. 2022 (FLIP)
     config.vision.width = 768  # channels
     config.vision.depth = 12  # blocks
     config.vision.num_heads = 12
@@ -70,6 +71,9 @@ def get_config() -> ConfigDict:
     config.optimizer.eps = 1e-6  # table 18, of ViTs
     config.optimizer.warmup_steps = 2000  # table 18
     config.optimizer.max_logit_scale = 100.0  # sec. 2.5
+    config.optimizer.first_moment_dtype = "param_dtype"  # "bfloat16" halves it; sec. 2.5 has a half-precision Adam
+    config.optimizer.ema_decay = 0.0  # of the average that is evaluated and exported; 0: none, as in the paper
+    config.optimizer.frozen = ()  # towers: ("visual",) in Zhai et al. 2021 (LiT)
 
     config.sharding = ConfigDict()
     config.sharding.data = -1  # all devices; each computes its rows of the similarities, sec. 2.5
@@ -78,11 +82,13 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.global_batch_size = 32_768  # pairs; table 18
+    config.train.num_microbatches = 1  # parts in which the towers see a batch; all pairs remain negatives
     config.train.total_steps = 390_625  # 32 epochs of 400M pairs, 12.8e9 samples; table 18 and sec. 2.2
     config.train.checkpoint_every = 1000  # steps
     config.train.evaluate_every = 10_000  # steps
     config.train.keep_checkpoints = 3
     config.train.init_from = ""  # random parameters
+    config.train.init_towers = ("visual", "text")  # what init_from gives
     config.train.seed = 0
 
     config.evaluation = ConfigDict()

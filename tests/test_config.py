@@ -68,7 +68,10 @@ def test_numbers_become_what_their_section_declares():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer__learning_rat": 1e-3}, "unknown optimizer.learning_rat; optimizer has b1, b2, eps, learning_rate"),
+        (
+            {"optimizer__learning_rat": 1e-3},
+            "unknown optimizer.learning_rat; optimizer has b1, b2, ema_decay, eps, first_",
+        ),
         ({"text__eot_token": 5}, "unknown text.eot_token; text has causal, context_length, depth"),
         ({"model__vision": {}}, "unknown model.vision; model has activation, compute_dtype"),
         ({"train__total_steps": "7"}, "train.total_steps='7' must be int, not str"),
@@ -89,7 +92,7 @@ def test_numbers_become_what_their_section_declares():
         ({"model__logit_bias_init": "x"}, "model.logit_bias_init='x' must be float, not str"),
         ({"text__causal": 1}, "text.causal=1 must be bool, not int"),
         ({"vision__pooling": "max"}, "vision.pooling='max' must be one of 'class_token', 'mean', 'attention'"),
-        ({"model__remat": "half"}, "model.remat='half' must be one of 'none', 'full'"),
+        ({"model__remat": "half"}, "model.remat='half' must be one of 'none', 'dots', 'named', 'full'"),
         ({"model__compute_dtype": 16}, "model.compute_dtype=16 must be one of 'float32', 'bfloat16', 'float64'"),
         (
             {"vision__image_size": 33, "vision__patch_size": 8},

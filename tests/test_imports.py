@@ -28,10 +28,16 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.sharding": set(),
     "clip_jax.models.": {"clip_jax.models.", "clip_jax.sharding"},
     "clip_jax.losses.": {"clip_jax.losses.", "clip_jax.sharding"},
+    "clip_jax.accumulation": {"clip_jax.sharding"},
     "clip_jax.optimizer": set(),
     "clip_jax.flops": set(),
     "clip_jax.train_state": {"clip_jax.models.", "clip_jax.sharding"},
-    "clip_jax.train_step": {"clip_jax.losses.", "clip_jax.models.", "clip_jax.train_state"},
+    "clip_jax.train_step": {
+        "clip_jax.accumulation",
+        "clip_jax.losses.",
+        "clip_jax.models.",
+        "clip_jax.train_state",
+    },
     "clip_jax.pretrained.": {
         "clip_jax.models.",
         "clip_jax.pretrained.",

@@ -68,6 +68,9 @@ def test_warm_up_must_end_before_the_run(total_steps):
     [
         ({"learning_rate": 0.0}, "optimizer.learning_rate=0.0 must be positive"),
         ({"max_logit_scale": 0.5}, "optimizer.max_logit_scale=0.5 must be at least 1"),
+        ({"ema_decay": 1.0}, r"optimizer.ema_decay=1.0 must lie in \[0, 1\); 0 keeps no average"),
+        ({"first_moment_dtype": "float16"}, "optimizer.first_moment_dtype='float16' must be 'param_dtype' or 'bfl"),
+        ({"frozen": ("visual", "text")}, r"optimizer.frozen=\('visual', 'text'\) must be \(\), \('visual',\) or"),
     ],
 )
 def test_impossible_optimizers_are_refused(changes, message):
@@ -92,3 +95,17 @@ def test_two_steps_equal_adamw_by_hand():
             adam = m[name] / (1 - 0.9**t) / (np.sqrt(v[name] / (1 - 0.98**t)) + 1e-6)
             np.testing.assert_allclose(updates[name], -learning_rate * (adam + decay * params[name]), rtol=1e-12)
         params = {name: params[name] + updates[name] for name in params}
+
+
+def test_a_first_moment_in_bfloat16_is_rounded_and_nothing_else():
+    rng = np.random.default_rng(0)
+    params, grads = ({"kernel": rng.normal(size=(3, 5)).astype(np.float32)} for _ in range(2))
+    moments = {}
+    for dtype in ("param_dtype", "bfloat16"):
+        optimizer = make_optimizer(dataclasses.replace(PAPER, first_moment_dtype=dtype), lambda step: 1e-3)
+        _, opt_state = optimizer.update(grads, optimizer.init(params), params)
+        moments[dtype] = opt_state[0]
+    exact, rounded = moments["param_dtype"], moments["bfloat16"]
+    assert (rounded.mu["kernel"].dtype, rounded.nu["kernel"].dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_array_equal(rounded.mu["kernel"], exact.mu["kernel"].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(rounded.nu["kernel"], exact.nu["kernel"])

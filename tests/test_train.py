@@ -280,8 +280,8 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(finished, tmp_path, no_
 
 
 def test_a_loss_that_is_no_number_names_the_step_the_records_and_the_checkpoint(tmp_path, no_pictures, monkeypatch):
-    def make_failing_step(*args):
-        step = make_train_step(*args)
+    def make_failing_step(*args, **keywords):
+        step = make_train_step(*args, **keywords)
 
         def failing_step(state, batch):
             number = int(state.step) + 1

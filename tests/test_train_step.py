@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
+from clip_jax.accumulation import loss_and_gradient
 from clip_jax.losses import contrastive_loss, normalize
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
@@ -18,7 +19,7 @@ from clip_jax.pretrained.convert import to_variables
 from clip_jax.pretrained.open_clip import config_from_open_clip
 from clip_jax.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.train_state import TrainState, abstract_state, model_graph, split_variables, state_shardings
-from clip_jax.train_step import TrainStep, loss_fn, make_train_step
+from clip_jax.train_step import TrainStep, encode, loss_fn, make_train_step
 
 N = 24  # pairs in a batch: divisible by 8 devices and not a power of two
 TINY = ModelConfig(
@@ -112,8 +113,11 @@ def test_every_gradient_equals_that_of_one_device(run, dense_gradients, shape):
     mesh = mesh_of(*shape)
     shardings = state_shardings(run.start, make_optimizer(OPTIMIZER, schedule), mesh).params
     with jax.set_mesh(mesh):
-        gradient = jax.jit(jax.value_and_grad(lambda p, b: loss_fn(p, {}, GRAPH, b, mesh)[0]))
-        loss, grads = gradient(jax.device_put(run.start.params, shardings), place_batch(some_batch(), mesh))
+        rows = place_batch({**some_batch(), "key": np.zeros((N, 2), np.uint32)}, mesh)
+        gradient = jax.jit(
+            partial(loss_and_gradient, partial(encode, GRAPH, {}), partial(loss_fn, mesh=mesh), num_microbatches=1)
+        )
+        (loss, _), grads = gradient(jax.device_put(run.start.params, shardings), {}, rows)
     expected_loss, expected = dense_gradients
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     assert_gradients_close(grads, expected)
@@ -172,7 +176,7 @@ def test_later_steps_keep_their_shardings_and_compile_nothing(run):
 
 
 @partial(jax.jit, static_argnums=0)
-def encode(graph, params, images, text):
+def features_of(graph, params, images, text):
     return nnx.merge(graph, params)(images, text)
 
 
@@ -197,7 +201,13 @@ def test_forty_steps_equal_torch(goldens, name, shape):
     optimizer = make_optimizer(dataclasses.replace(OPTIMIZER, **from_golden), golden_schedule)
     variables = to_variables(load_file(folder / "model.safetensors"), "open_clip", config)
     params, batch_stats = split_variables(variables)
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), jnp.zeros(2, jnp.uint32))
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        rng=jnp.zeros(2, jnp.uint32),
+    )
     shardings = state_shardings(state, optimizer, mesh)
     state = jax.device_put(state, shardings)
     step = make_train_step(graph, optimizer, golden_schedule, 100.0, shardings)
@@ -213,6 +223,6 @@ def test_forty_steps_equal_torch(goldens, name, shape):
             np.testing.assert_allclose(metrics["learning_rate"], golden["learning_rate"][k], rtol=1e-15)
             scale = state.params["logit_scale"]
             np.testing.assert_allclose(scale, golden["logit_scale_after"][k], rtol=0, atol=1e-8)
-    features = encode(graph, jax.device_get(state.variables), images[0], texts[0])
+    features = features_of(graph, jax.device_get(state.variables), images[0], texts[0])
     np.testing.assert_allclose(features.image_features, golden["final_image_features"], rtol=0, atol=1e-8)
     np.testing.assert_allclose(features.text_features, golden["final_text_features"], rtol=0, atol=1e-8)

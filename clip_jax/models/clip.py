@@ -57,21 +57,30 @@ class CLIP(nnx.Module):
             width, self.config.embed_dim, use_bias=use_bias, kernel_init=init, rngs=rngs, **self.config.dtypes
         )
 
-    def encode_image(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def encode_image(self, images: jax.Array, *, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
         """Features [B, E], not normalised.
 
         images: [B, H, W, 3], uint8 in 0..255, or already normalised floating-point pixels.
-        train: batch norms use the batch's statistics and move their running ones.
+        train: batch norms use the batch's statistics and move their running ones; patches are dropped.
+        keys: random keys, [B], one for each image; needed only where patches are dropped.
         """
         if images.dtype == jnp.uint8:
             images = normalize_images(images, self.config)
-        features = self.visual(constrain_batch(images.astype(self.config.dtypes["dtype"])), train)
+        features = self.visual(constrain_batch(images.astype(self.config.dtypes["dtype"])), train, keys)
         return constrain_batch(self.visual_projection(features) if self.visual_projection else features)
 
     def encode_text(self, text: jax.Array | PackedText) -> jax.Array:
         """Features [B, E], not normalised, of token ids int32 [B, L], or packed; see `TextTransformer` about both."""
         return constrain_batch(self.text_projection(self.text(constrain_batch(text))))
 
-    def __call__(self, images: jax.Array, text: jax.Array | PackedText, *, train: bool = False) -> CLIPFeatures:
+    def __call__(
+        self,
+        images: jax.Array,
+        text: jax.Array | PackedText,
+        *,
+        train: bool = False,
+        keys: jax.Array | None = None,
+    ) -> CLIPFeatures:
         bias = None if self.logit_bias is None else self.logit_bias[...]
-        return CLIPFeatures(self.encode_image(images, train=train), self.encode_text(text), self.logit_scale[...], bias)
+        image_features = self.encode_image(images, train=train, keys=keys)
+        return CLIPFeatures(image_features, self.encode_text(text), self.logit_scale[...], bias)

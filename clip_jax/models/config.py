@@ -38,19 +38,28 @@ class VisionConfig(TransformerConfig):
         pixels are not seen, as in SigLIP's SO400M/14 at 384 pixels.
       position_init_scale: multiplies the initial standard deviation of the position embeddings, width^-0.5; 1 is the
         paper's. Small models on small images learn shapes sooner with more.
+      patch_dropout: the share of patches, in [0, 1), that are left out in training: a random choice for each image and
+        step, always of the same number, the class token never among them. 0, the paper's, leaves none out.
 
-    Reference: Radford et al. 2021, table 20; attention pooling: Zhai et al. 2022, https://arxiv.org/abs/2106.04560.
+    Reference: Radford et al. 2021, table 20; attention pooling: Zhai et al. 2022, https://arxiv.org/abs/2106.04560;
+    patch dropout: Li et al. 2022, https://arxiv.org/abs/2212.00794 (FLIP).
     """
 
     image_size: int
     patch_size: int
     pooling: Literal["class_token", "mean", "attention"] = "class_token"
     position_init_scale: float = 1.0
+    patch_dropout: float = 0.0
 
     @property
     def grid_size(self) -> int:
         """Patches along a side."""
         return self.image_size // self.patch_size
+
+    @property
+    def num_kept_patches(self) -> int:
+        """Patches that a training step sees of an image."""
+        return round(self.grid_size**2 * (1 - self.patch_dropout))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +69,11 @@ class VisionConfig(TransformerConfig):
             raise ValueError(
                 f"vision.image_size={self.image_size} is not divisible by vision.patch_size={self.patch_size}: "
                 f"use an image_size such as {below} or {below + self.patch_size}, or another patch_size"
+            )
+        if not 0 <= self.patch_dropout < 1 or self.num_kept_patches < 1:
+            raise ValueError(
+                f"vision.patch_dropout={self.patch_dropout} must lie in [0, 1) and leave at least one of the "
+                f"{self.grid_size**2} patches of an image"
             )
 
 
@@ -159,7 +173,10 @@ class ModelConfig:
       compute_dtype: dtype of activations; softmax, layer-norm statistics and the loss are at least float32. The
         towers' matrix products use JAX's default precision, which on TPU and recent GPUs is below float32.
       param_dtype: dtype in which parameters are stored.
-      remat: "none" keeps all activations of a block for the backward pass, "full" recomputes them.
+      remat: what a block keeps for the backward pass; all else is computed again. "none": nothing is computed again.
+        "dots": the outputs of linear layers and convolutions are kept. "named": each attention's output and each MLP's
+        hidden layer before the activation (of a ResNet, each convolution's output). "full": only a block's input is
+        kept. From first to last less memory and more time; see the README of this package for both.
 
     Reference: Radford et al. 2021, sec. 2.4, tables 19 and 20.
     """
@@ -175,7 +192,7 @@ class ModelConfig:
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "dots", "named", "full"] = "none"
 
     def __post_init__(self) -> None:
         for name, expected in typing.get_type_hints(ModelConfig).items():
@@ -209,14 +226,21 @@ class ModelConfig:
     def computation(self) -> dict[str, Any]:
         """By name, all that decides the features: precision, memory and initial values are left out."""
         aside = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init"}
-        aside |= {"vision.position_init_scale", "vision.batch_norm"}
+        aside |= {"vision.position_init_scale", "vision.batch_norm", "vision.patch_dropout"}
         flat = _flatten(dataclasses.asdict(self)) | {"has a logit bias": self.logit_bias_init is not None}
         return {name: value for name, value in flat.items() if name not in aside}
 
-    def differences(self, other: "ModelConfig") -> list[str]:
-        """What the other model computes otherwise, as "name is X, not Y"."""
+    def differences(self, other: "ModelConfig", towers: tuple[str, ...] = ("visual", "text")) -> list[str]:
+        """What the other model, or the named towers of it, compute otherwise, as "name is X, not Y"."""
         own, theirs = self.computation, other.computation
-        names = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
+        aside = [] if "visual" in towers else ["vision.", "image_mean", "image_std"]
+        aside += [] if "text" in towers else ["text."]
+        aside += [] if len(towers) == 2 else ["has a logit bias"]
+        names = [
+            name
+            for name in {**own, **theirs}
+            if own.get(name) != theirs.get(name) and not name.startswith(tuple(aside))
+        ]
         return [f"{name} is {own.get(name)}, not {theirs.get(name)}" for name in names]
 
     @property

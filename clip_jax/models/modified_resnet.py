@@ -6,6 +6,7 @@ from flax import nnx
 
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.models.config import ModelConfig, ResNetConfig
+from clip_jax.models.remat import keep, rematerialize
 from clip_jax.models.transformer import attention
 from clip_jax.sharding import constrain_batch
 
@@ -41,7 +42,7 @@ class ConvNorm(nnx.Module):
         self.norm = BatchNorm(width_out, model, model.vision.batch_norm)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return self.norm(self.conv(x), train)
+        return self.norm(keep(self.conv(x), "convolution"), train)
 
 
 class Bottleneck(nnx.Module):
@@ -86,7 +87,7 @@ class Stage(nnx.Module):
             y = block(x, train)
             return y, nnx.state(block, nnx.BatchStat)
 
-        body = jax.checkpoint(apply, prevent_cse=False) if self.remat == "full" else apply
+        body = rematerialize(apply, self.remat)
         graph, state = nnx.split(self.first)
         x, statistics = body(x, state)
         nnx.update(self.first, statistics)
@@ -147,10 +148,11 @@ class ModifiedResNet(nnx.Module):
         self.stage_4 = Stage(four, 16 * width, 8 * width, 2, model, rngs)
         self.attention_pool = AttentionPool(config, model, rngs)
 
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """Maps normalised images [B, H, W, 3] to features [B, E]; moves the running statistics in training.
 
-        H and W must be the config's image_size: the position embeddings are learned for that grid.
+        H and W must be the config's image_size: the position embeddings are learned for that grid. Nothing is random
+        here, so keys are not read.
         """
         _, H, W, _ = images.shape
         if not H == W == self.image_size:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from clip_jax.models.config import ModelConfig, TransformerConfig
+from clip_jax.models.remat import keep, rematerialize
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -62,7 +63,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # [B, L, H, K] each
-        return self.out(attention(query, key, value, self.causal, segments))
+        return keep(self.out(attention(query, key, value, self.causal, segments)), "attention_output")
 
 
 class MLP(nnx.Module):
@@ -77,7 +78,7 @@ class MLP(nnx.Module):
         self.fc_out = nnx.Linear(mlp_dim, width, kernel_init=normal(out_std), rngs=rngs, **model.dtypes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc_out(self.activation(self.fc_in(x)))
+        return self.fc_out(self.activation(keep(self.fc_in(x), "mlp_hidden")))
 
 
 class Block(nnx.Module):
@@ -114,6 +115,4 @@ class Transformer(nnx.Module):
         def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
             return nnx.merge(graphdef, params)(x, segments), None
 
-        if self.remat == "full":
-            body = jax.checkpoint(body, prevent_cse=False)
-        return jax.lax.scan(body, x, stacked)[0]
+        return jax.lax.scan(rematerialize(body, self.remat), x, stacked)[0]

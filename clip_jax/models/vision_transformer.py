@@ -32,6 +32,12 @@ class AttentionHead(nnx.Module):
         return pooled + self.mlp(self.ln(pooled))
 
 
+def choose_patches(keys: jax.Array, num_patches: int, num_kept: int) -> jax.Array:
+    """For each key a random choice of patches without repetition, int32 [B, num_kept]; all are equally likely."""
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)  # [B, P]
+    return jax.lax.top_k(noise, num_kept)[1]
+
+
 class VisionTransformer(nnx.Module):
     """Images to features before the projection into the joint space, by default the class token's.
 
@@ -44,6 +50,7 @@ class VisionTransformer(nnx.Module):
         assert isinstance(config, VisionConfig)
         self.patch_size = config.patch_size
         self.image_size = config.image_size
+        self.num_kept_patches = config.num_kept_patches
         self.pooling = config.pooling
         has_class_token = config.pooling != "attention"
         num_positions = config.grid_size**2 + has_class_token
@@ -67,11 +74,11 @@ class VisionTransformer(nnx.Module):
         self.ln_post = make_layer_norm(config.width, model, rngs)
         self.attention_head = AttentionHead(config, model, rngs) if config.pooling == "attention" else None
 
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """Maps normalised images [B, H, W, 3] to features [B, D].
 
-        H and W must be the config's image_size: the position embeddings are learned for that grid. Training makes no
-        difference here.
+        H and W must be the config's image_size: the position embeddings are learned for that grid. In training with
+        patch dropout each image's key, of keys [B], says which of its patches are seen.
         """
         B, H, W, _ = images.shape
         p = self.patch_size
@@ -79,11 +86,21 @@ class VisionTransformer(nnx.Module):
             raise ValueError(f"images are {H}x{W} pixels, the model's image_size is {self.image_size}: resize them")
         images = images[:, : H // p * p, : W // p * p]  # a rest is not seen, as by a strided convolution
         patches = images.reshape(B, H // p, p, W // p, p, 3).swapaxes(2, 3).reshape(B, -1, p * p * 3)
+        positions = self.positional_embedding[...]  # [P + 1, D], without a class token [P, D]
+        if train and self.num_kept_patches < patches.shape[1]:
+            if keys is None:
+                raise ValueError("training with vision.patch_dropout needs a random key for each image")
+            # Patches are left out before they are embedded, and so cost nothing.
+            kept = choose_patches(keys, patches.shape[1], self.num_kept_patches)  # [B, K]
+            patches = jnp.take_along_axis(patches, kept[:, :, None], axis=1)
+            if self.class_embedding is not None:
+                kept = jnp.concatenate([jnp.zeros_like(kept[:, :1]), kept + 1], axis=1)
+            positions = positions[kept]  # [B, K + 1, D]
         x = self.patch_embedding(patches)  # [B, P, D]
         if self.class_embedding is not None:
             class_token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (B, 1, x.shape[-1]))
             x = jnp.concatenate([class_token, x], axis=1)  # [B, P + 1, D]
-        x = x + self.positional_embedding[...].astype(x.dtype)
+        x = x + positions.astype(x.dtype)
         x = self.transformer(x if self.ln_pre is None else self.ln_pre(x))
         if self.pooling == "class_token":
             return self.ln_post(x[:, 0])

@@ -194,7 +194,8 @@ def test_the_scanned_stack_equals_a_plain_loop(causal):
 
 
 def test_remat_changes_memory_and_nothing_else():
-    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 11, TINY.text.width)), jnp.float32)
+    B, L, D, M, depth = 7, 11, TINY.text.width, TINY.text.mlp_dim, TINY.text.depth
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(B, L, D)), jnp.float32)
 
     def run(remat):
         config = replace(TINY, remat=remat)
@@ -204,14 +205,22 @@ def test_remat_changes_memory_and_nothing_else():
         def loss(params):
             return jnp.sum(jnp.sin(nnx.merge(graph, params)(x)))
 
-        kept = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)  # the residuals, parameters among them
-        num_kept, num_params = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (kept, params))
-        return *jax.jit(jax.value_and_grad(loss))(params), num_kept - num_params
+        kept = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)  # the residuals; those of rows, not parameters
+        num_kept = sum(leaf.size for leaf in jax.tree.leaves(kept) if B in leaf.shape)
+        return *jax.jit(jax.value_and_grad(loss))(params), num_kept
 
-    (loss, grads, num_kept), (loss_full, grads_full, num_kept_full) = run("none"), run("full")
-    np.testing.assert_allclose(loss_full, loss, rtol=1e-6)
-    assert_trees_close(grads_full, grads, rtol=1e-5, atol=1e-5)
-    assert num_kept_full < 0.2 * num_kept
+    loss, grads, num_kept = run("none")
+    kept = {}
+    for remat in ("dots", "named", "full"):
+        same_loss, same_grads, kept[remat] = run(remat)
+        np.testing.assert_allclose(same_loss, loss, rtol=1e-6)
+        assert_trees_close(same_grads, grads, rtol=1e-5, atol=1e-5)
+    # What is kept of a token and block: its input; the attention's output and the MLP's hidden layer; and with "dots"
+    # queries, keys and values as well. The last block's output is the loss's own.
+    assert kept["full"] == depth * B * L * D + B * L * D
+    assert kept["named"] == kept["full"] + depth * B * L * (D + M)
+    assert kept["dots"] == kept["named"] + depth * B * L * 3 * D
+    assert kept["dots"] < 0.6 * num_kept
 
 
 def test_the_text_feature_sees_what_is_before_the_end_token_only(encode_text):
