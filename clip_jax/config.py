@@ -28,6 +28,7 @@ TRAIN_LEAST = {
     "keep_checkpoints": 1,
     "checkpoint_every": 0,
     "evaluate_every": 0,
+    "hang_timeout_s": 0,
 }
 TOKENIZER_FILE = "tokenizer.model"  # the vocabulary of a run, in its workdir
 
@@ -41,6 +42,9 @@ class TrainConfig:
       total_steps: steps of the whole run; samples seen = total_steps * global_batch_size.
       checkpoint_every, evaluate_every: in steps; 0 only at the end.
       keep_checkpoints: how many of the newest are kept.
+      hang_timeout_s: on several processes, seconds without a step (or a batch of an evaluation) after which a process
+        shows where it is stuck and ends; longer than compilation, the first index of the data and a save; 0 waits
+        forever.
       init_from: weights to start from, a name or path as `clip_jax.load` takes; position embeddings are interpolated to
         the config's image_size and context_length. Empty starts from random parameters.
       seed: of the initial parameters.
@@ -51,6 +55,7 @@ class TrainConfig:
     checkpoint_every: int
     evaluate_every: int
     keep_checkpoints: int
+    hang_timeout_s: int
     init_from: str
     seed: int
 
@@ -167,7 +172,8 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
 # What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another
 # path is told apart by its fingerprint.
 MAY_CHANGE = ("data.path", "data.num_workers", "data.max_broken_share", "sharding.",
-              "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints", "evaluation.")  # fmt: skip
+              "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints", "train.hang_timeout_s",
+              "evaluation.")  # fmt: skip
 
 
 def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
@@ -209,9 +215,14 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, 
     return [(name, before, after) for name, before, after in pairs if before != after]
 
 
+def package_versions() -> dict[str, str]:
+    """The versions of what decides a run's numbers."""
+    packages = ("clip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
 def environment() -> dict[str, Any]:
     """Command, commit, package versions and devices of this process."""
-    packages = ("clip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     describe = "git ls-files --error-unmatch config.py && git describe --always --dirty --abbrev=40"
     # The first command fails where the installed package merely lies within another repository.
     told = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -220,7 +231,7 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "commit": commit.strip() or None,
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": package_versions(),
         "devices": [device.device_kind for device in jax.devices()],
     }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -109,5 +110,5 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
 def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
     """A fresh TrainState, each shard computed on its own device; the values do not depend on the mesh."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
-    rng = jax.random.key_data(jax.random.key(seed))
+    rng = np.asarray(jax.random.key_data(jax.random.key(seed)))  # not yet on any mesh: each process has its own
     return jax.jit(_make_init(config, optimizer), out_shardings=shardings)(rng)
