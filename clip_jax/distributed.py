@@ -100,7 +100,7 @@ def _start(
         initialization_timeout=int(timeout_s) + 60,  # all are there: now only JAX can fail
         shutdown_timeout_seconds=60,
     )
-    atexit.register(_skip_farewell_after_failure)  # called before JAX's own
+    atexit.register(_leave_after_failure)  # called before JAX's own
     global _hosts
     _hosts = hosts
     _hosts = gather("host names", hosts[process_id])  # a TPU's runtime may number its processes otherwise
@@ -201,18 +201,33 @@ def end_all(message: str) -> NoReturn:
     print(f"clip-jax: error: {message}", file=sys.stderr, flush=True)
     if process_count() > 1:
         _tell_failure(message)
+        _leave()
     os._exit(1)
 
 
 def _tell_failure(message: str) -> None:
-    """Tells the others, and waits until they have noticed: the store lives in one of the processes."""
     _leaving.set()
-    own, client = jax.process_index(), _client()
     with suppress(jax.errors.JaxRuntimeError):  # perhaps the coordinator is gone already
-        client.key_value_set(f"clip_jax/failed/{own}", message.splitlines()[0][:500])
-        deadline = time.monotonic() + LEAVE_TIMEOUT_S
-        while len(client.key_value_dir_get("clip_jax/failed/")) < process_count() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        first_line = (message.splitlines() or [""])[0]
+        _client().key_value_set(f"clip_jax/failed/{jax.process_index()}", first_line[:500])
+
+
+def _leave() -> NoReturn:
+    """The end after a failure: JAX's own would wait for processes that are gone, then abort with pages of text.
+
+    The process that holds the coordination service goes last: JAX aborts those that lose it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with suppress(jax.errors.JaxRuntimeError):
+        client, deadline = _client(), time.monotonic() + LEAVE_TIMEOUT_S
+        client.key_value_set(f"clip_jax/gone/{jax.process_index()}", "")
+        while global_state.service is not None and time.monotonic() < deadline:
+            if len(client.key_value_dir_get("clip_jax/gone/")) == process_count():
+                time.sleep(POLL_S / 4)
+                break
+            time.sleep(POLL_S / 10)
+    os._exit(1)
 
 
 def _watch_others() -> None:
@@ -227,12 +242,9 @@ def _watch_others() -> None:
                 end_all(f"{describe(int(key.rsplit('/', 1)[1]))} has ended: {message}")
 
 
-def _skip_farewell_after_failure() -> None:
-    """JAX would wait for processes that are gone, then abort with pages of text."""
+def _leave_after_failure() -> None:
     if _leaving.is_set():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        _leave()
 
 
 def _digest(text: str) -> str:
