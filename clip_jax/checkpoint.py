@@ -7,6 +7,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from absl import logging
 
+from clip_jax import distributed
 from clip_jax.train_state import TrainState
 
 
@@ -21,7 +22,9 @@ def saved_steps(workdir: Path) -> Sequence[int]:
 
 
 class Checkpointer:
-    """Asynchronous, atomic saves under workdir/checkpoints.
+    """Asynchronous, atomic saves under workdir/checkpoints, a folder that all processes of a run share.
+
+    Of several processes all make one and call the same methods; what each needs to know, the first one looks up.
 
     keep: how many of the newest are kept.
     """
@@ -32,8 +35,8 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> Sequence[int]:
-        """See `saved_steps`."""
-        return saved_steps(self.directory.parent)
+        """See `saved_steps`; the same on all processes."""
+        return distributed.from_first("the list of checkpoints", lambda: list(saved_steps(self.directory.parent)))
 
     def save(self, step: int, state: TrainState, data_state: dict[str, Any]) -> None:
         """Starts to save in the background; an error of an earlier save is raised here."""
@@ -48,7 +51,8 @@ class Checkpointer:
     def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, onto the target's shardings; None where there is none.
 
-        Raises CheckpointError when there are checkpoints and none of them can be read.
+        Raises CheckpointError when there are checkpoints and none of them can be read. One of several processes cannot
+        fall back to an older one by itself, nor tell what the others read: there the newest must be readable.
         """
         failures = []
         for step in reversed(self.steps()):
@@ -56,6 +60,11 @@ class Checkpointer:
             try:
                 restored = self._manager.restore(step, args=args)
             except Exception as error:  # a damaged step must not hide the sound one before it
+                if distributed.process_count() > 1:
+                    raise CheckpointError(
+                        f"checkpoint {self.directory}/{step} cannot be read ({_first_line(error)}): move it out of the "
+                        "folder, and the run goes on from the one before it"
+                    ) from error
                 failures.append(f"step {step}: {_first_line(error)}")
                 logging.warning("checkpoint %s/%d cannot be read: %s", self.directory, step, _first_line(error))
                 continue
@@ -69,11 +78,13 @@ class Checkpointer:
 
     def set_aside_after(self, step: int) -> None:
         """Moves the checkpoints newer than `step`, which could not be read, to workdir/unreadable_STEP."""
-        for newer in [s for s in self.steps() if s > step]:
+        newer_steps = [s for s in self.steps() if s > step]
+        for newer in newer_steps if distributed.is_first() else []:
             aside = self.directory.parent / f"unreadable_{newer}"
             while aside.exists():
                 aside = aside.with_name(f"{aside.name}_again")
             (self.directory / str(newer)).rename(aside)
+        distributed.gather("checkpoints set aside", None)
         self._manager.reload()
 
     def wait(self) -> None:
@@ -91,7 +102,7 @@ class Checkpointer:
             logging.warning("%s", self._failed(error))
 
     def _failed(self, error: Exception) -> CheckpointError:
-        kept = self.steps()
+        kept = saved_steps(self.directory.parent)  # others may not be here to agree
         return CheckpointError(
             f"could not save a checkpoint to {self.directory}: {_first_line(error)}. "
             f"The newest complete checkpoint is {'step ' + str(kept[-1]) if kept else 'none'}; "

@@ -25,6 +25,15 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, me
 MODEL = flags.DEFINE_string("model", None, "Weights, by name or path as clip_jax.load takes them.", allow_override=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.", allow_override=True)
 ACTIVATION = flags.DEFINE_string("activation", None, "quick_gelu, gelu or gelu_tanh, for weights without a config.")
+# Several processes, each with the same command; within a cluster they are found by themselves.
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+CLUSTER = flags.DEFINE_string(
+    "cluster", "auto", "Where those come from: auto looks for TPU, Slurm and Open MPI; none; or a detector of JAX's."
+)
+HOST_TIMEOUT_S = flags.DEFINE_integer("host_timeout_s", 300, "How long to wait for all processes.", lower_bound=1)
+HOST_FLAGS = ("coordinator", "num_processes", "process_id", "cluster", "host_timeout_s")
 flags.DEFINE_bool("traceback", False, "Show where an error came from, not only its message.")
 
 
@@ -112,6 +121,17 @@ def _find_config(argv: Sequence[str]) -> list[str]:
             _fail(f"there is no config file {value}")
         argv[i] = f"--config={file}"
     return argv
+
+
+def host_options() -> dict[str, Any]:
+    """The arguments of `distributed.joined`."""
+    return {
+        "coordinator": COORDINATOR.value,
+        "num_processes": NUM_PROCESSES.value,
+        "process_id": PROCESS_ID.value,
+        "cluster": CLUSTER.value,
+        "timeout_s": HOST_TIMEOUT_S.value,
+    }
 
 
 def required(flag: flags.FlagHolder[Any], example: str) -> Any:

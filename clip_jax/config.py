@@ -29,6 +29,7 @@ TRAIN_LEAST = {
     "keep_checkpoints": 1,
     "checkpoint_every": 0,
     "evaluate_every": 0,
+    "hang_timeout_s": 0,
 }
 TOKENIZER_FILE = "tokenizer.model"  # the vocabulary of a run, in its workdir
 
@@ -44,6 +45,9 @@ class TrainConfig:
       total_steps: steps of the whole run; samples seen = total_steps * global_batch_size.
       checkpoint_every, evaluate_every: in steps; 0 only at the end.
       keep_checkpoints: how many of the newest are kept.
+      hang_timeout_s: on several processes, seconds without a step (or a batch of an evaluation) after which a process
+        shows where it is stuck and ends; longer than compilation, the first index of the data and a save; 0 waits
+        forever.
       init_from: weights to start from, a name or path as `clip_jax.load` takes; position embeddings are interpolated to
         the config's image_size and context_length. Empty starts from random parameters.
       init_towers: what is taken from init_from: both towers and the temperature, or one tower alone, ("visual",) or
@@ -57,6 +61,7 @@ class TrainConfig:
     checkpoint_every: int
     evaluate_every: int
     keep_checkpoints: int
+    hang_timeout_s: int
     init_from: str
     init_towers: tuple[Literal["visual", "text"], ...]
     seed: int
@@ -114,8 +119,8 @@ class Config:
                 )
         if self.data.pack_text and self.train.num_microbatches > 1:
             raise ValueError(
-                f"data.pack_text=True with train.num_microbatches={self.train.num_microbatches}: packed captions cannot "
-                "be taken apart into microbatches yet; choose one of them"
+                f"data.pack_text=True with train.num_microbatches={self.train.num_microbatches}: packed captions "
+                "cannot be taken apart into microbatches yet; choose one of them"
             )
         patch_dropout = getattr(self.model.vision, "patch_dropout", 0)
         if patch_dropout and "visual" in self.optimizer.frozen:
@@ -196,6 +201,7 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
 # path is told apart by its fingerprint.
 MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "model.remat", "sharding.",
               "train.num_microbatches", "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints",
+              "train.hang_timeout_s",
               "evaluation.")  # fmt: skip
 
 
@@ -238,9 +244,14 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, 
     return [(name, before, after) for name, before, after in pairs if before != after]
 
 
+def package_versions() -> dict[str, str]:
+    """The versions of what decides a run's numbers."""
+    packages = ("clip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
 def environment() -> dict[str, Any]:
     """Command, commit, package versions and devices of this process."""
-    packages = ("clip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     describe = "git ls-files --error-unmatch config.py && git describe --always --dirty --abbrev=40"
     # The first command fails where the installed package merely lies within another repository.
     told = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -249,7 +260,7 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "commit": commit.strip() or None,
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": package_versions(),
         "devices": [device.device_kind for device in jax.devices()],
     }
 

@@ -1,16 +1,17 @@
 """Any number of images or texts to features, in padded batches of a few static sizes, split over the devices."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses import normalize
 from clip_jax.models import ModelConfig
-from clip_jax.sharding import batch_shards, place_batch
+from clip_jax.sharding import batch_shards, place_whole_batch
 from clip_jax.train_state import Variables, model_graph
 
 TEXT_LENGTHS = (8, 12, 16, 20, 24, 32, 48, 64)  # positions, below the context length, at which text is encoded
@@ -25,7 +26,9 @@ class Encoder:
 
     Set `variables` before encoding. batch_size is rounded up to a multiple of the devices that share a batch. Features
     are of unit length, or with normalized=False as the towers give them. precision: of matrix products; None is JAX's
-    default, below float32 on TPU and recent GPUs.
+    default, below float32 on TPU and recent GPUs. on_batch: called with each batch started, a sign of life.
+
+    Of several processes each gives all rows and gets all features; their devices share the work.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Encoder:
     ):
         graph = model_graph(model)
         self.variables: Variables = {}
+        self.on_batch: Callable[[], None] = lambda: None
         self._mesh = mesh
         self._eot_token = model.text.eot_token
         if batch_size < 1:
@@ -53,8 +57,9 @@ class Encoder:
         self._precision = precision
         self._short_text = short_text and model.text.ignores_padding
         finish = normalize if normalized else (lambda features: features)
-        self._image = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_image(x)))
-        self._text = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_text(x)))
+        everywhere = NamedSharding(mesh, P())  # other processes' rows could not be read
+        self._image = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_image(x)), out_shardings=everywhere)
+        self._text = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_text(x)), out_shardings=everywhere)
 
     def images(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Images [H, W, 3], one by one, uint8 or normalised pixels, to features [N, E]."""
@@ -83,6 +88,7 @@ class Encoder:
         features: list[np.ndarray] = []
         waiting: tuple[jax.Array, int] | None = None  # under way while the next batch is prepared
         for rows in batches:
+            self.on_batch()
             started = self._encode_batch(encode, rows), len(rows)
             if waiting:
                 features.append(np.asarray(waiting[0])[: waiting[1]])
@@ -95,4 +101,4 @@ class Encoder:
         size = min(size for size in self._batch_sizes if size >= len(rows))
         padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
         with jax.set_mesh(self._mesh), jax.default_matmul_precision(self._precision):
-            return encode(self.variables, place_batch({"rows": padded}, self._mesh)["rows"])
+            return encode(self.variables, place_whole_batch({"rows": padded}, self._mesh)["rows"])

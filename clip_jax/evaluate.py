@@ -7,14 +7,15 @@ from typing import Any
 
 from absl import flags
 
-from clip_jax import cli
+from clip_jax import cli, distributed
 from clip_jax.config import write_json
 from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator, Results, as_table
 from clip_jax.restore import restore_run
 from input_pipeline.pipeline import make_sources
 
-flags.declare_key_flag("workdir")
+for flag in ("workdir", *cli.HOST_FLAGS):
+    flags.declare_key_flag(flag)
 flags.declare_key_flag("output")  # by default WORKDIR/evaluation
 ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, scenes/NAME or tfds/NAME/SPLIT; by default the run's.")
 TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluators/prompts; by default the run's.")
@@ -42,9 +43,13 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     _, validation = make_sources(data, image_size)
     encoder = Encoder(run.model, run.mesh, evaluation.batch_size)
     evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
-    output.mkdir(parents=True, exist_ok=True)
-    results = {"step": int(run.state.step), **evaluator(run.state.variables, pictures=output)}
-    write_json(output / "evaluation.json", results)
+    first = distributed.is_first()
+    if first:
+        output.mkdir(parents=True, exist_ok=True)
+    pictures = output if first else None
+    results = {"step": int(run.state.step), **evaluator(run.state.variables, pictures=pictures)}
+    if first:
+        write_json(output / "evaluation.json", results)
     return results
 
 
@@ -58,10 +63,11 @@ def main() -> int:
         "num_examples": NUM_EXAMPLES.value,
     }
     changes = {name: value for name, value in flags_given.items() if value is not None}
-    results = evaluate(workdir, output, DATA_PATH.value, **changes)
-    print(
-        f"checkpoint of step {results['step']}\n\n{as_table(results)}\n\nevaluation.json and pictures are in {output}"
-    )
+    with distributed.joined(**cli.host_options()):
+        results = evaluate(workdir, output, DATA_PATH.value, **changes)
+        if distributed.is_first():
+            step = f"checkpoint of step {results['step']}"
+            print(f"{step}\n\n{as_table(results)}\n\nevaluation.json and pictures are in {output}")
     return 0
 
 

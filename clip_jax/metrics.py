@@ -86,17 +86,29 @@ class NonFiniteLossError(ValueError):
         self.index = index
 
 
+class _Silent:
+    """Of several processes only one writes."""
+
+    def write(self, row: Row) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class ProgressLog:
     """Follows a run without holding it up: a step's metrics are read a few steps later, when they are surely done.
 
     Each row also has images_per_s and data_wait_share, the share of the time spent waiting for the input pipeline.
+    silent: writes and shows nothing, and still raises for a loss that is no number.
     """
 
-    def __init__(self, workdir: Path, resume_step: int, total_steps: int, global_batch_size: int):
-        self._writer = MetricsWriter(workdir, resume_step)
+    def __init__(self, workdir: Path, resume_step: int, total_steps: int, global_batch_size: int, silent: bool = False):
+        self._writer: MetricsWriter | _Silent = _Silent() if silent else MetricsWriter(workdir, resume_step)
         self._batch_size = global_batch_size
         self._pending: deque[tuple[int, Mapping[str, jax.Array | float], np.ndarray]] = deque()
-        quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
+        quiet: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 10}
+        quiet["disable"] = silent
         self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True, **quiet)
         self._last_time = time.perf_counter()
         self._waited_s = 0.0

@@ -104,7 +104,7 @@ def _find_tokenizer(pretrained: Pretrained) -> Tokenizer | None:
 def _open_run(
     workdir: Path, activation: str | None, image_size: int | None, context_length: int | None, param_dtype: str
 ) -> tuple[Pretrained, Tokenizer]:
-    run = restore_run(workdir, make_mesh(ShardingConfig(), jax.devices()[:1]))
+    run = restore_run(workdir, make_mesh(ShardingConfig(), jax.local_devices()[:1]))
     model = run.model
     if activation not in (None, model.activation):
         raise ValueError(f"activation={activation!r} was asked for, but the run in {workdir} has {model.activation!r}")

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from clip_jax import distributed, preflight
 from clip_jax.checkpoint import Checkpointer, saved_steps
 from clip_jax.config import (
     TOKENIZER_FILE,
@@ -27,7 +28,7 @@ from clip_jax.models import ModelConfig
 from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.pretrained import Pretrained
 from clip_jax.restore import open_model
-from clip_jax.sharding import batch_shards, make_mesh
+from clip_jax.sharding import batch_shards, local_rows, make_mesh
 from clip_jax.text_packer import TextPacker, make_text_packer
 from clip_jax.train_state import (
     TrainState,
@@ -73,9 +74,8 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
 
     Raises ValueError or CheckpointError, see `train`. A config that is refused leaves no record in the workdir.
     """
+    preflight.check_programs(sections)
     config = make_config(sections)
-    if jax.process_count() > 1:
-        raise ValueError("training by several processes is not supported yet: start one for all devices of one host")
     if config.model.logit_bias_init is not None:
         raise ValueError(
             f"model.logit_bias_init={config.model.logit_bias_init}: only a sigmoid loss learns a bias, and training "
@@ -86,13 +86,13 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     schedule = make_schedule(config.optimizer, config.train.total_steps)
     image_size = config.model.vision.image_size
     source, validation = make_sources(config.data, image_size)
-    check_workdir(sections, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "config.json").exists():
-        (workdir / TOKENIZER_FILE).unlink(missing_ok=True)  # left by a config that was refused
-    is_new = not saved_steps(workdir)
+    preflight.check_data(source, validation)
+    is_new = distributed.from_first("the workdir", lambda: _open_workdir(sections, workdir))
+    preflight.check_shared(workdir)
     given, given_tokenizer = _open_start(config) if is_new and config.train.init_from else (None, None)
-    store_tokenizer(config.data, config.model, source, workdir / TOKENIZER_FILE, given_tokenizer)
+    if distributed.is_first():
+        store_tokenizer(config.data, config.model, source, workdir / TOKENIZER_FILE, given_tokenizer)
+    distributed.gather("the tokenizer", None)
     tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
     model = with_tokenizer(config.model, tokenizer)
     if given:
@@ -105,7 +105,8 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     encoder = Encoder(model, mesh, config.evaluation.batch_size)
     evaluator = Evaluator(config.evaluation, encoder, tokenizer, validation, image_size)
     first_state = _first_state(config, model, optimizer, mesh, given) if is_new else None
-    record_config(sections, workdir)
+    if distributed.is_first():
+        record_config(sections, workdir)
 
     checkpointer = Checkpointer(workdir, config.train.keep_checkpoints)
     state, data_state = checkpointer.restore(target) or (first_state, None)
@@ -123,10 +124,13 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         state=data_state,
         num_workers=config.data.num_workers,
         max_broken_share=config.data.max_broken_share,
+        rows=local_rows(mesh, config.train.global_batch_size),
     )
     num_params, num_frozen = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in (state.params, state.frozen))
     frozen = f" and {num_frozen:,} frozen ones" if num_frozen else ""
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    if distributed.process_count() > 1:
+        axes += f", {distributed.process_count()} processes"
     plan = [
         f"{num_params:,} parameters{frozen} on {mesh.size} {jax.devices()[0].device_kind} ({axes}); {len(source):,} "
         f"pairs to train on, {len(validation):,} to validate; {tokenizer.vocab_size:,} tokens; steps "
@@ -155,6 +159,15 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         evaluator=evaluator,
         plan="\n".join(plan),
     )
+
+
+def _open_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> bool:
+    """Whether the run is new; makes its folder, and refuses that of a run of another config."""
+    check_workdir(sections, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "config.json").exists():
+        (workdir / TOKENIZER_FILE).unlink(missing_ok=True)  # left by a config that was refused
+    return not saved_steps(workdir)
 
 
 def _open_start(config: Config) -> tuple[Pretrained, Tokenizer | None]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -68,10 +69,22 @@ def make_mesh(config: ShardingConfig = ShardingConfig(), devices: list[jax.Devic
     """A (data, fsdp, tensor) mesh over `devices`, by default all of them.
 
     Axes are Auto: with JAX's default, Explicit, the similarity matrix of two batch-sharded sides is a type error.
+    Of several TPU slices, data takes the outer factor: only its all-reduces cross the slower network between them.
     """
     devices = jax.devices() if devices is None else devices
-    shape = _mesh_shape(config, len(devices))
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    shape, types = _mesh_shape(config, len(devices)), (AxisType.Auto,) * 3
+    # Other platforms report slices, too, but order their devices by process, and fsdp may well span processes.
+    slices = len({d.slice_index for d in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    data, *inner = shape
+    if data % slices:
+        raise ValueError(
+            f"sharding.data={data} is not a multiple of the {slices} TPU slices, between which only data can be split: "
+            f"lower fsdp={inner[0]} or tensor={inner[1]}"
+        )
+    array = mesh_utils.create_hybrid_device_mesh((data // slices, *inner), (slices, 1, 1), devices)
+    return Mesh(array, MESH_AXES, axis_types=types)
 
 
 def make_abstract_mesh(config: ShardingConfig, num_devices: int) -> AbstractMesh:
@@ -138,10 +151,31 @@ def param_shardings(params: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Any
     return jax.tree_util.tree_map_with_path(sharding, specs, params, is_leaf=lambda x: isinstance(x, P))
 
 
+def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
+    """The places in a global batch, ascending, of the rows that this process's devices hold.
+
+    Processes that share a tensor group hold the same rows; a process's rows need not lie side by side.
+    """
+    spans = batch_sharding(mesh).addressable_devices_indices_map((global_batch_size,)).values()
+    rows = np.arange(global_batch_size)
+    return np.unique(np.concatenate([rows[span] for span in spans]))
+
+
 def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """This process's rows of every array, a pytree's too, to the global array, rows split over the batch axes."""
+    """This process's rows (`local_rows`) of every array, a pytree's too, to the global array, rows split over the batch
+    axes."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), dict(batch))
+
+
+def place_whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Like `place_batch`, but each process gives all rows of the global array, the same ones."""
+    return {name: place_as(array, batch_sharding(mesh)) for name, array in batch.items()}
+
+
+def place_as(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has whole, each device its part."""
+    return jax.make_array_from_process_local_data(sharding, array, array.shape)
 
 
 def constrain_batch(x: T, axis: int = 0) -> T:

@@ -11,26 +11,31 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from clip_jax import cli
+from clip_jax import cli, distributed
 from clip_jax.config import write_json
 from clip_jax.evaluation import Results, as_row, as_table
 from clip_jax.metrics import NonFiniteLossError, ProgressLog, format_table, read_metrics
 from clip_jax.plots import plot_curves
 from clip_jax.run import Run, prepare_run
-from clip_jax.sharding import place_batch
+from clip_jax.sharding import local_rows, place_batch
+from clip_jax.watchdog import hang_watch
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, or the bare name of a shipped one; --config.SECTION.KEY=VALUE changes a key."
 )
-flags.declare_key_flag("workdir")
+for flag in ("workdir", *cli.HOST_FLAGS):
+    flags.declare_key_flag(flag)
 
 BROKEN_NAMED = 20  # records that the summary names
 
 
 def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
     """Trains to train.total_steps, evaluates and draws; a second call goes on, bit-identically, where one was stopped.
+
+    Of several processes (`distributed.joined`) all call it; the first one prints and writes.
 
     Args:
       sections: a config file's ConfigDict as a plain dict.
@@ -44,18 +49,24 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
       CheckpointError: a checkpoint could not be saved or read.
     """
     run = prepare_run(sections, workdir)
-    print(run.plan)
+    first = distributed.is_first()
+    if first:
+        print(run.plan)
     start = time.perf_counter()
     try:
         results = _train_and_evaluate(run)
     except NonFiniteLossError as error:
         raise _explain_non_finite(error, run) from error
     if isinstance(results, signal.Signals):
-        print(f"stopped by {results.name}, saved at step {run.first_step}: the same command goes on from there")
+        if first:
+            print(f"stopped by {results.name}, saved at step {run.first_step}: the same command goes on from there")
         return 128 + results
+    data_state = _data_state(run)
+    if not first:
+        return 0
     write_json(workdir / "evaluation.json", results)
     plot_curves(read_metrics(workdir), workdir / "curves.png")
-    print("\n".join(["", _summary(run, time.perf_counter() - start), "", as_table(results)]))
+    print("\n".join(["", _summary(run, data_state, time.perf_counter() - start), "", as_table(results)]))
     print(f"\ncheckpoints, metrics.jsonl, evaluation.json, tensorboard/ and pictures (*.png) are in {workdir}")
     return 0
 
@@ -64,8 +75,10 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
     """The loop. Leaves run.state at the last step; returns the final evaluation, or the signal that stopped it."""
     first_step, last_step = run.first_step, run.config.train.total_steps
     batch_size = run.config.train.global_batch_size
-    evaluated = any(row["step"] == first_step and "loss" not in row for row in read_metrics(run.workdir))
-    log = ProgressLog(run.workdir, first_step, last_step, batch_size)
+    rows = distributed.from_first("the metrics", lambda: [r for r in read_metrics(run.workdir) if "loss" not in r])
+    evaluated = any(row["step"] == first_step for row in rows)
+    log = ProgressLog(run.workdir, first_step, last_step, batch_size, silent=not distributed.is_first())
+    hang_timeout_s = run.config.train.hang_timeout_s if distributed.process_count() > 1 else 0
 
     def evaluate(step: int, pictures: Path | None = None) -> Results:
         results = run.evaluator(run.state.variables, pictures)
@@ -77,9 +90,11 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         closing(run.checkpointer),
         closing(run.batches),
         closing(log),
+        hang_watch(hang_timeout_s, distributed.end_all) as beat,
         jax.set_mesh(run.mesh),
         _stop_signals() as received,
     ):
+        run.evaluator.encoder.on_batch = lambda: beat("an evaluation's batch")
         if 0 < first_step < last_step and not evaluated and _is_due(first_step, run.config.train.evaluate_every):
             evaluate(first_step)  # the run was stopped after the checkpoint and before the evaluation
         for step in range(first_step + 1, last_step + 1):
@@ -90,18 +105,19 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
             run.state, metrics = run.step_fn(run.state, place_batch(arrays, run.mesh))
             counts = {"unpacked": float(text is batch["text"])} if run.text_packer else {}
             log.add(step, {**metrics, **counts}, batch["index"])
-            last = step == last_step
-            if last or received or _is_due(step, run.config.train.checkpoint_every):
+            beat(f"step {step}")
+            last, stop = step == last_step, _must_stop(step, received)
+            if last or stop or _is_due(step, run.config.train.checkpoint_every):
                 log.flush()  # a state that is not finite must not be saved
-                run.checkpointer.save(step, run.state, run.batches.get_state())
-            if received:
+                run.checkpointer.save(step, run.state, _data_state(run))
+            if stop:
                 run.checkpointer.wait()
-                return received[0]
+                return stop
             if not last and _is_due(step, run.config.train.evaluate_every):
                 with log.paused():
                     evaluate(step)
         run.checkpointer.wait()
-        results = evaluate(last_step, pictures=run.workdir)
+        results = evaluate(last_step, pictures=run.workdir if distributed.is_first() else None)
         return received[0] if received else results
 
 
@@ -109,16 +125,42 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _must_stop(step: int, received: list[signal.Signals]) -> signal.Signals | None:
+    """The signal that ends the run after this step; of several processes, all are told so at the same step."""
+    if distributed.process_count() > 1:
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+    return received[0] if received else None
+
+
+def _data_state(run: Run) -> dict[str, Any]:
+    """That of the whole run."""
+    first_row = int(local_rows(run.mesh, run.config.train.global_batch_size)[0])
+
+    def gather(own: dict[str, Any]) -> list[dict[str, Any]]:
+        by_row = dict(distributed.gather("the position in the data", (first_row, own)))  # one of those with equal rows
+        return list(by_row.values())
+
+    return run.batches.get_state(gather)
+
+
 @contextmanager
 def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second Ctrl-C interrupts at once."""
+    """Collects SIGINT and SIGTERM instead of dying of them; a second Ctrl-C interrupts at once.
+
+    Of several processes JAX has caught SIGTERM since its start, to bring all to the same step; so goes Ctrl-C.
+    """
     received: list[signal.Signals] = []
+    alone = distributed.process_count() == 1
 
     def handler(number: int, _: FrameType | None) -> None:
-        received.append(signal.Signals(number))
+        if alone:
+            received.append(signal.Signals(number))
+        else:
+            signal.raise_signal(signal.SIGTERM)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    caught = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+    before = {s: signal.signal(s, handler) for s in caught}
     try:
         yield received
     finally:
@@ -127,10 +169,12 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
 
 
 def _explain_non_finite(error: NonFiniteLossError, run: Run) -> ValueError:
-    ids = [run.source[i]["id"] for i in error.index.tolist()]
+    own = [run.source[i]["id"] for i in error.index.tolist()]
+    ids = [record_id for part in distributed.gather("the batch", own) for record_id in part]
     saved = run.checkpointer.steps()
     file = run.workdir / "non_finite_batch.json"
-    write_json(file, {"step": error.step, "ids": ids})
+    if distributed.is_first():
+        write_json(file, {"step": error.step, "ids": ids})
     return ValueError(
         f"{error}, in the batch of {', '.join(ids[:3])}, ... (all ids in {file}). "
         f"The newest checkpoint is {f'step {saved[-1]}' if saved else 'none'}. Try a lower optimizer.learning_rate, a "
@@ -138,9 +182,8 @@ def _explain_non_finite(error: NonFiniteLossError, run: Run) -> ValueError:
     )
 
 
-def _summary(run: Run, run_s: float) -> str:
+def _summary(run: Run, data_state: dict[str, Any], run_s: float) -> str:
     rows = [row for row in read_metrics(run.workdir) if "loss" in row]
-    data_state = run.batches.get_state()
     final = rows[-max(len(rows) // 20, 1) :]
 
     def mean(name: str) -> float:
@@ -168,7 +211,9 @@ def _summary(run: Run, run_s: float) -> str:
 
 def main() -> int:
     workdir = Path(cli.required(cli.WORKDIR, "runs/tiny"))
-    return train(cli.required(CONFIG, "tiny").to_dict(), workdir)
+    sections = cli.required(CONFIG, "tiny").to_dict()
+    with distributed.joined(**cli.host_options()):
+        return train(sections, workdir)
 
 
 if __name__ == "__main__":

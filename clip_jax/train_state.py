@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -14,7 +15,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.models import CLIP, ModelConfig
-from clip_jax.sharding import param_shardings
+from clip_jax.sharding import param_shardings, place_as
 
 Params = dict[str, Any]
 Variables = dict[str, Any]  # parameters and running statistics in one nested dict
@@ -119,7 +120,7 @@ def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: M
     )
 
 
-def variable_shardings(variables: Variables, mesh: Mesh) -> Any:
+def variable_shardings(variables: Variables, mesh: Mesh | AbstractMesh) -> Any:
     """The sharding of each array of a model: parameters by the rules, running statistics on every device."""
     params, batch_stats = split_variables(variables)
     everywhere = NamedSharding(mesh, P())
@@ -174,7 +175,7 @@ def init_state(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
     seed: int,
-    mesh: Mesh | AbstractMesh,
+    mesh: Mesh,
     *,
     frozen: tuple[str, ...] = (),
     has_ema: bool = False,
@@ -182,7 +183,7 @@ def init_state(
     """A fresh TrainState, each shard computed on its own device; the values do not depend on the mesh."""
     target = abstract_state(config, optimizer, mesh, frozen=frozen, has_ema=has_ema)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    rng = jax.random.key_data(jax.random.key(seed))
+    rng = np.asarray(jax.random.key_data(jax.random.key(seed)))  # not yet on any mesh: each process has its own
     return jax.jit(_make_init(config, optimizer, frozen, has_ema), out_shardings=shardings)(rng)
 
 
@@ -194,7 +195,7 @@ def with_variables(state: TrainState, given: Variables) -> TrainState:
     def replaced(tree: Variables) -> Variables:
         own = flatten_dict(tree)
         new = {path: flat[path].astype(leaf.dtype) for path, leaf in own.items() if path in flat}
-        return unflatten_dict(own | {path: jax.device_put(x, own[path].sharding) for path, x in new.items()})
+        return unflatten_dict(own | {path: place_as(x, own[path].sharding) for path, x in new.items()})
 
     return dataclasses.replace(
         state,

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -213,16 +213,15 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class _LocalExamples:
-    """Row of this process's part of the stream -> example: process p of P holds rows [p b, (p + 1) b) of each batch."""
+    """Row of this process's part of the stream -> example; `rows` are its places in each global batch."""
 
     examples: Examples
-    local_batch_size: int
-    process_index: int
-    process_count: int
+    global_batch_size: int
+    rows: np.ndarray
 
     def __call__(self, local: int) -> Example:
-        batch, row = divmod(local, self.local_batch_size)
-        return self.examples[(batch * self.process_count + self.process_index) * self.local_batch_size + row]
+        batch, row = divmod(local, len(self.rows))
+        return self.examples[batch * self.global_batch_size + int(self.rows[row])]
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
@@ -245,6 +244,8 @@ class BatchIterator(Iterator[Batch]):
     The order is that of `Examples` for any number of workers and processes, so the number of the next batch is all
     that has to be remembered of the stream.
 
+    rows: the places in a global batch that this process makes, by default all of them.
+
     Raises ValueError when the state to go on from belongs to other data, and when more than max_broken_share of the
     records met cannot be used.
     """
@@ -257,26 +258,31 @@ class BatchIterator(Iterator[Batch]):
         state: dict[str, Any] | None = None,
         num_workers: int = 0,
         max_broken_share: float = 0.0,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
     ):
-        if global_batch_size % process_count:
-            raise ValueError(f"global_batch_size={global_batch_size} is not divisible by {process_count} processes")
+        rows = np.arange(global_batch_size) if rows is None else rows
+        if not len(rows) or rows.min() < 0 or rows.max() >= global_batch_size:
+            raise ValueError(f"rows={rows.tolist()} must be places in a batch of global_batch_size={global_batch_size}")
         fingerprint = {**examples.fingerprint(), "global_batch_size": global_batch_size}
         fingerprint = json.loads(json.dumps(fingerprint))  # as a checkpoint gives it back
-        self._state = state or {"next_batch": 0, "truncated": 0, "broken": 0, "first_broken": []}
+        start = state or {"next_batch": 0, "truncated": 0, "broken": 0, "first_broken": []}
         if (state or {}).get("fingerprint", fingerprint) != fingerprint:
             raise ValueError(f"the data is not what the checkpoint was made with: {_differences(state, fingerprint)}")
-        self._state = {**self._state, "fingerprint": fingerprint}
+        self._start = {**start, "fingerprint": fingerprint}
+        # By this process since the start.
+        self._own: dict[str, Any] = {
+            "batches": 0,
+            "truncated": 0,
+            "broken": 0,
+            "first_broken": [],
+        }
+        self._local_batch_size = b = len(rows)
         self._batch_size = global_batch_size
         self._max_broken_share = max_broken_share
         self._few = min(len(examples.source), FEW_RECORDS)
-        b = global_batch_size // process_count
-        local = _LocalExamples(
-            examples=examples, local_batch_size=b, process_index=process_index, process_count=process_count
-        )
-        rows = grain.MapDataset.range(self._state["next_batch"] * b, LAST_ROW // b * b)
-        batches = rows.map(local).batch(b, batch_fn=collate)
+        local = _LocalExamples(examples=examples, global_batch_size=global_batch_size, rows=rows)
+        stream_rows = grain.MapDataset.range(start["next_batch"] * b, LAST_ROW // b * b)
+        batches = stream_rows.map(local).batch(b, batch_fn=collate)
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         stream = batches.to_iter_dataset(ahead)
         if num_workers:
@@ -295,22 +301,33 @@ class BatchIterator(Iterator[Batch]):
             raise ValueError(
                 f"a data worker died, perhaps for want of memory: lower data.num_workers ({error})"
             ) from error
-        state = self._state
-        self._state = {
-            "next_batch": state["next_batch"] + 1,
-            "truncated": state["truncated"] + batch["truncated"],
-            "broken": state["broken"] + len(batch["broken"]),
-            "first_broken": (state["first_broken"] + [list(pair) for pair in batch["broken"]])[:BROKEN_REMEMBERED],
-            "fingerprint": state["fingerprint"],
+        start, own = self._start, self._own
+        self._own = own = {
+            "batches": own["batches"] + 1,
+            "truncated": own["truncated"] + batch["truncated"],
+            "broken": own["broken"] + len(batch["broken"]),
+            "first_broken": (own["first_broken"] + [list(pair) for pair in batch["broken"]])[:BROKEN_REMEMBERED],
         }
         if batch["broken"]:
-            seen = max(self._state["next_batch"] * self._batch_size, self._few)
-            check_broken_share(self._state["broken"], seen, self._state["first_broken"], self._max_broken_share)
+            seen = start["next_batch"] * self._batch_size + own["batches"] * self._local_batch_size
+            met = [*start["first_broken"], *own["first_broken"]]
+            check_broken_share(start["broken"] + own["broken"], max(seen, self._few), met, self._max_broken_share)
         return batch
 
-    def get_state(self) -> dict[str, Any]:
-        """For JSON: next_batch, the counts truncated and broken, first_broken as [id, reason], fingerprint."""
-        return self._state
+    def get_state(self, gather: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda own: [own]) -> dict[str, Any]:
+        """For JSON: next_batch, the counts truncated and broken, first_broken as [id, reason], fingerprint.
+
+        gather: a process's own counts to those of all processes with other rows; the state is then that of all.
+        """
+        start, counts = self._start, gather(self._own)
+        met = start["first_broken"] + [pair for own in counts for pair in own["first_broken"]]
+        return {
+            "next_batch": start["next_batch"] + self._own["batches"],
+            "truncated": start["truncated"] + sum(own["truncated"] for own in counts),
+            "broken": start["broken"] + sum(own["broken"] for own in counts),
+            "first_broken": met[:BROKEN_REMEMBERED],
+            "fingerprint": start["fingerprint"],
+        }
 
     def close(self) -> None:
         """Stops the worker processes."""

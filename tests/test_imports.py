@@ -46,7 +46,16 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clip_jax.encoder": {"clip_jax.losses.", "clip_jax.models.", "clip_jax.sharding", "clip_jax.train_state"},
     "clip_jax.text_packer": {"clip_jax.models.", "clip_jax.sharding", "input_pipeline."},
-    "clip_jax.checkpoint": {"clip_jax.train_state"},
+    "clip_jax.rendezvous": set(),
+    "clip_jax.watchdog": set(),
+    "clip_jax.distributed": {"clip_jax.rendezvous", "clip_jax.watchdog"},
+    "clip_jax.preflight": {
+        "clip_jax.config",
+        "clip_jax.distributed",
+        "clip_jax.rendezvous",
+        "input_pipeline.",
+    },
+    "clip_jax.checkpoint": {"clip_jax.distributed", "clip_jax.train_state"},
     "clip_jax.metrics": set(),
     "clip_jax.plots": set(),
     "clip_jax.evaluators.": set(),  # an evaluator is handed its arrays and callables

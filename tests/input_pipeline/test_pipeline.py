@@ -196,20 +196,38 @@ def test_the_batches_do_not_depend_on_the_number_of_workers():
         assert_equal_batches(take(7, examples, num_workers=num_workers, max_broken_share=0.5), expected)
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_the_batches_do_not_depend_on_the_number_of_processes(process_count):
+@pytest.mark.parametrize("parts", [[[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 5], [1, 4], [2, 3], [6, 7]], [[0, 2, 7]]])
+def test_each_process_makes_its_rows_of_the_same_batches(parts):
     expected = take(5)
-    options = [{"process_index": p, "process_count": process_count} for p in range(process_count)]
-    parts = [take(5, **option) for option in options]
-    for number, whole in enumerate(expected):
-        for name in ("image", "text", "index"):
-            rows = np.concatenate([part[number][name] for part in parts])
-            np.testing.assert_array_equal(rows, whole[name])
+    for rows in parts:
+        for batch, whole in zip(take(5, rows=np.array(rows)), expected):
+            for name in ("image", "text", "index"):
+                np.testing.assert_array_equal(batch[name], whole[name][rows])
 
 
-def test_rows_that_do_not_divide_among_the_processes_are_refused():
-    with pytest.raises(ValueError, match="global_batch_size=8 is not divisible by 3 processes"):
-        BatchIterator(make_examples(), BATCH_SIZE, process_count=3)
+@pytest.mark.parametrize("rows", [[], [3, 8], [-1]])
+def test_rows_outside_of_the_batch_are_refused(rows):
+    with pytest.raises(ValueError, match=r"rows=\[.*\] must be places in a batch of global_batch_size=8"):
+        BatchIterator(make_examples(), BATCH_SIZE, rows=np.array(rows, int))
+
+
+def test_the_state_of_all_processes_together_is_that_of_one():
+    examples = make_examples(NumberedSource(unusable=(3, 11), long=True))
+    whole = BatchIterator(examples, BATCH_SIZE, max_broken_share=0.5)
+    for _ in range(3):
+        next(whole)
+    state = whole.get_state()
+    options = {"state": state, "max_broken_share": 0.5}
+    parts = [BatchIterator(examples, BATCH_SIZE, **options, rows=rows) for rows in np.split(np.arange(8), 4)]
+    for _ in range(4):
+        for iterator in (whole, *parts):
+            next(iterator)
+    counts = [part._own for part in parts]
+    together, expected = parts[2].get_state(lambda own: counts), whole.get_state()
+    assert together.pop("first_broken") != []
+    assert expected.pop("first_broken")[:2] == state["first_broken"][:2]
+    assert together == expected
+    assert expected["broken"] > state["broken"] > 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
