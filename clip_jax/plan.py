@@ -12,7 +12,6 @@ import jax
 from absl import flags
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
-from ml_collections import config_flags
 
 from clip_jax import cli
 from clip_jax.config import make_config
@@ -22,7 +21,7 @@ from clip_jax.optimizer import OptimizerConfig, make_optimizer
 from clip_jax.sharding import ShardingConfig, make_abstract_mesh
 from clip_jax.train_state import abstract_state
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or the bare name of a shipped one.")
+flags.declare_key_flag("config")
 PARAMS = flags.DEFINE_bool("params", False, "List every parameter.")
 NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Devices to plan for; by default those of this process.")
 
@@ -84,7 +83,7 @@ def _describe(spec: P) -> str:
 
 def main() -> int:
     """Prints the table; see the module's docstring."""
-    sections: Mapping[str, Any] = cli.required(CONFIG, "clip_vit_b32").to_dict()
+    sections: Mapping[str, Any] = cli.required(cli.CONFIG, "clip_vit_b32").to_dict()
     config = make_config(sections)
     num_devices = NUM_DEVICES.value or len(jax.devices())
     if not PARAMS.value:
