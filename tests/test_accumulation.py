@@ -1,5 +1,6 @@
 """A batch in parts has the loss and every gradient of the whole, whatever the loss is."""
 
+import dataclasses
 import functools
 import re
 from functools import partial
@@ -53,6 +54,12 @@ def some_rows(config, seed=0):
     return {"image": images, "text": text, "key": rng.integers(2**32, size=(N, 2), dtype=np.uint32)}
 
 
+def collectives(compiled):
+    """Kind and type of each."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    return [(kind, shape) for shape, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", compiled.as_text())]
+
+
 def some_variables(config):
     """Parameters and statistics off their trivial start."""
     rng = np.random.default_rng(0)
@@ -68,14 +75,16 @@ def some_variables(config):
 
 
 def sharded(config, num_microbatches, shape):
-    """((loss, (metrics, statistics)), gradient) as the train step has them."""
+    """((loss, (metrics, statistics)), gradient) as the train step has them, and the collectives they take."""
     mesh, graph = mesh_of(shape), model_graph(config)
     variables = some_variables(config)
     params, batch_stats = split_variables(jax.device_put(variables, variable_shardings(variables, mesh)))
     with jax.set_mesh(mesh):
         gradient = partial(loss_and_gradient, partial(encode, graph, {}), partial(loss_fn, mesh=mesh))
         gradient = jax.jit(partial(gradient, num_microbatches=num_microbatches))
-        return jax.device_get(gradient(params, batch_stats, place_batch(some_rows(config), mesh)))
+        rows = place_batch(some_rows(config), mesh)
+        compiled = gradient.lower(params, batch_stats, rows).compile()
+        return jax.device_get(compiled(params, batch_stats, rows)), collectives(compiled)
 
 
 def assert_close(tree, expected, tolerance, aside=()):
@@ -105,11 +114,15 @@ def whole_batch(config):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("num_microbatches", "shape"), [(3, DEVICES), (2, (8, 1, 1)), (48, (1, 1, 1))])
 def test_every_gradient_is_that_of_the_whole_batch(num_microbatches, shape):
-    (value, _), grads = sharded(VIT, num_microbatches, shape)
+    ((value, _), grads), moved = sharded(VIT, num_microbatches, shape)
     expected, expected_grads = whole_batch(VIT)
     np.testing.assert_allclose(value, expected, rtol=1e-14)
     assert grads["logit_scale"] != 0
     assert_close(grads, expected_grads, 1e-11)  # measured: 2e-14 at most
+    if shape == (8, 1, 1):  # the loss gathers one side's features and scatters their gradient, and that is all
+        gathered = [kind_and_type for kind_and_type in moved if kind_and_type[0] != "all-reduce"]
+        assert [kind for kind, _ in gathered] == ["all-gather", "reduce-scatter"], gathered
+        assert gathered[0][1].startswith("f64[48,14]")
 
 
 class Normed(nnx.Module):
@@ -211,12 +224,6 @@ def test_microbatches_are_every_mth_row_and_come_back_in_order():
     np.testing.assert_array_equal(join_rows(parts), rows)
 
 
-def collectives(compiled):
-    return re.findall(
-        r"= \S+ (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(", compiled.as_text()
-    )
-
-
 @pytest.mark.parametrize("shape", [(8, 1, 1), DEVICES])
 def test_no_row_moves_to_another_device(shape):
     mesh = mesh_of(shape)
@@ -297,3 +304,18 @@ def test_memory_is_that_of_one_microbatch():
             return step.lower(state, place_batch(batch, mesh)).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(4) < 0.35 * temporaries(1)
+
+
+def test_other_patches_are_left_out_at_another_step():
+    config = dataclasses.replace(VIT, compute_dtype="float32", param_dtype="float32")
+    step, start = make_step(config, 1, (1, 1, 1))
+    start, shardings = jax.device_get(start), jax.tree.map(lambda leaf: leaf.sharding, start)
+    mesh, rows = mesh_of((1, 1, 1)), some_rows(config)
+
+    def loss(**changes):
+        state = jax.device_put(dataclasses.replace(start, **changes), shardings)
+        with jax.set_mesh(mesh):
+            return float(step(state, place_batch({"image": rows["image"], "text": rows["text"]}, mesh))[1]["loss"])
+
+    assert loss() == loss()  # nothing but the state decides
+    assert len({loss(), loss(step=np.int32(1)), loss(step=np.int32(2)), loss(rng=np.array([3, 6], np.uint32))}) == 4

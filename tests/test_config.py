@@ -49,6 +49,21 @@ def test_the_width_of_a_tower_takes_that_of_its_mlps_along(name):
             assert tower.mlp_dim == 4 * 17
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "differing"),
+    [
+        ("clipa_vit_b16", "clipa_vit_b16_tune", {"vision.image_size", "text.context_length"}),
+        ("flip_vit_b16", "flip_vit_b16_unmasked", set()),
+    ],
+)
+def test_a_schedule_of_two_parts_trains_one_model(first, second, differing):
+    before, after = (importlib.import_module(f"configs.{name}").get_config() for name in (first, second))
+    assert after.train.init_from == f"runs/{first}"
+    differences = make_config(before.to_dict()).model.differences(make_config(after.to_dict()).model)
+    assert {difference.split(" is ")[0] for difference in differences} == differing
+    assert after.optimizer.learning_rate <= before.optimizer.learning_rate / 10
+
+
 def test_a_logit_bias_can_be_asked_for_as_a_number():
     config = get_config()
     assert make_config(config.to_dict()).model.logit_bias_init is None
@@ -97,6 +112,24 @@ def test_numbers_become_what_their_section_declares():
         (
             {"vision__image_size": 33, "vision__patch_size": 8},
             "vision.image_size=33 is not divisible by vision.patch_size=8: use an image_size",
+        ),
+        ({"vision__patch_dropout": 1}, "vision.patch_dropout=1.0 must lie in [0, 1) and leave at least one of the 16"),
+        ({"optimizer__frozen": ("image",)}, "optimizer.frozen[0]='image' must be one of 'visual', 'text'"),
+        ({"optimizer__first_moment_dtype": 16}, "optimizer.first_moment_dtype=16 must be one of 'param_dtype', 'bf"),
+        ({"train__num_microbatches": 0}, "train.num_microbatches=0 must be at least 1"),
+        ({"train__init_towers": ()}, "train.init_towers=() must be ('visual', 'text') or one of them"),
+        (
+            {"optimizer__frozen": ("visual",)},
+            "optimizer.frozen=('visual',) would keep a random tower: name its weights in train.init_from, and 'visual' "
+            "in train.init_towers",
+        ),
+        (
+            {"optimizer__frozen": ("text",), "train__init_from": "runs/a", "train__init_towers": ("visual",)},
+            "optimizer.frozen=('text',) would keep a random tower",
+        ),
+        (
+            {"optimizer__frozen": ("visual",), "train__init_from": "runs/a", "vision__patch_dropout": 0.5},
+            "vision.patch_dropout=0.5 has no effect on a frozen image tower, which sees all patches: set it to 0",
         ),
         ({"train__global_batch_size": 0}, "train.global_batch_size=0 must be at least 1"),
         ({"evaluation__batch_size": 0}, "evaluation.batch_size=0 must be at least 1"),
@@ -190,6 +223,8 @@ def test_what_changes_nothing_that_is_learned_may_change(tmp_path):
         data__num_workers=7,
         data__max_broken_share=0.5,
         sharding__fsdp=2,
+        model__remat="named",
+        train__num_microbatches=2,
         train__checkpoint_every=7,
         train__evaluate_every=7,
         train__keep_checkpoints=7,

@@ -9,7 +9,7 @@ import pytest
 
 import clip_jax
 from clip_jax.pretrained import save_pretrained
-from clip_jax.restore import open_model
+from clip_jax.restore import open_model, restore_run
 from clip_jax.run import prepare_run
 from clip_jax.sharding import place_batch
 from configs.tiny import get_config
@@ -78,6 +78,68 @@ def test_a_resnet_resumes_with_its_statistics(tmp_path):
     norm = expected["visual"]["stage_2"]["blocks"]["conv_1"]["norm"]
     assert norm["count"].tolist() == [4]
     assert np.abs(norm["var"] - 1).max() > 0.01  # moved, so that the equality says something
+
+
+def test_a_run_with_everything_random_and_averaged_resumes_to_the_bit(tmp_path):
+    config = sections(
+        **with_keys("vision", patch_dropout=0.5),
+        **with_keys("optimizer", ema_decay=0.9, first_moment_dtype="bfloat16"),
+        **with_keys("train", global_batch_size=16, num_microbatches=2),
+    )
+    advance(config, tmp_path / "whole", 4)
+    advance(config, tmp_path / "stopped", 2)
+    advance(config, tmp_path / "stopped", 2)
+    whole, stopped = (jax.device_get(restore_run(tmp_path / name).state) for name in ("whole", "stopped"))
+    assert_equal(stopped, whole)
+    assert int(whole.step) == 4
+    # The average is what the run is loaded with.
+    averaged = open_model(tmp_path / "whole")[0].variables
+    assert_equal(averaged, whole.ema)
+    kernel = whole.params["visual_projection"]["kernel"]
+    assert np.abs(averaged["visual_projection"]["kernel"] - kernel).max() > 1e-6
+
+
+def test_a_run_goes_on_with_another_number_of_microbatches(tmp_path):
+    config = sections(**with_keys("vision", patch_dropout=0.5), **with_keys("train", global_batch_size=32))
+    advance(config, tmp_path / "whole", 2)
+    advance(config, tmp_path / "in_parts", 1)
+    config["train"]["num_microbatches"] = 4
+    advance(config, tmp_path / "in_parts", 1)
+    moments, expected = (restore_run(tmp_path / name).state.opt_state[0].mu for name in ("in_parts", "whole"))
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    jax.tree.map(lambda own, leaf: np.testing.assert_allclose(own, leaf, atol=1e-5 * scale), moments, expected)
+
+
+def test_a_batch_that_does_not_come_in_equal_parts_is_refused(tmp_path):
+    config = sections(**with_keys("train", global_batch_size=40, num_microbatches=3))
+    message = (
+        "train.global_batch_size=40 is not divisible by the 8 devices that share a batch, times "
+        "train.num_microbatches=3: use 24 or 48"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        prepare_run(config, tmp_path)
+
+
+def test_one_tower_of_given_weights_stays_frozen_beside_a_new_one(workdir, tmp_path):
+    given, _ = open_model(workdir)
+    config = sections(
+        **with_keys("text", width=24, mlp_dim=40, context_length=12, vocab_size=280),
+        **with_keys("data", scene_kinds=("digit", "word")),  # words of its own
+        **with_keys("optimizer", frozen=("visual",), warmup_steps=0, ema_decay=0.5),
+        **with_keys("train", init_from=str(workdir), init_towers=("visual",)),
+    )
+    assert_equal(advance(config, tmp_path, 0)["visual"], given.variables["visual"])
+    variables = advance(config, tmp_path, 2)
+    for name in ("visual", "visual_projection"):
+        assert_equal(variables[name], given.variables[name])
+    assert variables["text"]["positional_embedding"].shape == (12, 24)
+    assert (tmp_path / "tokenizer.model").read_bytes() != (workdir / "tokenizer.model").read_bytes()
+    assert variables["logit_scale"] != given.variables["logit_scale"]
+    assert_equal(open_model(tmp_path)[0].variables, variables)
+
+    config["vision"] = {**config["vision"], "patch_size": 4}
+    with pytest.raises(ValueError, match=r"is not the config's model: vision.patch_size is 8, not 4$"):
+        prepare_run(config, tmp_path / "other")
 
 
 def test_a_run_loads_as_published_weights_do(workdir, images):

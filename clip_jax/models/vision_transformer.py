@@ -35,7 +35,8 @@ class AttentionHead(nnx.Module):
 def choose_patches(keys: jax.Array, num_patches: int, num_kept: int) -> jax.Array:
     """For each key a random choice of patches without repetition, int32 [B, num_kept]; all are equally likely."""
     noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)  # [B, P]
-    return jax.lax.top_k(noise, num_kept)[1]
+    # Not top_k: XLA gathers the rows of all devices for it, and sorts each device's alone.
+    return jnp.argsort(noise, axis=1)[:, :num_kept]
 
 
 class VisionTransformer(nnx.Module):
