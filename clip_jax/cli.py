@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 # Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are.
 COMMANDS = {
@@ -20,6 +21,9 @@ COMMANDS = {
     "convert": "read weights of any layout, write them in another",
 }
 
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, or the bare name of a shipped one; --config.SECTION.KEY=VALUE changes a key."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, metrics, pictures.")
 # Flags that several commands have; one may define its own with other words.
 MODEL = flags.DEFINE_string("model", None, "Weights, by name or path as clip_jax.load takes them.", allow_override=True)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from absl import flags
 from jax.experimental import multihost_utils
-from ml_collections import config_flags
 
 from clip_jax import cli, distributed
 from clip_jax.config import write_json
@@ -23,10 +22,7 @@ from clip_jax.run import Run, prepare_run
 from clip_jax.sharding import local_rows, place_batch
 from clip_jax.watchdog import hang_watch
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, or the bare name of a shipped one; --config.SECTION.KEY=VALUE changes a key."
-)
-for flag in ("workdir", *cli.HOST_FLAGS):
+for flag in ("config", "workdir", *cli.HOST_FLAGS):
     flags.declare_key_flag(flag)
 
 BROKEN_NAMED = 20  # records that the summary names
@@ -211,7 +207,7 @@ def _summary(run: Run, data_state: dict[str, Any], run_s: float) -> str:
 
 def main() -> int:
     workdir = Path(cli.required(cli.WORKDIR, "runs/tiny"))
-    sections = cli.required(CONFIG, "tiny").to_dict()
+    sections = cli.required(cli.CONFIG, "tiny").to_dict()
     with distributed.joined(**cli.host_options()):
         return train(sections, workdir)
 

@@ -265,10 +265,20 @@ def test_help_lists_the_commands(outcomes):
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        ("train", {"config", "workdir", "traceback"}),
+        ("train", {"config", "workdir", "traceback", *cli.HOST_FLAGS}),
         (
             "evaluate",
-            {"workdir", "output", "zero_shot", "templates", "data_dir", "data_path", "num_examples", "traceback"},
+            {
+                *cli.HOST_FLAGS,
+                "workdir",
+                "output",
+                "zero_shot",
+                "templates",
+                "data_dir",
+                "data_path",
+                "num_examples",
+                "traceback",
+            },
         ),
         (
             "embed",

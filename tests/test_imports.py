@@ -90,7 +90,7 @@ ONLY_IN = {
     "pickle": (),
     "jax": ("clip_jax.",),
     "flax": ("clip_jax.",),
-    "ml_collections": ("configs.", "clip_jax.train", "clip_jax.plan"),
+    "ml_collections": ("configs.", "clip_jax.cli"),
     "absl.app": ("clip_jax.cli",),
     "absl.flags": (
         "clip_jax.cli",
