@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from clip_jax.cli import HOST_FLAGS
 from clip_jax.config import record_config
 from configs.tiny import get_config
 from input_pipeline.tokenizers import train_sentencepiece
@@ -265,11 +266,11 @@ def test_help_lists_the_commands(outcomes):
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        ("train", {"config", "workdir", "traceback", *cli.HOST_FLAGS}),
+        ("train", {"config", "workdir", "traceback", *HOST_FLAGS}),
         (
             "evaluate",
             {
-                *cli.HOST_FLAGS,
+                *HOST_FLAGS,
                 "workdir",
                 "output",
                 "zero_shot",
