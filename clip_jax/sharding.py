@@ -3,14 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-T = TypeVar("T")
 BATCH_AXES = ("data", "fsdp")
 
 # Parameters by path; a leading None is the stacked depth axis. Letters: D width, H heads, K head_dim, M mlp_dim.
@@ -133,7 +132,7 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), dict(batch))
 
 
-def constrain_batch(x: T) -> T:
+def constrain_batch(x: Any) -> Any:
     """Keeps the leading axis of every array of a pytree split over the batch axes; without a mesh in context
     (`jax.set_mesh`) it does nothing."""
     if jax.sharding.get_abstract_mesh().empty:
