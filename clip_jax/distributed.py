@@ -68,7 +68,11 @@ def joined(
         yield
         gather("the end", None)  # JAX's own farewell waits only a short time
     except BaseException as error:
-        _tell_failure(str(error) or type(error).__name__)
+        # Where a connection breaks when the other side ends, the collective fails before anything is stuck.
+        cause = _failure_of_others(GRACE_S) if isinstance(error, jax.errors.JaxRuntimeError) else ""
+        _tell_failure(cause or str(error) or type(error).__name__)
+        if cause:
+            raise HostsError(cause) from error
         raise
 
 
@@ -233,13 +237,23 @@ def _leave() -> NoReturn:
 def _watch_others() -> None:
     """Ends this process when another one has failed: it may be stuck in a collective that will never finish."""
     while not _leaving.wait(POLL_S):
-        with suppress(jax.errors.JaxRuntimeError):  # a coordinator that is gone is JAX's to report
-            failed = _client().key_value_dir_get("clip_jax/failed/")
-            if failed and not _leaving.wait(GRACE_S):
-                key, message = min(failed)
-                if message.startswith(NO_PROGRESS):  # where this one waits belongs to the answer
-                    faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-                end_all(f"{describe(int(key.rsplit('/', 1)[1]))} has ended: {message}")
+        cause = _failure_of_others()
+        if cause and not _leaving.wait(GRACE_S):
+            if NO_PROGRESS in cause:  # where this one waits belongs to the answer
+                faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+            end_all(cause)
+
+
+def _failure_of_others(timeout_s: float = 0) -> str:
+    """Which process has ended and why, as it has told; "" when none has within timeout_s."""
+    deadline = time.monotonic() + timeout_s
+    with suppress(jax.errors.JaxRuntimeError):  # a coordinator that is gone is JAX's to report
+        while not (failed := _client().key_value_dir_get("clip_jax/failed/")) and time.monotonic() < deadline:
+            time.sleep(POLL_S / 10)
+        for key, message in sorted(failed):
+            # The cause itself, not that others have seen it.
+            return message if " has ended: " in message else f"{describe(int(key.split('/')[-1]))} has ended: {message}"
+    return ""
 
 
 def _leave_after_failure() -> None:

@@ -1,0 +1,554 @@
+"""Training by several real processes on this machine: the same numbers, one checkpoint, ended together.
+
+All are forked from one process that has imported everything, for importing takes longer than these runs.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from test_train import miniature, picture
+
+from clip_jax import evaluation, run, train
+from clip_jax.distributed import check_equal, describe_differences, from_first, gather, process_count
+from clip_jax.metrics import ProgressLog, read_metrics
+from clip_jax.rendezvous import HostsError, meet
+from clip_jax.sharding import ShardingConfig, local_rows, make_mesh
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+NURSERY = """
+import contextlib, hashlib, json, os, sys, time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax._src import xla_bridge
+from clip_jax import checkpoint, cli, distributed, evaluate, evaluation, run, train
+
+assert not xla_bridge.backends_are_initialized(), "an import has woken JAX"
+train.plot_curves = lambda *args: None
+for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
+    setattr(evaluation, name, lambda *args: None)
+
+def work(process, sections, workdir, notes, options, patch):
+    notes = Path(notes)
+
+    def note(kind, **values):
+        with open(notes / f"{kind}_{process}.jsonl", "a") as file:
+            file.write(json.dumps(values) + "\\n")
+
+    def digest(state):
+        everywhere = jax.sharding.NamedSharding(state.step.sharding.mesh, jax.sharding.PartitionSpec())
+        leaves = jax.tree.leaves(jax.jit(lambda s: s, out_shardings=everywhere)(state))
+        return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+    add, save, prepare_run, recall_at_k = (
+        train.ProgressLog.add, checkpoint.Checkpointer.save, train.prepare_run, evaluation.recall_at_k
+    )
+    def add_and_note(self, step, metrics, index):
+        note("index", step=step, index=index.tolist())
+        add(self, step, metrics, index)
+    def save_and_note(self, step, state, data_state):
+        note("saved", step=step, digest=digest(state), data_state=data_state)
+        save(self, step, state, data_state)
+    def prepare_and_note(*args):
+        prepared = prepare_run(*args)
+        note("restored", step=prepared.first_step, digest=digest(prepared.state))
+        return prepared
+    def recall_and_note(images, texts, image_of_text):
+        np.savez(notes / f"features_{process}.npz", images=images, texts=texts)
+        return recall_at_k(images, texts, image_of_text)
+    train.ProgressLog.add, checkpoint.Checkpointer.save = add_and_note, save_and_note
+    train.prepare_run, evaluation.recall_at_k = prepare_and_note, recall_and_note
+    exec(patch, globals() | {"process": process})
+    def main():
+        with distributed.joined(**options):
+            return train.train(sections, Path(workdir))
+    cli.run(main, ["hosts"])
+
+for line in sys.stdin:
+    request = json.loads(line)
+    if "start" in request:
+        answer = os.fork()
+        if not answer:
+            os.environ |= request["env"]
+            os.chdir(request["folder"])
+            for number, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            work(**request["start"])
+            raise AssertionError("cli.run returned")
+    else:
+        ended, status = os.waitpid(request["wait"], os.WNOHANG)
+        answer = os.waitstatus_to_exitcode(status) if ended else None
+    print(json.dumps(answer), flush=True)
+"""
+
+
+class Host:
+    """One process."""
+
+    def __init__(self, ask: Callable[[dict], Any], request: dict):
+        self._ask = ask
+        self._request = request
+        self._code: int | None = None
+        self.pid = ask(request)
+
+    def code(self, timeout_s: float = 60) -> int:
+        deadline = time.monotonic() + timeout_s
+        while self._code is None:
+            self._code = self._ask({"wait": self.pid})
+            assert time.monotonic() < deadline, self.err()
+            time.sleep(0.02)
+        return self._code
+
+    def out(self) -> str:
+        """Without what gloo says about itself."""
+        lines = Path(self._request["out"]).read_text().splitlines()
+        return "\n".join(line for line in lines if "[Gloo]" not in line and not line.startswith("2 is connected"))
+
+    def err(self) -> str:
+        return Path(self._request["err"]).read_text()
+
+    def kill(self) -> None:
+        if self._code is None and self._ask({"wait": self.pid}) is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def ask(compile_once):
+    nursery = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def ask(request: dict) -> Any:
+        assert nursery.stdin is not None
+        assert nursery.stdout is not None
+        nursery.stdin.write(json.dumps(request) + "\n")
+        nursery.stdin.flush()
+        return json.loads(nursery.stdout.readline())
+
+    yield ask
+    nursery.communicate(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def start(ask, tmp_path_factory):
+    """Starts processes; what is left of them at the end is killed."""
+    hosts = []
+
+    def start(count: int, devices: int, sections: dict | list[dict], workdir: Path, patch: str = "", folders=None):
+        notes = tmp_path_factory.mktemp("notes")
+        port = free_port()
+        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        started = []
+        for process in range(count):
+            options = {"num_processes": count, "process_id": process, "coordinator": f"localhost:{port}"}
+            work = {
+                "process": process,
+                "sections": sections[process] if isinstance(sections, list) else sections,
+                "workdir": str(workdir),
+                "notes": str(notes),
+                "options": {**options, "timeout_s": 60},
+                "patch": patch,
+            }
+            streams = {name: str(notes / f"{name}_{process}") for name in ("out", "err")}
+            folder = str(folders[process] if folders else notes)
+            started.append(Host(ask, {"start": work, **streams, "folder": folder, "env": {"XLA_FLAGS": flags}}))
+        hosts.extend(started)
+        return SimpleNamespace(hosts=started, notes=notes, workdir=workdir)
+
+    yield start
+    for host in hosts:
+        host.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+def notes(job, kind: str, process: int = 0) -> list[dict]:
+    return [json.loads(line) for line in (job.notes / f"{kind}_{process}.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(workdir: Path, other: Path, steps: int) -> None:
+    """Sums over devices differ in their order only: 5e-7 in the loss, 7e-7 of the gradient's norm."""
+    left, right = ([row for row in read_metrics(w) if "loss" in row][:steps] for w in (workdir, other))
+    assert [row["step"] for row in left] == [row["step"] for row in right] == list(range(1, steps + 1))
+    for name, tolerance in (("loss", {"rtol": 0, "atol": 1e-6}), ("grad_norm", {"rtol": 3e-6})):
+        np.testing.assert_allclose([row[name] for row in left], [row[name] for row in right], **tolerance)
+
+
+STEPS = 40
+SLOWLY = """
+place_batch = train.place_batch
+train.place_batch = lambda *args: time.sleep(0.1) or place_batch(*args)
+"""
+# Rows of one process that do not lie side by side, as on a TPU slice.
+INTERLEAVED = """
+make_mesh = run.make_mesh
+def make_interleaved_mesh(*args):
+    mesh = make_mesh(*args)
+    devices = np.array(jax.devices()).reshape(2, -1).T.reshape(mesh.devices.shape)
+    return jax.sharding.Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+run.make_mesh = make_interleaved_mesh
+"""
+
+
+def sections(**changes) -> dict:
+    base = {
+        "train__total_steps": STEPS,
+        "train__checkpoint_every": 0,
+        "train__evaluate_every": 0,
+        "sharding__fsdp": 2,
+        "evaluation__zero_shot": (),
+    }
+    return miniature(**base | changes)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The workdir of a run by this process alone with its eight devices, and the records of each batch."""
+    index = {}
+    workdir = tmp_path_factory.mktemp("one")
+    add = ProgressLog.add
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "plot_curves", lambda *args: None)
+        for name in ("plot_similarity", "plot_retrieval"):
+            patch.setattr(evaluation, name, lambda *args: None)
+        patch.setattr(ProgressLog, "add", lambda self, *args: index.update({args[0]: args[2]}) or add(self, *args))
+        assert train.train(sections(), workdir) == 0
+    return SimpleNamespace(workdir=workdir, index=index)
+
+
+@pytest.fixture(scope="module")
+def four(start, tmp_path_factory):
+    """A run of four processes with two devices each, of which the third gets a SIGTERM."""
+    job = start(4, 2, sections(), tmp_path_factory.mktemp("four"), SLOWLY)
+    while not any("loss" in row for row in read_metrics(job.workdir)):
+        assert job.hosts[0]._ask({"wait": job.hosts[0].pid}) is None, job.hosts[0].err()
+        time.sleep(0.02)
+    os.kill(job.hosts[2].pid, signal.SIGTERM)
+    job.codes = [host.code() for host in job.hosts]
+    job.stopped_at = notes(job, "saved")[-1]["step"]
+    return job
+
+
+@pytest.fixture(scope="module")
+def two(start, four, tmp_path_factory):
+    """The same run, gone on with by two processes with four devices each, in another order."""
+    workdir = tmp_path_factory.mktemp("two") / "copy"
+    shutil.copytree(four.workdir, workdir)
+    job = start(2, 4, sections(), workdir, INTERLEAVED)
+    assert [host.code() for host in job.hosts] == [0, 0], job.hosts[0].err()
+    return job
+
+
+def test_a_signal_to_one_process_ends_all_at_the_same_step_with_a_checkpoint(four):
+    assert four.codes == [128 + signal.SIGTERM] * 4
+    assert 1 < four.stopped_at < STEPS
+    assert [int(folder.name) for folder in (four.workdir / "checkpoints").iterdir()] == [four.stopped_at]
+    for process in range(4):
+        assert [row["step"] for row in notes(four, "index", process)] == list(range(1, four.stopped_at + 1))
+        assert notes(four, "saved", process) == notes(four, "saved")
+    out, *others = [host.out() for host in four.hosts]
+    assert f"stopped by SIGTERM, saved at step {four.stopped_at}: the same command goes on from there" in out
+    assert "on 8 cpu (data=4, fsdp=2, tensor=1, 4 processes); 101 pairs to train on" in out
+    assert others == [""] * 3
+
+
+def test_losses_of_four_processes_are_those_of_one(one, four):
+    assert_same_training(four.workdir, one.workdir, four.stopped_at)
+
+
+def test_each_process_makes_its_part_of_the_same_global_batches(one, four):
+    parts = [notes(four, "index", process) for process in range(4)]
+    for rows in zip(*parts):
+        np.testing.assert_array_equal(np.concatenate([row["index"] for row in rows]), one.index[rows[0]["step"]])
+
+
+def test_two_processes_go_on_with_what_four_have_written(one, four, two):
+    saved = notes(four, "saved")[-1]
+    assert saved["data_state"]["next_batch"] == four.stopped_at
+    assert notes(two, "restored") == [{"step": four.stopped_at, "digest": saved["digest"]}]
+    first, second = notes(two, "index", 0), notes(two, "index", 1)
+    assert first[0]["step"] == four.stopped_at + 1
+    for mine, other in zip(first, second):
+        np.testing.assert_array_equal(mine["index"] + other["index"], one.index[mine["step"]][[0, 2, 4, 6, 1, 3, 5, 7]])
+    assert_same_training(two.workdir, one.workdir, STEPS)
+
+
+def test_one_process_goes_on_with_what_four_have_written(one, four, tmp_path):
+    shutil.copytree(four.workdir, tmp_path / "copy")
+    prepared = run.prepare_run(sections(), tmp_path / "copy")
+    assert prepared.first_step == four.stopped_at
+    np.testing.assert_array_equal(next(prepared.batches)["index"], one.index[four.stopped_at + 1])
+    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(prepared.state)]
+    prepared.batches.close()
+    prepared.checkpointer.close()
+    assert hashlib.sha256(b"".join(leaves)).hexdigest() == notes(four, "saved")[-1]["digest"]
+
+
+def test_every_process_has_the_features_that_one_has(one, two):
+    features = [dict(np.load(two.notes / f"features_{process}.npz")) for process in range(2)]
+    assert features[0]["images"].shape == (11, 16)
+    assert features[0]["texts"].shape == (55, 16)
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plot_similarity", "plot_retrieval"):
+            patch.setattr(evaluation, name, lambda *args: None)
+        recall_at_k = evaluation.recall_at_k
+        patch.setattr(
+            evaluation, "recall_at_k", lambda i, t, *rest: found.update(images=i, texts=t) or recall_at_k(i, t, *rest)
+        )
+        prepared = run.prepare_run(sections(), two.workdir)
+        assert prepared.first_step == STEPS
+        results = prepared.evaluator(prepared.state.variables)
+        prepared.batches.close()
+        prepared.checkpointer.close()
+    for name, expected in found.items():
+        np.testing.assert_array_equal(features[0][name], features[1][name])
+        np.testing.assert_allclose(features[0][name], expected, rtol=0, atol=1e-6)
+    assert set(json.loads((two.workdir / "evaluation.json").read_text())["retrieval"]) == set(results["retrieval"])
+
+
+FAILING = """
+add = train.ProgressLog.add
+def add_or_fail(self, step, *args):
+    add(self, step, *args)
+    if process == 1 and step == 3:
+        raise ValueError("the disk of this host is gone")
+train.ProgressLog.add = add_or_fail
+"""
+STUCK = """
+place_batch, steps = train.place_batch, []
+def get_stuck(*args):
+    steps.append(1)
+    while process == 1 and len(steps) == 3:
+        time.sleep(1)
+    return place_batch(*args)
+train.place_batch = get_stuck
+
+hang_watch = train.hang_watch
+@contextlib.contextmanager
+def watch_after_compilation(*args):
+    with contextlib.ExitStack() as stack:
+        beats = []
+        def beat(where):
+            if where == "step 2":
+                beats.append(stack.enter_context(hang_watch(*args)))
+            for each in beats:
+                each(where)
+        yield beat
+train.hang_watch = watch_after_compilation
+"""
+
+
+def test_the_failure_of_one_process_ends_all_and_says_whose_it_was(start, tmp_path):
+    job = start(2, 1, sections(sharding__fsdp=1, sharding__tensor=2), tmp_path, FAILING)
+    assert [host.code() for host in job.hosts] == [1, 1]
+    assert job.hosts[1].err().splitlines()[-2] == "clip-jax: error: the disk of this host is gone"
+    message = f"clip-jax: error: process 1 ({socket.gethostname()}) has ended: the disk of this host is gone"
+    assert message in job.hosts[0].err().splitlines()
+    assert "tensorflow" not in job.hosts[0].err() + job.hosts[1].err()  # of JAX's coordination service
+    # Heads are split over both: each needs every row.
+    assert notes(job, "index", 0)[:3] == notes(job, "index", 1)[:3]
+    assert len(notes(job, "index")[0]["index"]) == 8
+
+
+def test_a_process_that_is_stuck_shows_where_and_all_end(start, tmp_path):
+    sizes = {"sharding__fsdp": 1, "sharding__tensor": 2, "train__hang_timeout_s": 3}
+    job = start(2, 1, sections(**sizes), tmp_path, STUCK)
+    assert [host.code() for host in job.hosts] == [1, 1]
+    first, second = (host.err() for host in job.hosts)
+    assert "clip-jax: no progress for 3 s since step 2; all threads:" in second
+    assert "in get_stuck" in second
+    assert "clip-jax: error: no progress for 3 s since step 2 (train.hang_timeout_s)" in second
+    assert f"process 1 ({socket.gethostname()}) has ended: no progress for 3 s since step 2" in first
+
+
+def write_tar(path: Path, captions: list[str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for i, caption in enumerate(captions):
+            for name, data in ((f"{i:02}.jpg", picture(i)), (f"{i:02}.txt", caption.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def test_processes_that_see_other_data_are_named(start, tmp_path):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, count in zip(folders, (17, 16, 17)):
+        write_tar(folder / "pairs.tar", [f"picture number {i}" for i in range(count)])
+    data = {"data__source": "webdataset", "data__path": "pairs.tar", "data__num_validation": 5}
+    job = start(3, 1, sections(**data, sharding__fsdp=1, train__global_batch_size=9), tmp_path / "run", folders=folders)
+    assert [host.code() for host in job.hosts] == [1, 1, 1]
+    place = socket.gethostname()
+    for host in job.hosts:
+        (message,) = [line for line in host.err().splitlines() if line.startswith("clip-jax: error: ")]
+        assert message.startswith("clip-jax: error: the processes differ in data: ")
+        assert f"training data, length: process 1 ({place}) has 11, the others 12" in message
+    assert not (tmp_path / "run").exists()
+
+
+def run_command(*options: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "clip_jax.train", "--config=tiny", *options]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_command_names_the_process_with_another_config(tmp_path):
+    hosts = ["--num_processes=2", f"--coordinator=localhost:{free_port()}", f"--workdir={tmp_path / 'run'}"]
+    first = run_command(*hosts, "--process_id=0")
+    second = run_command("--config.optimizer.learning_rate=0.5", *hosts, "--process_id=1")
+    place = socket.gethostname()
+    for process in (first, second):
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert err.splitlines()[0] == (
+            "clip-jax: error: the processes differ in config, code or devices: optimizer.learning_rate: process 1 "
+            f"({place}) has 0.5, process 0 ({place}) 0.002"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_names_the_missing_process(tmp_path):
+    port = free_port()
+    # What Slurm sets for one of its tasks stands in for two of the flags.
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-3]", "SLURM_NTASKS": "3", "SLURM_LOCALID": "0"}
+    command = [f"--workdir={tmp_path / 'run'}", f"--coordinator=localhost:{port}", "--host_timeout_s=1"]
+    process = run_command(*command, SLURM_PROCID="0", **slurm)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    place = socket.gethostname()
+    assert err.splitlines()[0] == (
+        f"clip-jax: error: processes 1, 2 of 3 did not arrive at {place}:{port} within 1 s; there were 0 ({place})"
+    )
+
+
+def meet_all(places: list[tuple[int, int]], timeout_s: float) -> list[Any]:
+    """Verdicts of processes given as (process_id, num_processes), each in a thread."""
+    port, verdicts = free_port(), [None] * len(places)
+
+    def come(i: int) -> None:
+        process, count = places[i]
+        try:
+            verdicts[i] = meet(f"localhost:{port}", count, process, timeout_s)
+        except HostsError as error:
+            verdicts[i] = str(error)
+
+    threads = [threading.Thread(target=come, args=(i,)) for i in range(len(places))]
+    for thread in reversed(threads):  # process 0 is the last
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    return [str(verdict).replace(str(port), "PORT").replace(socket.gethostname(), "HOST") for verdict in verdicts]
+
+
+def test_processes_meet_and_learn_who_is_there():
+    assert meet_all([(0, 3), (1, 3), (2, 3)], 10) == ["['HOST', 'HOST', 'HOST']"] * 3
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ([(0, 4), (2, 4)], "processes 1, 3 of 4 did not arrive at HOST:PORT within 1 s; there were 0 (HOST), 2 (HOST)"),
+        ([(0, 3), (1, 3), (1, 3)], "HOST and HOST both say they are process 1: give each its own --process_id"),
+        (
+            [(0, 2), (1, 4)],
+            "process 1 (HOST) was told of 4 processes, process 0 (HOST) of 2: give both the same --num_processes",
+        ),
+    ],
+)
+def test_all_that_came_learn_what_is_wrong(places, message):
+    assert meet_all(places, 1) == [message] * len(places)
+
+
+def test_a_coordinator_that_never_comes_is_named():
+    (verdict,) = meet_all([(1, 2)], 0.5)
+    assert verdict.startswith("process 0 did not arrive: process 1 (HOST) could not reach it at localhost:PORT within")
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:x", ":80", "host:99999"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(HostsError, match=f"^--coordinator={address} must be HOST:PORT of process 0, for instance "):
+        meet(address, 2, 1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ([{"a": "1"}] * 4, ""),
+        ([{"a": "1"}, {"a": "1"}, {"a": "2"}], "a: process 2 (h2) has 2, the others 1"),
+        ([{"a": "1"}, {"a": "2"}, {"a": "2"}], "a: process 0 (h0) has 1, the others 2"),
+        ([{"a": "1"}, {}], "a: process 1 (h1) has nothing, process 0 (h0) 1"),
+        (
+            [{"a": "1", "b": "x"}, {"a": "2", "b": "x"}, {"a": "1", "b": "y"}],
+            "a: process 1 (h1) has 2, the others 1; b: process 2 (h2) has y, the others x",
+        ),
+    ],
+)
+def test_the_odd_one_is_named(tables, message):
+    assert describe_differences(tables, ["h0", "h1", "h2", "h3"]) == message
+
+
+def test_one_process_needs_nobody():
+    assert process_count() == 1
+    assert gather("x", {"a": 1}) == [{"a": 1}]
+    assert from_first("x", lambda: 3) == 3
+    check_equal("x", {"a": 1})
+
+
+def tpus(slices: int, per_slice: int) -> list[Any]:
+    """Devices of TPU slices, as far as a mesh looks at them, in no good order."""
+    return [
+        SimpleNamespace(
+            id=per_slice * s + i, slice_index=s, platform="tpu", device_kind="TPU v5 lite", process_index=s,
+            coords=(i, 0, 0), core_on_chip=0,
+        )
+        for i in range(per_slice)
+        for s in range(slices)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "shape"), [((-1, 1, 1), (8, 1, 1)), ((2, 4, 1), (2, 4, 1)), ((4, -1, 2), (4, 1, 2))])
+def test_data_goes_over_several_slices_and_the_rest_stays_within(sizes, shape, monkeypatch):
+    monkeypatch.setattr("clip_jax.sharding.Mesh", lambda devices, names, axis_types: SimpleNamespace(devices=devices))
+    config = ShardingConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
+    devices = make_mesh(config, tpus(slices=2, per_slice=4)).devices
+    assert devices.shape == shape
+    slices = np.vectorize(lambda device: device.slice_index)(devices)
+    assert (slices[: shape[0] // 2] == 0).all()
+    assert (slices[shape[0] // 2 :] == 1).all()
+    assert sorted(device.id for device in devices.flat) == list(range(8))
+
+
+def test_a_data_axis_that_the_slices_do_not_divide_is_refused():
+    message = r"^sharding.data=2 is not a multiple of the 4 TPU slices, between which only data can be split: "
+    with pytest.raises(ValueError, match=message):
+        make_mesh(ShardingConfig(data=2, fsdp=4), tpus(slices=4, per_slice=2))
+
+
+def test_one_process_holds_all_rows():
+    mesh = make_mesh(ShardingConfig(data=2, fsdp=2, tensor=2))
+    np.testing.assert_array_equal(local_rows(mesh, 12), np.arange(12))
