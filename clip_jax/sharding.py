@@ -83,7 +83,12 @@ def make_mesh(config: ShardingConfig = ShardingConfig(), devices: list[jax.Devic
             f"sharding.data={data} is not a multiple of the {slices} TPU slices, between which only data can be split: "
             f"lower fsdp={inner[0]} or tensor={inner[1]}"
         )
-    array = mesh_utils.create_hybrid_device_mesh((data // slices, *inner), (slices, 1, 1), devices)
+    array = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, *inner),
+        (slices, 1, 1),
+        devices,
+        allow_split_physical_axes=True,  # as jax.make_mesh does
+    )
     return Mesh(array, MESH_AXES, axis_types=types)
 
 
