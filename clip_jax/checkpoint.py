@@ -96,6 +96,8 @@ class Checkpointer:
 
     def close(self) -> None:
         """Stops the background work; call `wait` first to learn whether a save failed."""
+        if distributed.is_ending():  # a save under way would wait for the other processes
+            return
         try:
             self._manager.close()
         except Exception as error:  # it must not hide the error that ended the run

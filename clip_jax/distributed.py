@@ -32,6 +32,7 @@ POLL_S = 1.0
 GRACE_S = 3.0  # after another process failed: the time to say so oneself
 LEAVE_TIMEOUT_S = 15.0
 REMIND_S = 60.0
+HAS_ENDED = " has ended: "
 TOLD = 120  # characters of a value that a message shows
 
 _hosts: list[str] = []  # of each process, in JAX's numbering; empty with one process
@@ -64,11 +65,25 @@ def joined(
         yield
         return
     threading.Thread(target=_watch_others, daemon=True).start()
-    try:
+    with failure_told():
         yield
         gather("the end", None)  # JAX's own farewell waits only a short time
+
+
+@contextmanager
+def failure_told(shared: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """When what it encloses fails, tells the others at once, before anything is wound up that may wait for them.
+
+    shared: errors that all processes meet alike, at the same place.
+    """
+    try:
+        yield
+    except shared:
+        raise
     except BaseException as error:
-        # Where a connection breaks when the other side ends, the collective fails before anything is stuck.
+        if process_count() == 1:
+            raise
+        # Where a connection breaks when the other side ends, a collective fails before anything is stuck.
         cause = _failure_of_others(GRACE_S) if isinstance(error, jax.errors.JaxRuntimeError) else ""
         _tell_failure(cause or str(error) or type(error).__name__)
         if cause:
@@ -135,6 +150,11 @@ def process_count() -> int:
 def is_first() -> bool:
     """Whether this process is the one that writes logs, pictures and records."""
     return process_count() == 1 or jax.process_index() == 0
+
+
+def is_ending() -> bool:
+    """Whether this process has failed: what waits for others, such as a save under way, should not."""
+    return _leaving.is_set()
 
 
 def describe(process: int) -> str:
@@ -242,17 +262,22 @@ def _watch_others() -> None:
             if NO_PROGRESS in cause:  # where this one waits belongs to the answer
                 faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
             end_all(cause)
+    time.sleep(LEAVE_TIMEOUT_S)  # by now the process has ended, unless a thread waits for another one
+    _leave()
 
 
 def _failure_of_others(timeout_s: float = 0) -> str:
     """Which process has ended and why, as it has told; "" when none has within timeout_s."""
     deadline = time.monotonic() + timeout_s
     with suppress(jax.errors.JaxRuntimeError):  # a coordinator that is gone is JAX's to report
-        while not (failed := _client().key_value_dir_get("clip_jax/failed/")) and time.monotonic() < deadline:
+        while True:
+            told = {int(key.split("/")[-1]): text for key, text in _client().key_value_dir_get("clip_jax/failed/")}
+            told.pop(jax.process_index(), None)
+            for process, text in sorted(told.items()):
+                return text if HAS_ENDED in text else f"{describe(process)}{HAS_ENDED}{text}"  # the cause, not its echo
+            if time.monotonic() >= deadline:
+                break
             time.sleep(POLL_S / 10)
-        for key, message in sorted(failed):
-            # The cause itself, not that others have seen it.
-            return message if " has ended: " in message else f"{describe(int(key.split('/')[-1]))} has ended: {message}"
     return ""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from absl import flags
@@ -25,6 +25,7 @@ from clip_jax.watchdog import hang_watch
 for flag in ("config", "workdir", *cli.HOST_FLAGS):
     flags.declare_key_flag(flag)
 
+T = TypeVar("T")
 BROKEN_NAMED = 20  # records that the summary names
 
 
@@ -71,8 +72,9 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
     """The loop. Leaves run.state at the last step; returns the final evaluation, or the signal that stopped it."""
     first_step, last_step = run.first_step, run.config.train.total_steps
     batch_size = run.config.train.global_batch_size
-    rows = distributed.from_first("the metrics", lambda: [r for r in read_metrics(run.workdir) if "loss" not in r])
-    evaluated = any(row["step"] == first_step for row in rows)
+    evaluated = distributed.from_first(
+        "the metrics", lambda: any(r["step"] == first_step and "loss" not in r for r in read_metrics(run.workdir))
+    )
     log = ProgressLog(run.workdir, first_step, last_step, batch_size, silent=not distributed.is_first())
     hang_timeout_s = run.config.train.hang_timeout_s if distributed.process_count() > 1 else 0
 
@@ -89,6 +91,7 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         hang_watch(hang_timeout_s, distributed.end_all) as beat,
         jax.set_mesh(run.mesh),
         _stop_signals() as received,
+        distributed.failure_told(shared=(NonFiniteLossError,)),
     ):
         run.evaluator.encoder.on_batch = lambda: beat("an evaluation's batch")
         if 0 < first_step < last_step and not evaluated and _is_due(first_step, run.config.train.evaluate_every):
@@ -129,14 +132,14 @@ def _must_stop(step: int, received: list[signal.Signals]) -> signal.Signals | No
 
 
 def _data_state(run: Run) -> dict[str, Any]:
-    """That of the whole run."""
+    """The position in the data, with the counts of all processes."""
+    return run.batches.get_state(lambda own: _gather_parts(run, own))
+
+
+def _gather_parts(run: Run, own: T) -> list[T]:
+    """What each process says about its rows of the batch; once, where several hold the same rows."""
     first_row = int(local_rows(run.mesh, run.config.train.global_batch_size)[0])
-
-    def gather(own: dict[str, Any]) -> list[dict[str, Any]]:
-        by_row = dict(distributed.gather("the position in the data", (first_row, own)))  # one of those with equal rows
-        return list(by_row.values())
-
-    return run.batches.get_state(gather)
+    return list(dict(distributed.gather("the other rows of the batch", (first_row, own))).values())
 
 
 @contextmanager
@@ -166,7 +169,7 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
 
 def _explain_non_finite(error: NonFiniteLossError, run: Run) -> ValueError:
     own = [run.source[i]["id"] for i in error.index.tolist()]
-    ids = [record_id for part in distributed.gather("the batch", own) for record_id in part]
+    ids = [record_id for part in _gather_parts(run, own) for record_id in part]
     saved = run.checkpointer.steps()
     file = run.workdir / "non_finite_batch.json"
     if distributed.is_first():
