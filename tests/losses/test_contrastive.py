@@ -5,31 +5,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pairs import MESHES, all_reduced, assert_same, compiled, mesh, some_features, with_gradients
 
-from clip_jax.losses import contrastive_loss, normalize, sharded_contrastive_loss
-from clip_jax.sharding import ShardingConfig, make_mesh
-
-MESHES = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (2, 2, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 4, 2)]
-
-
-def with_gradients(loss):
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+from clip_jax.losses import contrastive_loss, normalize, sharded_contrastive_loss, streamed_contrastive_loss
 
 
 @lru_cache
 def sharded(shape):
-    data, fsdp, tensor = shape
-    mesh = make_mesh(ShardingConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
-    return partial(sharded_contrastive_loss, mesh=mesh)
+    return partial(sharded_contrastive_loss, mesh=mesh(shape))
 
 
-LOSSES = {"dense": contrastive_loss, "1 device": sharded((1, 1, 1)), "8 devices": sharded((4, 2, 1))}
+@lru_cache
+def streamed(shape, block_size):
+    return partial(streamed_contrastive_loss, mesh=mesh(shape), block_size=block_size)
 
 
-def some_features(N, E=13, dtype=np.float32, seed=0):
-    """Pairs that match better than chance but not always, normalised."""
-    image, text = np.random.default_rng(seed).normal(size=(2, N, E))
-    return normalize(jnp.asarray(image, dtype)), normalize(jnp.asarray(text + 0.5 * image, dtype))
+LOSSES = {
+    "dense": contrastive_loss,
+    "1 device": sharded((1, 1, 1)),
+    "8 devices": sharded((4, 2, 1)),
+    "streamed, 1 device": streamed((1, 1, 1), 7),
+    "streamed, 8 devices": streamed((4, 2, 1), 2),
+}
 
 
 def plain_loss(image, text, logit_scale):
@@ -46,17 +43,6 @@ def plain_loss(image, text, logit_scale):
 
     metrics = {"image_to_text_accuracy": accuracy(logits), "text_to_image_accuracy": accuracy(columns)}
     return (cross_entropy(logits) + cross_entropy(columns)) / 2, metrics
-
-
-def assert_same(results, expected, tolerance):
-    (loss, metrics), grads = results
-    (expected_loss, expected_metrics), expected_grads = expected
-    np.testing.assert_allclose(loss, expected_loss, rtol=tolerance, atol=tolerance)
-    assert metrics.keys() == expected_metrics.keys() == {"image_to_text_accuracy", "text_to_image_accuracy"}
-    for name in metrics:
-        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-6, err_msg=name)
-    for name, grad, expected_grad in zip(("image", "text", "logit_scale"), grads, expected_grads):
-        np.testing.assert_allclose(grad, expected_grad, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.usefixtures("x64")
@@ -153,3 +139,14 @@ def test_every_logit_is_computed_once(shape, n):
     # The backward pass adds one product for each side's gradient.
     both = str(jax.make_jaxpr(jax.value_and_grad(sharded(shape), argnums=(0, 1), has_aux=True))(*args))
     assert sorted(products.findall(both)) == sorted([f"{n},24", f"{n},13", "24,13"])
+
+
+def test_the_full_form_gathers_once_scatters_once_and_reduces_only_columns():
+    text = compiled(sharded((4, 2, 1)), 24, 13).as_text()
+    assert re.findall(r"(\S+\[[\d,]*\])\S* all-gather\(", text) == ["f32[24,13]"]
+    assert re.findall(r"(\S+\[[\d,]*\])\S* reduce-scatter\(", text) == ["f32[3,13]"]
+    # Columns: largest logit, sum of exponentials, largest of the others. Scalars: the loss, the correct matches each
+    # way, and the gradient of the scale through the logits and through the positives.
+    assert all_reduced(text) == {"f32[24]": 3, "f32[]": 3, "s32[]": 2}
+    assert "all-to-all" not in text
+    assert "collective-permute" not in text
