@@ -122,9 +122,7 @@ class Host:
         return self._code
 
     def out(self) -> str:
-        """Without what gloo says about itself."""
-        lines = Path(self._request["out"]).read_text().splitlines()
-        return "\n".join(line for line in lines if "[Gloo]" not in line and not line.startswith("2 is connected"))
+        return Path(self._request["out"]).read_text()
 
     def err(self) -> str:
         return Path(self._request["err"]).read_text()
@@ -280,7 +278,8 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step_with_a_checkpoint(fou
     out, *others = [host.out() for host in four.hosts]
     assert f"stopped by SIGTERM, saved at step {four.stopped_at}: the same command goes on from there" in out
     assert "on 8 cpu (data=4, fsdp=2, tensor=1, 4 processes); 101 pairs to train on" in out
-    assert others == [""] * 3
+    for other in others:  # besides what gloo says of itself, in lines that may run into each other
+        assert not {word for word in ("stopped", "parameters", "step", "loss") if word in other}
 
 
 def test_losses_of_four_processes_are_those_of_one(one, four):
