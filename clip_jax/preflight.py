@@ -52,8 +52,8 @@ def check_shared(workdir: Path) -> None:
     if blind:
         names = ", ".join(distributed.describe(p) for p in blind)
         raise HostsError(
-            f"{names} cannot see what {distributed.describe(0)} writes to {workdir}: --workdir must be the same folder "
-            "of a file system that all processes share"
+            f"{names} cannot see what {distributed.describe(0)} writes to --workdir={workdir}: it must be the same "
+            "folder of a file system that all processes share"
         )
 
 

@@ -263,23 +263,17 @@ def test_help_lists_the_commands(outcomes):
         ]
 
 
+HOST_FLAGS = {"coordinator", "num_processes", "process_id", "cluster", "host_timeout_s"}
+
+
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
         ("train", {"config", "workdir", "traceback", *HOST_FLAGS}),
         (
             "evaluate",
-            {
-                *HOST_FLAGS,
-                "workdir",
-                "output",
-                "zero_shot",
-                "templates",
-                "data_dir",
-                "data_path",
-                "num_examples",
-                "traceback",
-            },
+            {"workdir", "output", "zero_shot", "templates", "data_dir", "data_path", "num_examples", "traceback"}
+            | HOST_FLAGS,
         ),
         (
             "embed",

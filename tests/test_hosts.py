@@ -122,9 +122,7 @@ class Host:
         return self._code
 
     def out(self) -> str:
-        """Without what gloo says about itself."""
-        lines = Path(self._request["out"]).read_text().splitlines()
-        return "\n".join(line for line in lines if "[Gloo]" not in line and not line.startswith("2 is connected"))
+        return Path(self._request["out"]).read_text()
 
     def err(self) -> str:
         return Path(self._request["err"]).read_text()
@@ -166,7 +164,7 @@ def start(ask, tmp_path_factory):
             work = {
                 "process": process,
                 "sections": sections[process] if isinstance(sections, list) else sections,
-                "workdir": str(workdir),
+                "workdir": str(folders[process] / workdir if folders else workdir),
                 "notes": str(notes),
                 "options": {**options, "timeout_s": 60},
                 "patch": patch,
@@ -201,8 +199,8 @@ def assert_same_training(workdir: Path, other: Path, steps: int) -> None:
     """Sums over devices differ in their order only: 5e-7 in the loss, 7e-7 of the gradient's norm."""
     left, right = ([row for row in read_metrics(w) if "loss" in row][:steps] for w in (workdir, other))
     assert [row["step"] for row in left] == [row["step"] for row in right] == list(range(1, steps + 1))
-    for name, tolerance in (("loss", {"rtol": 0, "atol": 1e-6}), ("grad_norm", {"rtol": 3e-6})):
-        np.testing.assert_allclose([row[name] for row in left], [row[name] for row in right], **tolerance)
+    for name, rtol, atol in (("loss", 0, 1e-6), ("grad_norm", 3e-6, 0)):
+        np.testing.assert_allclose([row[name] for row in left], [row[name] for row in right], rtol=rtol, atol=atol)
 
 
 STEPS = 40
@@ -280,7 +278,8 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step_with_a_checkpoint(fou
     out, *others = [host.out() for host in four.hosts]
     assert f"stopped by SIGTERM, saved at step {four.stopped_at}: the same command goes on from there" in out
     assert "on 8 cpu (data=4, fsdp=2, tensor=1, 4 processes); 101 pairs to train on" in out
-    assert others == [""] * 3
+    for other in others:  # besides what gloo says of itself, in lines that may run into each other
+        assert not {word for word in ("stopped", "parameters", "step", "loss") if word in other}
 
 
 def test_losses_of_four_processes_are_those_of_one(one, four):
@@ -302,6 +301,9 @@ def test_two_processes_go_on_with_what_four_have_written(one, four, two):
     for mine, other in zip(first, second):
         np.testing.assert_array_equal(mine["index"] + other["index"], one.index[mine["step"]][[0, 2, 4, 6, 1, 3, 5, 7]])
     assert_same_training(two.workdir, one.workdir, STEPS)
+    positions = [json.loads((w / f"checkpoints/{STEPS}/data/metadata").read_text()) for w in (two.workdir, one.workdir)]
+    assert positions[0] == positions[1]
+    assert positions[0]["truncated"] > 100  # counted by all processes, before and after
 
 
 def test_one_process_goes_on_with_what_four_have_written(one, four, tmp_path):
@@ -319,7 +321,7 @@ def test_every_process_has_the_features_that_one_has(one, two):
     features = [dict(np.load(two.notes / f"features_{process}.npz")) for process in range(2)]
     assert features[0]["images"].shape == (11, 16)
     assert features[0]["texts"].shape == (55, 16)
-    found = {}
+    found: dict[str, np.ndarray] = {}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_similarity", "plot_retrieval"):
             patch.setattr(evaluation, name, lambda *args: None)
@@ -420,6 +422,22 @@ def test_processes_that_see_other_data_are_named(start, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    sizes = {"sharding__fsdp": 1}
+    job = start(2, 1, sections(**sizes), Path("run"), "run.preflight.SHARED_TIMEOUT_S = 1", folders=folders)
+    assert [host.code() for host in job.hosts] == [1, 1]
+    place = socket.gethostname()
+    for host, folder in zip(job.hosts, folders):
+        message = (
+            f"process 1 ({place}) cannot see what process 0 ({place}) writes to --workdir={folder / 'run'}: it must"
+        )
+        assert f"clip-jax: error: {message} be the same folder" in host.err()
+    assert list((tmp_path / "a" / "run").iterdir()) == []
+
+
 def run_command(*options: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "clip_jax.train", "--config=tiny", *options]
     return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
@@ -456,7 +474,8 @@ def test_the_command_names_the_missing_process(tmp_path):
 
 def meet_all(places: list[tuple[int, int]], timeout_s: float) -> list[Any]:
     """Verdicts of processes given as (process_id, num_processes), each in a thread."""
-    port, verdicts = free_port(), [None] * len(places)
+    port = free_port()
+    verdicts: list[Any] = [None] * len(places)
 
     def come(i: int) -> None:
         process, count = places[i]
