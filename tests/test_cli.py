@@ -263,9 +263,6 @@ def test_help_lists_the_commands(outcomes):
         ]
 
 
-HOST_FLAGS = {"coordinator", "num_processes", "process_id", "cluster", "host_timeout_s"}
-
-
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
