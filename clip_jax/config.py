@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 
+from clip_jax.losses import LossConfig
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig
 from clip_jax.sharding import ShardingConfig
@@ -104,6 +105,7 @@ class Config:
     """All of a run. Each attribute is a section of the config file; vision and text are parts of model."""
 
     model: ModelConfig
+    loss: LossConfig
     data: DataConfig
     optimizer: OptimizerConfig
     sharding: ShardingConfig
@@ -111,17 +113,22 @@ class Config:
     evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:
+        has_bias = self.model.logit_bias_init is not None
+        if has_bias != (self.loss.kind == "sigmoid"):
+            raise ValueError(
+                f"model.logit_bias_init={self.model.logit_bias_init} with loss.kind={self.loss.kind!r}: "
+                + (
+                    "only the sigmoid loss learns a bias; leave it None, or set loss.kind='sigmoid'"
+                    if has_bias
+                    else "the sigmoid loss learns a bias; start it at -10.0, as SigLIP does"
+                )
+            )
         for tower in self.optimizer.frozen:
             if not self.train.init_from or tower not in self.train.init_towers:
                 raise ValueError(
                     f"optimizer.frozen={self.optimizer.frozen} would keep a random tower: name its weights in "
                     f"train.init_from, and {tower!r} in train.init_towers"
                 )
-        if self.data.pack_text and self.train.num_microbatches > 1:
-            raise ValueError(
-                f"data.pack_text=True with train.num_microbatches={self.train.num_microbatches}: packed captions "
-                "cannot be taken apart into microbatches yet; choose one of them"
-            )
         patch_dropout = getattr(self.model.vision, "patch_dropout", 0)
         if patch_dropout and "visual" in self.optimizer.frozen:
             raise ValueError(
@@ -146,6 +153,7 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     text = _make("text", TextConfig, sections["text"], eot_token=eot_token)
     return Config(
         model=_make("model", ModelConfig, sections["model"], vision=vision, text=text),
+        loss=_make("loss", LossConfig, sections["loss"]),
         data=_make("data", DataConfig, sections["data"]),
         optimizer=_make("optimizer", OptimizerConfig, sections["optimizer"]),
         sharding=_make("sharding", ShardingConfig, sections["sharding"]),
@@ -199,10 +207,9 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
 
 # What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another
 # path is told apart by its fingerprint.
-MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "model.remat", "sharding.",
-              "train.num_microbatches", "train.checkpoint_every", "train.evaluate_every", "train.keep_checkpoints",
-              "train.hang_timeout_s",
-              "evaluation.")  # fmt: skip
+MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "model.remat", "loss.block_size", "sharding.",
+              "train.num_microbatches", "train.checkpoint_every", "train.evaluate_every",
+              "train.keep_checkpoints", "train.hang_timeout_s", "evaluation.")  # fmt: skip
 
 
 def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:

@@ -45,7 +45,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     axes = figure.subplot_mosaic(mosaic)
 
     _draw_smoothed(axes["loss"], metrics, "loss", BLUE, "loss")
-    axes["loss"].plot(*_series(metrics, "chance_loss"), color=GREY, linestyle="--", label="chance, ln N")
+    axes["loss"].plot(*_series(metrics, "chance_loss"), color=GREY, linestyle="--", label="chance")
     _draw_smoothed(axes["accuracy"], metrics, "image_to_text_accuracy", BLUE, "image to text")
     _draw_smoothed(axes["accuracy"], metrics, "text_to_image_accuracy", ORANGE, "text to image")
     axes["rate"].plot(*_series(metrics, "learning_rate"), color=BLUE)

@@ -76,11 +76,6 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     """
     preflight.check_programs(sections)
     config = make_config(sections)
-    if config.model.logit_bias_init is not None:
-        raise ValueError(
-            f"model.logit_bias_init={config.model.logit_bias_init}: only a sigmoid loss learns a bias, and training "
-            "has the softmax loss; leave it None"
-        )
     mesh = make_mesh(config.sharding)
     _check_batch(config, mesh)
     schedule = make_schedule(config.optimizer, config.train.total_steps)
@@ -150,6 +145,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
             schedule,
             config.optimizer.max_logit_scale,
             shardings,
+            loss=config.loss,
             num_microbatches=config.train.num_microbatches,
             ema_decay=config.optimizer.ema_decay,
         ),
@@ -235,8 +231,15 @@ def _make_text_packer(
 ) -> TextPacker | None:
     if not config.data.pack_text:
         return None
-    captions = _captions(source, MEASURED_RECORDS)
-    return make_text_packer(model, captions, tokenizer, mesh, config.train.global_batch_size, config.data.seed)
+    return make_text_packer(
+        model,
+        _captions(source, MEASURED_RECORDS),
+        tokenizer,
+        mesh,
+        config.train.global_batch_size,
+        config.data.seed,
+        config.train.num_microbatches,
+    )
 
 
 def _captions(source: Source, num_records: int) -> Iterator[str]:

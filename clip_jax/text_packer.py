@@ -8,13 +8,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from clip_jax.models import ModelConfig, PackedText
-from clip_jax.sharding import batch_shards
+from clip_jax.sharding import batch_shards, local_rows
 from input_pipeline.packing import PackingOverflowError, caption_lengths, pack_text, rows_with_headroom
 from input_pipeline.tokenizers import Tokenizer
 
 
 class TextPacker:
-    """Packs a process's captions, int32 [b, L], a group, of `rows` rows, for each of its devices that share a batch.
+    """Packs a process's captions, int32 [b, L], in groups, of `rows` rows each: one a microbatch of each of its devices
+    that share a batch.
 
     A batch of which some group does not fit comes back as it is, unpacked, and costs what it costs without packing (and
     one compilation, the first time): no caption is ever cut, left out or put off. Whether it fits is a function of the
@@ -22,9 +23,10 @@ class TextPacker:
     program, agree on it first, which waits for their devices.
     """
 
-    def __init__(self, eot_token: int, num_groups: int, rows: int):
+    def __init__(self, eot_token: int, num_groups: int, rows: int, num_microbatches: int = 1):
         self._eot_token = eot_token
         self._num_groups = num_groups
+        self._num_microbatches = num_microbatches
         self.rows = rows
 
     @property
@@ -34,8 +36,11 @@ class TextPacker:
 
     def __call__(self, text: np.ndarray) -> PackedText | np.ndarray:
         """The batch packed, or itself."""
+        # A device's captions in the order of the microbatches, of which `split_rows` gives every m-th row to the m-th.
+        parts = text.reshape(self._num_groups // self._num_microbatches, -1, self._num_microbatches, text.shape[1])
+        in_order = parts.swapaxes(1, 2).reshape(text.shape)
         try:
-            packed = pack_text(text, self._eot_token, num_groups=self._num_groups, rows=self.rows)
+            packed = pack_text(in_order, self._eot_token, num_groups=self._num_groups, rows=self.rows)
         except PackingOverflowError:
             packed = None
         fits = packed is not None
@@ -45,7 +50,13 @@ class TextPacker:
 
 
 def make_text_packer(
-    model: ModelConfig, captions: Iterable[str], tokenizer: Tokenizer, mesh: Mesh, batch_size: int, seed: int
+    model: ModelConfig,
+    captions: Iterable[str],
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    batch_size: int,
+    seed: int,
+    num_microbatches: int = 1,
 ) -> TextPacker:
     """A packer whose rows suffice for nearly every global batch, judged by the lengths of a sample, `captions`.
 
@@ -56,11 +67,12 @@ def make_text_packer(
             "data.pack_text=True needs a causal text tower that is read at the end token, not "
             f"text.causal={model.text.causal} with text.pooling={model.text.pooling!r}: set data.pack_text=False"
         )
-    group_size = batch_size // batch_shards(mesh)
+    group_size = batch_size // (batch_shards(mesh) * num_microbatches)
     rows_of_text = [tokenizer.encode(caption)[0] for caption in captions]
     if not rows_of_text:
         raise ValueError("data.pack_text=True found no caption to measure: the records of data.path have none")
     text = np.stack(rows_of_text)
     lengths = caption_lengths(text, tokenizer.eot_token)
     rows = rows_with_headroom(lengths, group_size, model.text.context_length, seed)
-    return TextPacker(tokenizer.eot_token, batch_shards(mesh) // jax.process_count(), rows)
+    num_groups = len(local_rows(mesh, batch_size)) // group_size
+    return TextPacker(tokenizer.eot_token, num_groups, rows, num_microbatches)

@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
 
 from clip_jax.accumulation import loss_and_gradient
-from clip_jax.losses import normalize, sharded_contrastive_loss
+from clip_jax.losses import LossConfig, make_loss
+from clip_jax.losses.choice import Features
 from clip_jax.losses.contrastive import Metrics
 from clip_jax.models import CLIP
 from clip_jax.train_state import Params, TrainState, Variables, join_variables, moved_average
 
 Batch = dict[str, Any]  # image: [N, H, W, 3], text: int32 [N, L] or PackedText
-Features = tuple[jax.Array, jax.Array]  # of images and texts, [N, E] each, not normalised
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -31,12 +30,6 @@ def encode(
     return (image_features, model.encode_text(rows["text"])), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
-def loss_fn(params: Params, features: Features, mesh: Mesh) -> tuple[jax.Array, Metrics]:
-    """The contrastive loss of a global batch's features, and its metrics."""
-    image_features, text_features = map(normalize, features)
-    return sharded_contrastive_loss(image_features, text_features, params["logit_scale"], mesh)
-
-
 def make_train_step(
     graph: nnx.GraphDef[CLIP],
     optimizer: optax.GradientTransformation,
@@ -44,32 +37,33 @@ def make_train_step(
     max_logit_scale: float,
     shardings: Any,
     *,
+    loss: LossConfig = LossConfig(),
     num_microbatches: int = 1,
     ema_decay: float = 0.0,
 ) -> TrainStep:
     """The jitted step (state, batch) -> (state, metrics) for a batch {image [N, H, W, 3], text int32 [N, L]}; the
     state's buffers are donated and stay in their place, which `shardings`, a TrainState of NamedShardings, says.
 
-    Metrics are scalars on the device: loss, chance_loss (ln N, what guessing gives), accuracy in the batch both ways,
-    logit_scale (after exp), grad_norm, param_norm (both of what learns), learning_rate. Call it under
+    Metrics are scalars on the device: loss, chance_loss (what guessing gives), accuracy in the batch both ways,
+    logit_scale (after exp), logit_bias (of a sigmoid loss), grad_norm, param_norm (both of what learns), learning_rate. Call it under
     `jax.set_mesh(mesh)`. num_microbatches: the parts in which the towers see the batch, one after the other.
     """
-    loss = partial(loss_fn, mesh=shardings.step.mesh)
+    loss_fn = make_loss(loss, shardings.step.mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # A key for each image makes what is random the same however the batch is cut, and in both passes.
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         rows = {**batch, "key": jax.random.split(key, len(batch["image"]))}
         (value, (metrics, batch_stats)), grads = loss_and_gradient(
-            partial(encode, graph, state.frozen), loss, state.params, state.batch_stats, rows, num_microbatches
+            partial(encode, graph, state.frozen), loss_fn, state.params, state.batch_stats, rows, num_microbatches
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params["logit_scale"] = jnp.clip(params["logit_scale"], 0, jnp.log(max_logit_scale))
         metrics |= {
             "loss": value,
-            "chance_loss": jnp.log(len(batch["image"])),
             "logit_scale": jnp.exp(state.params["logit_scale"]),
+            **({"logit_bias": state.params["logit_bias"]} if "logit_bias" in state.params else {}),
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": schedule(state.step),

@@ -13,7 +13,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from clip_jax.accumulation import join_rows, loss_and_gradient, split_rows
-from clip_jax.losses import contrastive_loss, normalize
+from clip_jax.losses import LossConfig, contrastive_loss, make_loss, normalize
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
@@ -27,7 +27,7 @@ from clip_jax.train_state import (
     state_shardings,
     variable_shardings,
 )
-from clip_jax.train_step import encode, loss_fn, make_train_step
+from clip_jax.train_step import encode, make_train_step
 
 N = 48  # pairs: 3 microbatches of 2 on each of 8 devices
 DEVICES = (2, 2, 2)
@@ -80,7 +80,7 @@ def sharded(config, num_microbatches, shape):
     variables = some_variables(config)
     params, batch_stats = split_variables(jax.device_put(variables, variable_shardings(variables, mesh)))
     with jax.set_mesh(mesh):
-        gradient = partial(loss_and_gradient, partial(encode, graph, {}), partial(loss_fn, mesh=mesh))
+        gradient = partial(loss_and_gradient, partial(encode, graph, {}), make_loss(LossConfig(), mesh))
         gradient = jax.jit(partial(gradient, num_microbatches=num_microbatches))
         rows = place_batch(some_rows(config), mesh)
         compiled = gradient.lower(params, batch_stats, rows).compile()

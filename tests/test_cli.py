@@ -270,7 +270,7 @@ def test_help_lists_the_commands(outcomes):
         (
             "evaluate",
             {"workdir", "output", "zero_shot", "templates", "data_dir", "data_path", "num_examples", "traceback"}
-            | HOST_FLAGS,
+            | set(HOST_FLAGS),
         ),
         (
             "embed",

@@ -68,9 +68,20 @@ def test_a_logit_bias_can_be_asked_for_as_a_number():
     config = get_config()
     assert make_config(config.to_dict()).model.logit_bias_init is None
     config.model.logit_bias_init = -10
+    config.loss.kind = "sigmoid"
     assert make_config(config.to_dict()).model.logit_bias_init == -10.0
     with pytest.raises(TypeError):
         get_config().model.logit_bias_init = "none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "bias", "mend"), [("contrastive", -10.0, "leave it None"), ("sigmoid", None, "at -10")]
+)
+def test_a_bias_goes_with_the_sigmoid_loss_and_with_no_other(kind, bias, mend):
+    config = get_config()
+    config.loss.kind, config.model.logit_bias_init = kind, bias
+    with pytest.raises(ValueError, match=rf"model.logit_bias_init={bias} with loss.kind='{kind}': .*{mend}"):
+        make_config(config.to_dict())
 
 
 def test_numbers_become_what_their_section_declares():

@@ -198,9 +198,12 @@ def test_the_vocabulary_comes_with_the_weights(workdir, tmp_path):
     assert not (tmp_path / "mixed" / "config.json").exists()
 
 
-def test_a_bias_that_the_loss_does_not_learn_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"model.logit_bias_init=-10.0: only a sigmoid loss learns a bias"):
-        prepare_run(sections(**with_keys("model", logit_bias_init=-10.0)), tmp_path)
+def test_a_run_of_the_streamed_sigmoid_loss_learns_its_bias_and_is_loaded_with_it(tmp_path):
+    loss = {"kind": "sigmoid", "block_size": 3}
+    variables = advance(sections(**with_keys("model", logit_bias_init=-10.0), loss=loss), tmp_path, 2)
+    assert -10.1 < variables["logit_bias"] < -9.9
+    assert variables["logit_bias"] != -10
+    assert clip_jax.load(str(tmp_path)).logit_bias == variables["logit_bias"]
 
 
 def test_a_mesh_that_does_not_divide_a_parameter_names_it_and_leaves_no_record(tmp_path):

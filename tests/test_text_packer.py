@@ -100,6 +100,15 @@ def test_losses_are_those_of_training_unpacked(unpacked, shapes, tmp_path, capsy
     assert " ".join(out.split()).count("batches that did not fit their packed rows 0") == 1
 
 
+def test_losses_of_packed_microbatches_are_those_of_training_unpacked(unpacked, shapes, tmp_path):
+    sections = miniature(pack_text=True)
+    sections["train"]["num_microbatches"] = 2
+    sections["sharding"]["tensor"] = 2
+    assert train.train(sections, tmp_path) == 0
+    assert_same_course(training_rows(tmp_path), unpacked)
+    assert [step[-1] for step in shapes] == [(4 * 2, 5)] * STEPS
+
+
 def test_a_batch_that_does_not_fit_is_encoded_unpacked_and_counted(unpacked, shapes, monkeypatch, tmp_path, capsys):
     needed = []
 

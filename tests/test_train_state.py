@@ -29,7 +29,7 @@ from clip_jax.train_state import (
     tower_variables,
     with_variables,
 )
-from clip_jax.train_step import encode, loss_fn, make_train_step
+from clip_jax.train_step import encode, make_train_step
 
 N = 16
 TEXT = TextConfig(width=12, depth=1, num_heads=2, mlp_dim=26, context_length=7, vocab_size=31, eot_token=30)
@@ -160,7 +160,7 @@ def test_the_loss_sees_the_running_statistics_of_a_frozen_resnet(trained):
     model = nnx.merge(model_graph(RESNET), start.variables)
     features = model.encode_image(batch["image"]), model.encode_text(batch["text"])
     with jax.set_mesh(mesh):
-        loss, _ = loss_fn(start.params, features, mesh)
+        loss, _ = make_loss(LossConfig(), mesh)(start.params, features)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
 
 
@@ -205,7 +205,7 @@ def test_the_gradient_of_a_frozen_tower_is_not_computed(frozen):
     def flops(towers):
         still = tower_variables(params, towers)
         learning = {name: value for name, value in params.items() if name not in still}
-        gradient = partial(loss_and_gradient, partial(encode, graph, still), partial(loss_fn, mesh=mesh))
+        gradient = partial(loss_and_gradient, partial(encode, graph, still), make_loss(LossConfig(), mesh))
         with jax.set_mesh(mesh):
             return count_flops(lambda p: gradient(p, {}, rows, 1)[1], learning)
 
@@ -225,7 +225,7 @@ def test_under_accumulation_a_frozen_tower_is_encoded_once(trained):
     still = tower_variables(params, ("visual",))
     learning = {name: value for name, value in params.items() if name not in still}
     rows = some_batch(32) | {"key": np.zeros((N, 2), np.uint32)}
-    gradient = partial(loss_and_gradient, partial(encode, graph, still), partial(loss_fn, mesh=mesh))
+    gradient = partial(loss_and_gradient, partial(encode, graph, still), make_loss(LossConfig(), mesh))
     with jax.set_mesh(mesh):
         compiled = jax.jit(partial(gradient, num_microbatches=2)).lower(learning, batch_stats, rows).compile()
         once = jax.jit(lambda *args: encode(graph, still, *args)).lower(learning, batch_stats, rows).compile()

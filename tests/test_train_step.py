@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
 from clip_jax.accumulation import loss_and_gradient
-from clip_jax.losses import contrastive_loss, normalize
+from clip_jax.losses import LossConfig, contrastive_loss, make_loss, normalize
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
 from clip_jax.pretrained.convert import to_variables
 from clip_jax.pretrained.open_clip import config_from_open_clip
 from clip_jax.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.train_state import TrainState, abstract_state, model_graph, split_variables, state_shardings
-from clip_jax.train_step import TrainStep, encode, loss_fn, make_train_step
+from clip_jax.train_step import TrainStep, encode, make_train_step
 
 N = 24  # pairs in a batch: divisible by 8 devices and not a power of two
 TINY = ModelConfig(
@@ -115,7 +115,7 @@ def test_every_gradient_equals_that_of_one_device(run, dense_gradients, shape):
     with jax.set_mesh(mesh):
         rows = place_batch({**some_batch(), "key": np.zeros((N, 2), np.uint32)}, mesh)
         gradient = jax.jit(
-            partial(loss_and_gradient, partial(encode, GRAPH, {}), partial(loss_fn, mesh=mesh), num_microbatches=1)
+            partial(loss_and_gradient, partial(encode, GRAPH, {}), make_loss(LossConfig(), mesh), num_microbatches=1)
         )
         (loss, _), grads = gradient(jax.device_put(run.start.params, shardings), {}, rows)
     expected_loss, expected = dense_gradients

@@ -1,11 +1,14 @@
 """Losses over all pairs of a batch: dense references, their sharded and their streamed twins."""
 
+from clip_jax.losses.choice import LossConfig, make_loss
 from clip_jax.losses.contrastive import contrastive_loss, normalize, sharded_contrastive_loss
 from clip_jax.losses.sigmoid import sharded_sigmoid_loss, sigmoid_loss, streamed_sigmoid_loss
 from clip_jax.losses.streamed import streamed_contrastive_loss
 
 __all__ = [
+    "LossConfig",
     "contrastive_loss",
+    "make_loss",
     "normalize",
     "sharded_contrastive_loss",
     "sharded_sigmoid_loss",

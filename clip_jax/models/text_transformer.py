@@ -8,7 +8,6 @@ from flax import nnx
 
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.transformer import Transformer, make_layer_norm
-from clip_jax.sharding import constrain_batch
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +76,7 @@ class TextTransformer(nnx.Module):
         tokens, segments, positions = (x.reshape(-1, L) for x in (text.tokens, text.segments, text.positions))
         x = self.token_embedding(tokens)  # [G r, L, D]
         x = x + self.positional_embedding[...][positions].astype(x.dtype)
-        x = constrain_batch(self.transformer(constrain_batch(x), segments))
+        x = self.transformer(x, segments)
         x = x.reshape(G, -1, x.shape[-1])  # [G, r L, D]
         end = text.rows * L + text.ends  # [G, n], within the group: no device asks for another's rows
         x = jnp.take_along_axis(x, end[:, :, None], axis=1)  # [G, n, D]

@@ -8,6 +8,7 @@ from flax import nnx
 
 from clip_jax.models.config import ModelConfig, TransformerConfig
 from clip_jax.models.remat import keep, rematerialize
+from clip_jax.sharding import constrain_batch
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -113,6 +114,7 @@ class Transformer(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
 
         def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, params)(x, segments), None
+            # Left to itself, XLA may split the channels of what a scan carries, as fsdp splits those of the weights.
+            return constrain_batch(nnx.merge(graphdef, params)(constrain_batch(x), segments)), None
 
         return jax.lax.scan(rematerialize(body, self.remat), x, stacked)[0]

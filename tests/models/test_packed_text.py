@@ -106,12 +106,14 @@ def test_features_and_every_gradient_are_those_of_captions_alone(params, unpacke
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
-def test_on_eight_devices_which_exchange_parameters_and_their_gradients_alone(params, unpacked, shape):
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_on_eight_devices_which_exchange_parameters_and_their_gradients_alone(params, unpacked, is_packed, shape):
     mesh = make_mesh(ShardingConfig(**dict(zip(("data", "fsdp", "tensor"), shape))))
-    packed = pack(some_text(LENGTHS["random"]), num_groups=8, row_length=31)
+    text = some_text(LENGTHS["random"])
+    text = pack(text, num_groups=8, row_length=31) if is_packed else text
     shardings = variable_shardings(params, mesh)
     with jax.set_mesh(mesh):
-        batch = place_batch({"text": packed, "cotangent": COTANGENT}, mesh)
+        batch = place_batch({"text": text, "cotangent": COTANGENT}, mesh)
         args = jax.device_put(params, shardings), batch["text"], batch["cotangent"]
         compiled = features_and_gradients().lower(*args).compile()
         features, grads = compiled(*args)
