@@ -207,9 +207,9 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
 
 # What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another
 # path is told apart by its fingerprint.
-MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "model.remat", "loss.block_size", "sharding.",
-              "train.num_microbatches", "train.checkpoint_every", "train.evaluate_every",
-              "train.keep_checkpoints", "train.hang_timeout_s", "evaluation.")  # fmt: skip
+MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "model.remat",
+              "loss.block_size", "sharding.", "train.num_microbatches", "train.checkpoint_every",
+              "train.evaluate_every", "train.keep_checkpoints", "train.hang_timeout_s", "evaluation.")  # fmt: skip
 
 
 def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:

@@ -45,8 +45,8 @@ def make_train_step(
     state's buffers are donated and stay in their place, which `shardings`, a TrainState of NamedShardings, says.
 
     Metrics are scalars on the device: loss, chance_loss (what guessing gives), accuracy in the batch both ways,
-    logit_scale (after exp), logit_bias (of a sigmoid loss), grad_norm, param_norm (both of what learns), learning_rate. Call it under
-    `jax.set_mesh(mesh)`. num_microbatches: the parts in which the towers see the batch, one after the other.
+    logit_scale (after exp), logit_bias (of a sigmoid loss), grad_norm, param_norm (both of what learns), learning_rate.
+    Call it under `jax.set_mesh(mesh)`. num_microbatches: the parts in which the towers see the batch, one by one.
     """
     loss_fn = make_loss(loss, shardings.step.mesh)
 
