@@ -74,7 +74,8 @@ def make_mesh(config: ShardingConfig = ShardingConfig(), devices: list[jax.Devic
     devices = jax.devices() if devices is None else devices
     shape, types = _mesh_shape(config, len(devices)), (AxisType.Auto,) * 3
     # Other platforms report slices, too, but order their devices by process, and fsdp may well span processes.
-    slices = len({d.slice_index for d in devices}) if devices[0].platform == "tpu" else 1
+    # Devices that only a topology describes know of no slice.
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
     if slices == 1:
         return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
     data, *inner = shape

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.packing": set(),
     "input_pipeline.pipeline": {"input_pipeline."},
     "clip_jax.sharding": set(),
+    "clip_jax.topology": set(),
     "clip_jax.models.": {"clip_jax.models.", "clip_jax.sharding"},
     "clip_jax.losses.": {"clip_jax.losses.", "clip_jax.sharding"},
     "clip_jax.accumulation": {"clip_jax.sharding"},
