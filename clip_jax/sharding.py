@@ -184,6 +184,12 @@ def place_as(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, array, array.shape)
 
 
+def platform() -> str:
+    """What is traced for, "cpu", "gpu" or "tpu": the mesh in context (`jax.set_mesh`), or JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def constrain_batch(x: T, axis: int = 0) -> T:
     """Keeps the rows of every array of a pytree, by default along its leading axis, split over the batch axes.
 

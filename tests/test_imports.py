@@ -73,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.api": {"clip_jax.", "input_pipeline."},
     "clip_jax.convert": {"clip_jax.", "input_pipeline."},
     "clip_jax.plan": {"clip_jax.", "input_pipeline."},
-    "clip_jax.benchmarks.": {"clip_jax.", "input_pipeline."},
+    "clip_jax.benchmarks.": {"clip_jax.", "configs.", "input_pipeline."},
     "clip_jax.evaluation": {"clip_jax.", "input_pipeline."},
     "clip_jax.run": {"clip_jax.", "input_pipeline."},
     "clip_jax.train": {"clip_jax.", "input_pipeline."},
