@@ -19,7 +19,7 @@ from clip_jax.metrics import format_table
 from clip_jax.models import ModelConfig
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
 from clip_jax.sharding import ShardingConfig, make_abstract_mesh
-from clip_jax.train_state import abstract_state
+from clip_jax.train_state import abstract_state, join_variables
 
 flags.declare_key_flag("config")
 PARAMS = flags.DEFINE_bool("params", False, "List every parameter.")
@@ -27,7 +27,7 @@ NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Devices to plan for; by
 
 
 class ParamRow(NamedTuple):
-    """One parameter: shape, its partition, and bytes on each device, of the parameter and of its optimizer state."""
+    """One parameter: shape, its partition, and bytes on each device, of it and of its optimizer state, 0 if frozen."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,8 +44,9 @@ def param_table(
     Raises ValueError for a mesh that does not multiply to the devices or does not divide a parameter.
     """
     mesh = make_abstract_mesh(sharding, num_devices)
-    state = abstract_state(model, make_optimizer(optimizer, lambda step: optimizer.learning_rate), mesh)
-    params = flatten_dict(state.params, sep="/")
+    adamw = make_optimizer(optimizer, lambda step: optimizer.learning_rate)
+    state = abstract_state(model, adamw, mesh, frozen=optimizer.frozen)
+    params = flatten_dict(join_variables(state.params, state.frozen), sep="/")
     moments: dict[str, int] = dict.fromkeys(params, 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
         keys = "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))

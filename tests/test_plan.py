@@ -55,6 +55,14 @@ def test_devices_that_are_not_there_are_planned_for():
     assert sum(math.prod(row.shape) for row in rows.values()) == 427_616_513
 
 
+def test_a_frozen_tower_is_listed_and_has_no_optimizer_state():
+    frozen = dataclasses.replace(OPTIMIZER, frozen=("visual",))
+    whole, kept = (rows_by_name(PUBLISHED["ViT-B/32"], o, ShardingConfig(), 8) for o in (OPTIMIZER, frozen))
+    assert {name: row[:4] for name, row in kept.items()} == {name: row[:4] for name, row in whole.items()}
+    is_free = {name for name, row in kept.items() if not row.optimizer_bytes}
+    assert is_free == {name for name in kept if name.startswith("visual")}
+
+
 def test_the_table_ends_with_sums():
     config = make_config(clip_vit_l14.get_config().to_dict())
     lines = as_table(param_table(config.model, config.optimizer, config.sharding, 4)).splitlines()
