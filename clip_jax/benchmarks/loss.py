@@ -21,19 +21,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import cli
-from clip_jax.losses import (
-    normalize,
-    sharded_contrastive_loss,
-    sharded_sigmoid_loss,
-    streamed_contrastive_loss,
-    streamed_sigmoid_loss,
-)
+from clip_jax.losses import normalize
+from clip_jax.losses.choice import FORMS
 from clip_jax.losses.ring import BLOCK_SIZE
 from clip_jax.metrics import format_table
 from clip_jax.sharding import ShardingConfig, batch_sharding, make_mesh
 from clip_jax.topology import topology_devices
 
-LOSS = flags.DEFINE_enum("loss", "contrastive", ["contrastive", "sigmoid"], "Which.")
+LOSS = flags.DEFINE_enum("loss", "contrastive", list(FORMS), "Which.")
 NUM_PAIRS = flags.DEFINE_multi_integer("num_pairs", [4096], "Pairs of a global batch; may be given again.")
 EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "Channels of the features.")
 NUM_DEVICES = flags.DEFINE_integer("num_devices", 1, "Devices; on CPU as many as are wished.")
@@ -44,8 +39,7 @@ NUM_RUNS = flags.DEFINE_integer("num_runs", 5, "Runs of each form; 0 only compil
 
 def make_forms(loss: str, mesh: Mesh, block_sizes: list[int]) -> dict[str, Callable]:
     """The functions to compare by name, the full form first."""
-    full: Callable = sharded_contrastive_loss if loss == "contrastive" else sharded_sigmoid_loss
-    streamed: Callable = streamed_contrastive_loss if loss == "contrastive" else streamed_sigmoid_loss
+    full, streamed = FORMS[loss]
     forms: dict[str, Callable] = {"full": partial(full, mesh=mesh)}
     for size in block_sizes:
         forms[f"streamed, {size} rows"] = partial(streamed, mesh=mesh, block_size=size)

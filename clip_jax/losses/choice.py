@@ -15,6 +15,11 @@ from clip_jax.losses.streamed import streamed_contrastive_loss
 
 Features = tuple[jax.Array, jax.Array]  # of images and texts, [N, E] each, not normalised
 Loss = Callable[[Mapping[str, Any], Features], tuple[jax.Array, Metrics]]
+# By kind, with each device's whole rows, and streamed.
+FORMS: dict[str, tuple[Callable, Callable]] = {
+    "contrastive": (sharded_contrastive_loss, streamed_contrastive_loss),
+    "sigmoid": (sharded_sigmoid_loss, streamed_sigmoid_loss),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +48,9 @@ class LossConfig:
 def make_loss(config: LossConfig, mesh: Mesh) -> Loss:
     """(parameters, features of the global batch) -> (loss, metrics); of the parameters it reads logit_scale and, if
     sigmoid, logit_bias. `chance_loss` is what one answer to all questions, the best one, would give."""
-    is_sigmoid = config.kind == "sigmoid"
-    whole: Callable = sharded_sigmoid_loss if is_sigmoid else sharded_contrastive_loss
-    streamed: Callable = streamed_sigmoid_loss if is_sigmoid else streamed_contrastive_loss
+    whole, streamed = FORMS[config.kind]
     form, options = (streamed, {"block_size": config.block_size}) if config.block_size else (whole, {})
-    scalars = ("logit_scale", "logit_bias") if is_sigmoid else ("logit_scale",)
+    scalars = ("logit_scale", "logit_bias") if config.kind == "sigmoid" else ("logit_scale",)
 
     def loss(params: Mapping[str, Any], features: Features) -> tuple[jax.Array, Metrics]:
         zi, zt = map(normalize, features)
