@@ -38,6 +38,7 @@ TOLD = 120  # characters of a value that a message shows
 _hosts: list[str] = []  # of each process, in JAX's numbering; empty with one process
 _numbers = itertools.count()
 _leaving = threading.Event()
+_ended = threading.Event()  # well: JAX's client is about to go
 
 
 @contextmanager
@@ -68,6 +69,7 @@ def joined(
     with failure_told():
         yield
         gather("the end", None)  # JAX's own farewell waits only a short time
+        _ended.set()
 
 
 @contextmanager
@@ -257,6 +259,8 @@ def _leave() -> NoReturn:
 def _watch_others() -> None:
     """Ends this process when another one has failed: it may be stuck in a collective that will never finish."""
     while not _leaving.wait(POLL_S):
+        if _ended.is_set():
+            return
         cause = _failure_of_others()
         if cause and not _leaving.wait(GRACE_S):
             if NO_PROGRESS in cause:  # where this one waits belongs to the answer

@@ -27,7 +27,7 @@ NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Devices to plan for; by
 
 
 class ParamRow(NamedTuple):
-    """One parameter: shape, its partition, and bytes on each device, of it and of its optimizer state, 0 if frozen."""
+    """One parameter: shape, its partition, and bytes on each device, of it, and of moments and average, 0 if frozen."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,13 +45,16 @@ def param_table(
     """
     mesh = make_abstract_mesh(sharding, num_devices)
     adamw = make_optimizer(optimizer, lambda step: optimizer.learning_rate)
-    state = abstract_state(model, adamw, mesh, frozen=optimizer.frozen)
+    state = abstract_state(model, adamw, mesh, frozen=optimizer.frozen, has_ema=optimizer.has_ema)
     params = flatten_dict(join_variables(state.params, state.frozen), sep="/")
     moments: dict[str, int] = dict.fromkeys(params, 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
         keys = "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
         if keys in moments:
             moments[keys] += _bytes(leaf)
+    for name, leaf in flatten_dict(state.ema, sep="/").items():
+        if name in moments:
+            moments[name] += _bytes(leaf)
     return [
         ParamRow(name, leaf.shape, leaf.sharding.spec, _bytes(leaf), moments[name]) for name, leaf in params.items()
     ]
@@ -74,7 +77,7 @@ def as_table(rows: list[ParamRow]) -> str:
         f"{sum(row.param_bytes for row in rows):,}",
         f"{sum(row.optimizer_bytes for row in rows):,}",
     ]
-    header = ["parameter", "shape", "partition", "bytes a device", "of its optimizer state"]
+    header = ["parameter", "shape", "partition", "bytes a device", "of moments and average"]
     return format_table(header, [*cells, total])
 
 

@@ -146,7 +146,8 @@ def param_shardings(params: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Any
         for size, axis in zip(leaf.shape, spec):
             if axis is not None and size % mesh.shape[axis]:
                 name = "/".join(str(key.key) for key in path)
-                below = max(d for d in range(1, mesh.shape[axis]) if size % d == 0)
+                # The devices, too, must be a multiple of it.
+                below = max(d for d in range(1, mesh.shape[axis]) if size % d == mesh.size % d == 0)
                 raise ValueError(
                     f"sharding.{axis}={mesh.shape[axis]} does not divide the {size} of {name} {list(leaf.shape)}: "
                     f"use {below}, or another divisor of {size}"

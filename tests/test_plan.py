@@ -63,6 +63,13 @@ def test_a_frozen_tower_is_listed_and_has_no_optimizer_state():
     assert is_free == {name for name in kept if name.startswith("visual")}
 
 
+def test_a_moving_average_is_counted():
+    averaged = dataclasses.replace(OPTIMIZER, ema_decay=0.9)
+    plain, more = (rows_by_name(PUBLISHED["RN50"], o, ShardingConfig(fsdp=2), 8) for o in (OPTIMIZER, averaged))
+    assert all(row.optimizer_bytes == 2 * row.param_bytes for row in plain.values())
+    assert all(more[name].optimizer_bytes == 3 * row.param_bytes for name, row in plain.items())
+
+
 def test_the_table_ends_with_sums():
     config = make_config(clip_vit_l14.get_config().to_dict())
     lines = as_table(param_table(config.model, config.optimizer, config.sharding, 4)).splitlines()

@@ -1,10 +1,14 @@
 """TPU slices that are not there; what needs libtpu is skipped without it."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses import LossConfig, make_loss
-from clip_jax.sharding import make_mesh
+from clip_jax.sharding import batch_sharding, make_mesh
 from clip_jax.topology import topology_devices
 
 
@@ -12,7 +16,27 @@ def test_a_slice_is_compiled_for():
     pytest.importorskip("libtpu")
     mesh = make_mesh(devices=topology_devices("v5e:4x4"))
     assert (mesh.size, mesh.devices.flat[0].device_kind) == (16, "TPU v5 lite")
-    assert callable(make_loss(LossConfig(), mesh))
+
+
+def test_the_streamed_loss_sends_while_it_computes_and_holds_no_matrix():
+    pytest.importorskip("libtpu")
+    mesh, N, E = make_mesh(devices=topology_devices("v5e:2x4")), 32_768, 512
+    features = jax.ShapeDtypeStruct((N, E), jnp.float32, sharding=batch_sharding(mesh))
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, P()))
+    loss = make_loss(LossConfig(block_size=256), mesh)
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    compiled = gradient.lower({"logit_scale": scale}, (features, features)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 50e6
+    # In each round of the ring the transfer starts before the blocks, a loop of its own, and is awaited after it.
+    rounds = [
+        body
+        for body in compiled.as_text().split("\n\n")
+        if "collective-permute-start(" in body and " while(" in body and "ENTRY" not in body
+    ]
+    assert rounds
+    for body in rounds:
+        starts, loop, done = map(body.find, ("collective-permute-start(", " while(", "collective-permute-done("))
+        assert starts < loop < done
 
 
 def test_a_slice_that_is_none_is_named():

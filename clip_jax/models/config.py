@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +23,11 @@ class TransformerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.width % self.num_heads:
-            raise ValueError(f"width={self.width} is not divisible by num_heads={self.num_heads}: change one of them")
+            raise ValueError(
+                f"width={self.width} is not divisible by num_heads={self.num_heads}: use "
+                f"width={_nearest(self.width, lambda w: w % self.num_heads == 0)}, or "
+                f"num_heads={_nearest(self.num_heads, lambda h: self.width % h == 0)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +112,18 @@ class ResNetConfig:
             )
         if len(self.stages) != 4 or min(self.stages) < 1:
             raise ValueError(f"vision.stages={self.stages} must be the number of blocks, at least 1, of four stages")
+
+        def fits(stem_width: int) -> bool:
+            return stem_width % 2 == 32 * stem_width % max(self.num_heads, 1) == 0
+
+        def divides(num_heads: int) -> bool:
+            return self.width % num_heads == 0
+
         if self.stem_width < 2 or self.stem_width % 2 or self.num_heads < 1 or self.width % self.num_heads:
             raise ValueError(
                 f"vision.stem_width={self.stem_width} must be even, and 32 times it divisible by "
-                f"vision.num_heads={self.num_heads}"
+                f"vision.num_heads={self.num_heads}: use stem_width={_nearest(self.stem_width, fits)}"
+                + ("" if self.stem_width % 2 else f", or num_heads={_nearest(self.num_heads, divides)}")
             )
 
     @property
@@ -249,6 +262,14 @@ class ModelConfig:
         if "float64" in (self.compute_dtype, self.param_dtype) and jnp.zeros(0, float).dtype != jnp.float64:
             raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment; without it JAX computes in float32")
         return {"dtype": jnp.dtype(self.compute_dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+
+
+def _nearest(value: int, fits: Callable[[int], bool]) -> str:
+    """The next values on either side that fit, from 1 on: "3 or 5", or the one there is."""
+    near = range(1, 2 * abs(value) + 4096)
+    below = max((n for n in near if n < value and fits(n)), default=None)
+    above = min((n for n in near if n > value and fits(n)), default=None)
+    return " or ".join(str(n) for n in (below, above) if n is not None)
 
 
 def _flatten(sections: dict[str, Any]) -> dict[str, Any]:

@@ -98,8 +98,9 @@ class Stage(nnx.Module):
         nnx.update(self.first, statistics)
         if self.blocks is not None:
             graph, state = nnx.split(self.blocks)
-            # XLA on CPU makes naive loops of the kernels' gradients in a scan, 10 times as slow.
-            x, statistics = jax.lax.scan(body, x, state, unroll=platform() == "cpu")
+            # XLA on CPU makes naive loops of the kernels' gradients in a scan, 4 times as slow; but without the scan it
+            # would undo rematerialisation.
+            x, statistics = jax.lax.scan(body, x, state, unroll=platform() == "cpu" and self.remat == "none")
             nnx.update(self.blocks, statistics)
         return x
 

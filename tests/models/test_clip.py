@@ -276,7 +276,11 @@ def test_bfloat16_computes_close_to_float32_and_stores_float32(params):
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("vision", {"num_heads": 4}, "width=15 is not divisible by num_heads=4: change one of them"),
+        (
+            "vision",
+            {"num_heads": 4},
+            "width=15 is not divisible by num_heads=4: use width=12 or 16, or num_heads=3 or 5",
+        ),
         ("vision", {"depth": 0}, "depth=0 must be at least 1"),
         (
             "vision",

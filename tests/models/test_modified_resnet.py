@@ -289,8 +289,16 @@ def test_images_of_another_size_are_refused():
         ({"image_size": 31}, "vision.image_size=31 is not a multiple of 32, the stride of a ResNet: use 32 or 64"),
         ({"stages": (1, 2, 3)}, r"vision.stages=\(1, 2, 3\) must be the number of blocks, at least 1, of four stages"),
         ({"stages": (1, 0, 3, 1)}, r"vision.stages=\(1, 0, 3, 1\) must be the number of blocks"),
-        ({"stem_width": 7}, "vision.stem_width=7 must be even, and 32 times it divisible by vision.num_heads=12"),
-        ({"num_heads": 5}, "vision.stem_width=6 must be even, and 32 times it divisible by vision.num_heads=5"),
+        (
+            {"stem_width": 7},
+            "vision.stem_width=7 must be even, and 32 times it divisible by vision.num_heads=12: "
+            "use stem_width=6 or 12$",
+        ),
+        (
+            {"num_heads": 5},
+            "vision.stem_width=6 must be even, and 32 times it divisible by vision.num_heads=5: "
+            "use stem_width=10, or num_heads=4 or 6$",
+        ),
     ],
 )
 def test_impossible_towers_are_refused(changes, message):
