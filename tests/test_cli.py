@@ -187,7 +187,7 @@ MESSAGES = {
     "batch below": "train.global_batch_size=5 is not divisible by the 8 devices that share a batch: use 8",
     "devices": "sharding data=-1, fsdp=3, tensor=1 does not multiply to the 8 devices: set one of them to -1",
     "image size": "vision.image_size=33 is not divisible by vision.patch_size=8: use an image_size such as 32 or 40",
-    "heads": "width=128 is not divisible by num_heads=7: change one of them",
+    "heads": "width=128 is not divisible by num_heads=7: use width=126 or 133, or num_heads=4 or 8",
     "warm-up": "optimizer.warmup_steps=7 must lie between 0 and train.total_steps=7",
     "vocabulary": "text.vocab_size=50 is smaller than the tokenizer's vocabulary, {pieces}: set text.vocab_size=",
     "no path": "data.path is empty: data.source='webdataset' needs one, as --config.data.path=DIR",
