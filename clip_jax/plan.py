@@ -1,99 +1,180 @@
-"""What a config asks of its devices, before any is rented: `python -m clip_jax.plan --config=clip_vit_l14 --params`.
+"""What a config asks of its devices, before any is rented: `clip-jax plan --config=clip_vit_l14 --topology=v5e:16x16`.
 
+Compiles the true train step for a TPU slice that need not be there, or for the devices of this machine, and tells memory,
+FLOPs, collectives, and the least time and hours that the chip's own numbers allow. --fit looks for settings that fit;
 --params lists every parameter with its shape, partition and bytes a device, optimizer state included.
 """
 
+import dataclasses
+import json
 import math
 import sys
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
-from flax.traverse_util import flatten_dict
-from jax.sharding import PartitionSpec as P
 
 from clip_jax import cli
-from clip_jax.config import make_config
+from clip_jax.config import Config, make_config, write_json
 from clip_jax.metrics import format_table
-from clip_jax.models import ModelConfig
-from clip_jax.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.sharding import ShardingConfig, make_abstract_mesh
-from clip_jax.train_state import abstract_state, join_variables
+from clip_jax.planning.fit import HEADROOM, Fitter, Setting, changes_what_is_learned
+from clip_jax.planning.params import as_table, param_table
+from clip_jax.planning.picture import plot_memory
+from clip_jax.planning.step import GIB, DoesNotFitError, StepPlan, compile_step
+from clip_jax.topology import CHIPS, topology_devices
 
 flags.declare_key_flag("config")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPU slice, such as v5e:16x16; by default the devices of this machine."
+)
+FIT = flags.DEFINE_bool("fit", False, "Find the settings that fit with the fewest FLOPs.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for plan.json and memory.png.", allow_override=True)
+JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.", allow_override=True)
 PARAMS = flags.DEFINE_bool("params", False, "List every parameter.")
-NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Devices to plan for; by default those of this process.")
+NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "For --params alone: devices, which need not be there.")
 
 
-class ParamRow(NamedTuple):
-    """One parameter: shape, its partition, and bytes on each device, of it, and of moments and average, 0 if frozen."""
+def plan(config: Config, devices: list[jax.Device]) -> tuple[Setting, StepPlan]:
+    """The config's own step.
 
-    name: str
-    shape: tuple[int, ...]
-    spec: P
-    param_bytes: int
-    optimizer_bytes: int
-
-
-def param_table(
-    model: ModelConfig, optimizer: OptimizerConfig, sharding: ShardingConfig, num_devices: int
-) -> list[ParamRow]:
-    """Every parameter in the order of its name; nothing is allocated, and the devices need not be there.
-
-    Raises ValueError for a mesh that does not multiply to the devices or does not divide a parameter.
+    Raises ValueError, with a guess at what would fit, when it does not.
     """
-    mesh = make_abstract_mesh(sharding, num_devices)
-    adamw = make_optimizer(optimizer, lambda step: optimizer.learning_rate)
-    state = abstract_state(model, adamw, mesh, frozen=optimizer.frozen, has_ema=optimizer.has_ema)
-    params = flatten_dict(join_variables(state.params, state.frozen), sep="/")
-    moments: dict[str, int] = dict.fromkeys(params, 0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
-        keys = "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
-        if keys in moments:
-            moments[keys] += _bytes(leaf)
-    for name, leaf in flatten_dict(state.ema, sep="/").items():
-        if name in moments:
-            moments[name] += _bytes(leaf)
-    return [
-        ParamRow(name, leaf.shape, leaf.sharding.spec, _bytes(leaf), moments[name]) for name, leaf in params.items()
+    setting, fitter = Setting.of(config), Fitter(config, len(devices))
+    try:
+        return setting, _compile(config, devices, setting)
+    except DoesNotFitError as refusal:
+        limit = HEADROOM * refusal.available_bytes
+        share = fitter.share(setting, refusal.needed_bytes)
+        others = (other for other in fitter.settings() if fitter.guess(other, share) <= limit)
+        if (found := next(others, None)) is None:
+            raise _nothing_fits(refusal) from refusal
+        note = ", though batch norms would see smaller parts" if _relearns(config, found) else ""
+        raise ValueError(
+            f"the step {refusal}. The cheapest that should fit, by a rough guess at {fitter.guess(found, share) / GIB:.1f} "
+            f"GiB and with {fitter.cost(found):.2f} times the FLOPs of one that computes nothing twice{note}: "
+            f"{found.flags()}; --fit compiles until one does"
+        ) from refusal
+
+
+def plan_fitting(config: Config, devices: list[jax.Device]) -> tuple[Setting, StepPlan]:
+    """The setting of remat, fsdp and num_microbatches that fits with the fewest FLOPs, whatever the config's own are.
+
+    Raises ValueError when none fits.
+    """
+    fitter, chip, share = Fitter(config, len(devices)), CHIPS.get(devices[0].device_kind), 1.0
+    refusal = DoesNotFitError(math.inf, chip.memory_bytes if chip else math.inf)
+    for setting in fitter.settings():
+        if fitter.guess(setting, share) > HEADROOM * refusal.available_bytes:
+            continue
+        try:
+            return setting, _compile(setting.apply(config), devices, setting)
+        except DoesNotFitError as error:
+            refusal, share = error, fitter.share(setting, error.needed_bytes)
+            _say(f"that {error}")
+    raise _nothing_fits(refusal)
+
+
+def _compile(config: Config, devices: list[jax.Device], setting: Setting) -> StepPlan:
+    _say(f"compiling for {len(devices)} {devices[0].device_kind} {setting.flags()}; a large step takes minutes")
+    return compile_step(config, devices)
+
+
+def _nothing_fits(refusal: DoesNotFitError) -> ValueError:
+    return ValueError(
+        f"the step {refusal}, and no model.remat, sharding.fsdp or train.num_microbatches makes it fit: use more or "
+        "larger devices, or a smaller train.global_batch_size"
+    )
+
+
+def _relearns(config: Config, setting: Setting) -> bool:
+    return changes_what_is_learned(config.model, setting, config)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def as_record(config: Config, topology: str, setting: Setting, step: StepPlan) -> dict[str, Any]:
+    """All of a plan, ready for JSON; NaN of what a device without known numbers leaves open is None."""
+    record = {
+        "topology": topology,
+        **dataclasses.asdict(step),
+        "collectives": [collective._asdict() for collective in step.collectives],
+        "settings": setting._asdict(),
+        "times": step.times,
+        "step_s": step.step_s,
+        "mfu": step.mfu,
+        "executed_over_model_flops": step.executed_flops / step.model_flops,
+        "samples_per_s": step.samples / step.step_s,
+        "hours": step.hours,
+        "chip_hours": step.hours * step.num_devices,
+        "changes_what_is_learned": _relearns(config, setting),
+    }
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
+
+
+def describe(config: Config, topology: str, setting: Setting, step: StepPlan) -> str:
+    """The plan as a person reads it."""
+    memory = step.memory
+    capacity = f" of {step.chip.memory_bytes / GIB:.2f}" if step.chip else ""
+    rows = [
+        ["parameters", f"{step.parameters:,}"],
+        ["peak memory of a device, GiB", f"{memory['peak'] / GIB:.2f}{capacity}"],
+        *(
+            [f"  {part}", f"{memory[name] / GIB:.2f}"]
+            for name, part in (
+                ("parameters", "parameters"),
+                ("optimizer", "moments and average"),
+                ("batch", "batch"),
+                ("kept", "kept for the backward pass, as traced"),
+                ("other", "other temporaries"),
+            )
+        ),
+        ["GFLOPs of encoding one pair", f"{step.forward_flops / 1e9:,.2f}"],
+        ["TFLOPs of a step, all devices", f"{step.executed_flops / 1e12:,.1f}"],
+        ["  over those with nothing computed twice", f"{step.executed_flops / step.model_flops:.3f}"],
+        ["GB to and from a device's memory in a step", f"{step.bytes_moved / 1e9:,.1f}"],
+        *([f"{c.kind}: times, MB", f"{c.count:,}, {c.bytes / 1e6:,.1f}"] for c in step.collectives),
     ]
-
-
-def _bytes(leaf: Any) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-
-def as_table(rows: list[ParamRow]) -> str:
-    """The rows as a person reads them, with a sum at the end."""
-    cells = [
-        [name, "x".join(map(str, shape)), _describe(spec), f"{param_bytes:,}", f"{optimizer_bytes:,}"]
-        for name, shape, spec, param_bytes, optimizer_bytes in rows
-    ]
-    total = [
-        f"{len(rows)} parameters",
-        f"{sum(math.prod(row.shape) for row in rows):,} numbers",
-        "",
-        f"{sum(row.param_bytes for row in rows):,}",
-        f"{sum(row.optimizer_bytes for row in rows):,}",
-    ]
-    header = ["parameter", "shape", "partition", "bytes a device", "of moments and average"]
-    return format_table(header, [*cells, total])
-
-
-def _describe(spec: P) -> str:
-    return ", ".join("-" if axis is None else str(axis) for axis in spec) or "on every device"
+    if step.chip:
+        bound = max(step.times, key=step.times.__getitem__)
+        rows += [
+            ["least time of a step, s: compute, memory, network", ", ".join(f"{t:.3f}" for t in step.times.values())],
+            [f"  bound by {bound}; the MFU it allows", f"{step.mfu:.0%}"],
+            ["pairs/s, at most", f"{step.samples / step.step_s:,.0f}"],
+            [f"hours of {step.total_samples:,} pairs, at least", f"{step.hours:,.1f}"],
+            ["chip-hours, at least", f"{step.hours * step.num_devices:,.0f}"],
+        ]
+    rows += [["seconds of compilation", f"{step.compile_s:.0f}"]]
+    title = f"{topology}, {step.num_devices} devices, batch {step.samples:,}"
+    note = "\nBatch norms see smaller parts than the config's own do." if _relearns(config, setting) else ""
+    return f"{format_table([title, ''], rows)}\n\nsettings: {setting.flags()}{note}"
 
 
 def main() -> int:
-    """Prints the table; see the module's docstring."""
-    sections: Mapping[str, Any] = cli.required(cli.CONFIG, "clip_vit_b32").to_dict()
+    """Prints the plan; see the module's docstring."""
+    sections: dict[str, Any] = cli.required(cli.CONFIG, "clip_vit_b32").to_dict()
     config = make_config(sections)
-    num_devices = NUM_DEVICES.value or len(jax.devices())
-    if not PARAMS.value:
-        raise ValueError("what to plan is missing: --params lists every parameter")
-    rows = param_table(config.model, config.optimizer, config.sharding, num_devices)
-    print(as_table(rows))
+    if PARAMS.value:
+        num_devices = NUM_DEVICES.value or len(topology_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices())
+        print(as_table(param_table(config.model, config.optimizer, config.sharding, num_devices)))
+        return 0
+    if NUM_DEVICES.value:
+        raise ValueError("--num_devices is for --params; a step is compiled for a --topology")
+    devices = topology_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
+    topology = TOPOLOGY.value or devices[0].device_kind
+    setting, step = (plan_fitting if FIT.value else plan)(config, devices)
+    record = as_record(config, topology, setting, step)
+    if OUTPUT.value:
+        folder = Path(OUTPUT.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "plan.json", record)
+        label = f"{setting.remat}, fsdp {setting.fsdp}, {setting.num_microbatches} part(s)"
+        title = f"Memory of a device: {topology}, batch {step.samples:,}"
+        memory_bytes = step.chip.memory_bytes if step.chip else None
+        plot_memory({label: step.memory}, memory_bytes, folder / "memory.png", title)
+    print(json.dumps(record, indent=2) if JSON.value else describe(config, topology, setting, step))
     return 0
 
 

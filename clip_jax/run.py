@@ -77,7 +77,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     preflight.check_programs(sections)
     config = make_config(sections)
     mesh = make_mesh(config.sharding)
-    _check_batch(config, mesh)
+    check_batch(config, mesh)
     schedule = make_schedule(config.optimizer, config.train.total_steps)
     image_size = config.model.vision.image_size
     source, validation = make_sources(config.data, image_size)
@@ -249,7 +249,8 @@ def _captions(source: Source, num_records: int) -> Iterator[str]:
             yield from source.captions(index)
 
 
-def _check_batch(config: Config, mesh: Mesh) -> None:
+def check_batch(config: Config, mesh: Mesh) -> None:
+    """Raises ValueError, with batch sizes that would do, when the devices and microbatches do not divide the batch."""
     batch_size, microbatches, shards = config.train.global_batch_size, config.train.num_microbatches, batch_shards(mesh)
     parts = shards * microbatches
     if batch_size % parts:

@@ -1,12 +1,89 @@
-"""TPU slices that are not there: XLA knows enough of them to compile for them, memory and refusals included."""
+"""The chips we plan for, and TPU slices that are not there: XLA knows enough of them to compile for them, memory and
+refusals included."""
 
 import os
+from dataclasses import dataclass
 
 import jax
 from jax.experimental import topologies
 
-# Else libtpu asks the cloud's metadata server, for minutes, and complains that nobody answers.
-NOT_ON_A_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+# Else libtpu asks the cloud's metadata server, for minutes, and complains that nobody answers; and it would let only
+# one process of a machine in, as if each were to take the chips.
+NOT_ON_A_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """What a chip could do at most; every number is its maker's, but for a TPU's memory_bytes.
+
+    Attributes:
+      name: as it is sold.
+      memory_bytes: of main memory that a program may use; of TPUs as XLA's compiler has it.
+      flops: bfloat16 operations a second.
+      memory_bandwidth: bytes a second.
+      network_bandwidth: bytes a second that a chip sends to the others of its slice or host, over all its links.
+      example: a slice that a person may rent.
+    """
+
+    name: str
+    memory_bytes: float
+    flops: float
+    memory_bandwidth: float
+    network_bandwidth: float
+    example: str = ""
+
+
+# By jax.Device.device_kind. TPUs: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the page of each;
+# GPUs: NVIDIA's data sheets, dense products.
+CHIPS = {
+    "TPU v4": Chip(
+        name="v4",
+        memory_bytes=30.75 * 2**30,
+        flops=275e12,
+        memory_bandwidth=1228e9,
+        network_bandwidth=300e9,
+        example="v4:4x4x4",
+    ),
+    "TPU v5 lite": Chip(
+        name="v5e",
+        memory_bytes=15.75 * 2**30,
+        flops=197e12,
+        memory_bandwidth=819e9,
+        network_bandwidth=200e9,
+        example="v5e:16x16",
+    ),
+    "TPU v5": Chip(
+        name="v5p",
+        memory_bytes=95.73 * 2**30,
+        flops=459e12,
+        memory_bandwidth=2765e9,
+        network_bandwidth=600e9,
+        example="v5p:4x4x4",
+    ),
+    "TPU v6 lite": Chip(
+        name="v6e",
+        memory_bytes=31.24 * 2**30,
+        flops=918e12,
+        memory_bandwidth=1640e9,
+        network_bandwidth=448e9,
+        example="v6e:16x16",
+    ),
+    "NVIDIA A100-SXM4-80GB": Chip(
+        name="A100", memory_bytes=80e9, flops=312e12, memory_bandwidth=2039e9, network_bandwidth=300e9
+    ),
+    "NVIDIA H100 80GB HBM3": Chip(
+        name="H100", memory_bytes=80e9, flops=989e12, memory_bandwidth=3350e9, network_bandwidth=450e9
+    ),
+    "NVIDIA H200": Chip(
+        name="H200", memory_bytes=141e9, flops=989e12, memory_bandwidth=4800e9, network_bandwidth=450e9
+    ),
+}
+FAMILIES = {chip.name: chip for chip in CHIPS.values() if chip.example}
 
 
 def topology_devices(name: str) -> list[jax.Device]:
@@ -14,15 +91,26 @@ def topology_devices(name: str) -> list[jax.Device]:
 
     Raises ValueError when there is no such slice, or libtpu, which holds the compiler, is not installed.
     """
+    family = name.partition(":")[0]
+    if family not in FAMILIES:
+        raise ValueError(f"topology {name!r} is not one to plan for: use {_known()}")
     for variable, value in NOT_ON_A_TPU.items():
         os.environ.setdefault(variable, value)
+    # Without it a v4 chip shows as two devices, which no v4 slice has had since megacore.
+    cores = {"chip_config_name": "megacore"} if family == "v4" else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **cores).devices)
     except Exception as error:
-        if "libtpu" in str(error):
+        if "libtpu" in str(error) and "lockfile" not in str(error):
             raise ValueError(
                 f"to compile for {name} takes libtpu, which is not installed: pip install -e '.[tpu]'"
             ) from error
-        raise ValueError(
-            f"topology {name!r} is not one that libtpu knows ({error}): write one like v5e:16x16, v6e:8x8 or v5p:4x4x4"
-        ) from error
+        raise ValueError(f"topology {name!r} is not one that libtpu knows ({error}): use {_known()}") from error
+
+
+def _known() -> str:
+    chips = [
+        f"{chip.example} ({chip.name}: {chip.memory_bytes / 2**30:.2f} GiB a chip, {chip.flops / 1e12:.0f} TFLOP/s)"
+        for chip in FAMILIES.values()
+    ]
+    return f"the chip and the slice's shape, such as {', '.join(chips)}"

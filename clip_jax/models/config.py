@@ -188,8 +188,8 @@ class ModelConfig:
       param_dtype: dtype in which parameters are stored.
       remat: what a block keeps for the backward pass; all else is computed again. "none": nothing is computed again.
         "dots": the outputs of linear layers and convolutions are kept. "named": each attention's output and each MLP's
-        hidden layer before the activation (of a ResNet, each convolution's output). "full": only a block's input is
-        kept. From first to last less memory and more time; see the README of this package for both.
+        hidden layer before the activation (of a ResNet, each convolution's output). "attention": each attention's
+        output alone. "full": only a block's input is kept. From first to last less memory and more time; see the README of this package for both.
 
     Reference: Radford et al. 2021, sec. 2.4, tables 19 and 20.
     """
@@ -205,7 +205,7 @@ class ModelConfig:
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    remat: Literal["none", "dots", "named", "full"] = "none"
+    remat: Literal["none", "dots", "named", "attention", "full"] = "none"
 
     def __post_init__(self) -> None:
         for name, expected in typing.get_type_hints(ModelConfig).items():

@@ -10,6 +10,7 @@ POLICIES = jax.checkpoint_policies
 NAMED = ("attention_output", "mlp_hidden", "convolution")  # what "named" keeps
 SAVEABLE: dict[str, Callable[..., Any]] = {
     "full": POLICIES.nothing_saveable,
+    "attention": POLICIES.save_only_these_names("attention_output"),
     "named": POLICIES.save_only_these_names(*NAMED),
     "dots": POLICIES.save_from_both_policies(
         POLICIES.dots_with_no_batch_dims_saveable, POLICIES.save_only_these_names("convolution")

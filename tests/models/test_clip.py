@@ -211,14 +211,15 @@ def test_remat_changes_memory_and_nothing_else():
 
     loss, grads, num_kept = run("none")
     kept = {}
-    for remat in ("dots", "named", "full"):
+    for remat in ("dots", "named", "attention", "full"):
         same_loss, same_grads, kept[remat] = run(remat)
         np.testing.assert_allclose(same_loss, loss, rtol=1e-6)
         assert_trees_close(same_grads, grads, rtol=1e-5, atol=1e-5)
     # What is kept of a token and block: its input; the attention's output and the MLP's hidden layer; and with "dots"
     # queries, keys and values as well. The last block's output is the loss's own.
     assert kept["full"] == depth * B * L * D + B * L * D
-    assert kept["named"] == kept["full"] + depth * B * L * (D + M)
+    assert kept["attention"] == kept["full"] + depth * B * L * D
+    assert kept["named"] == kept["attention"] + depth * B * L * M
     assert kept["dots"] == kept["named"] + depth * B * L * 3 * D
     assert kept["dots"] < 0.6 * num_kept
 

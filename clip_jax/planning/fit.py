@@ -1,0 +1,119 @@
+"""What would fit: settings in the order of the FLOPs they cost, with a guess at the memory of each.
+
+What the towers keep for the backward pass, and parameters and moments a device, are known without a compiler; a refusal
+of XLA's says what a program would have needed, by which the guesses at others are mended.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from clip_jax.config import Config
+from clip_jax.models import ModelConfig
+from clip_jax.planning.params import param_table
+from clip_jax.planning.step import Towers
+
+REMATS = ("none", "dots", "named", "attention", "full")
+HEADROOM = 0.95  # of a device's memory
+LEAST_ROWS = 1  # of a device in a microbatch
+
+
+class Setting(NamedTuple):
+    """How a step is cut so that it fits; what is learned is the same, but for a ResNet's batch statistics."""
+
+    remat: str
+    fsdp: int
+    num_microbatches: int
+
+    @staticmethod
+    def of(config: Config) -> "Setting":
+        return Setting(config.model.remat, config.sharding.fsdp, config.train.num_microbatches)
+
+    def apply(self, config: Config) -> Config:
+        """The config with these settings; the devices that fsdp takes come off data."""
+        return dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, remat=self.remat),  # type: ignore[arg-type]
+            sharding=dataclasses.replace(config.sharding, data=-1, fsdp=self.fsdp),
+            train=dataclasses.replace(config.train, num_microbatches=self.num_microbatches),
+        )
+
+    def flags(self) -> str:
+        """As a person gives them to `clip-jax train`."""
+        return (
+            f"--config.model.remat={self.remat} --config.sharding.fsdp={self.fsdp} "
+            f"--config.train.num_microbatches={self.num_microbatches}"
+        )
+
+
+class Fitter:
+    """The settings of a config on a number of devices, and what each would need."""
+
+    def __init__(self, config: Config, num_devices: int):
+        self._config = config
+        self._num_devices = num_devices
+        self._towers = Towers(config)
+
+    def cost(self, setting: Setting) -> float:
+        """FLOPs of the towers for one pair, over those with nothing computed twice."""
+        again = self._forward if setting.num_microbatches > 1 else 0
+        return (self._towers.flops(setting.remat) + again) / self._towers.flops("none")
+
+    @property
+    def _forward(self) -> int:
+        # What "full" computes again is all but the last products of a block, whose outputs nobody needs.
+        return self._towers.flops("none") // 3
+
+    def guess(self, setting: Setting, share: float = 1.0) -> float:
+        """Bytes of a device that a setting should need at least: its state, and what the towers keep, times `share`."""
+        return self._state(setting) + share * self._kept(setting)
+
+    def share(self, setting: Setting, needed_bytes: float) -> float:
+        """What XLA asked for besides the state, over what the towers keep as traced: it pads, fuses and has more."""
+        return (needed_bytes - self._state(setting)) / self._kept(setting)
+
+    def settings(self) -> Iterator[Setting]:
+        """All there are, the cheapest first: by FLOPs, then by the devices over which parameters are split."""
+        rows = self._config.train.global_batch_size // self._num_devices * self._config.sharding.tensor
+        found = [
+            Setting(remat, fsdp, microbatches)
+            for remat in REMATS
+            for fsdp in self._fsdp_sizes()
+            for microbatches in _powers_of_two(1, rows // LEAST_ROWS)
+            if rows % microbatches == 0
+        ]
+        return iter(sorted(found, key=lambda s: (round(self.cost(s), 3), s.num_microbatches, s.fsdp)))
+
+    def _fsdp_sizes(self) -> list[int]:
+        sizes = []
+        for fsdp in _powers_of_two(self._config.sharding.fsdp, self._num_devices // self._config.sharding.tensor):
+            try:
+                self._state(Setting("none", fsdp, 1))
+            except ValueError:  # it divides the devices or the parameters no more
+                break
+            sizes.append(fsdp)
+        return sizes
+
+    def _kept(self, setting: Setting) -> float:
+        rows = self._config.train.global_batch_size // self._num_devices * self._config.sharding.tensor
+        return self._towers.kept_bytes(setting.remat, max(rows // setting.num_microbatches, 1))
+
+    def _state(self, setting: Setting) -> float:
+        """Parameters, moments and, with microbatches, the sum of gradients."""
+        config = setting.apply(self._config)
+        rows = param_table(config.model, config.optimizer, config.sharding, self._num_devices)
+        sums = sum(row.param_bytes for row in rows) if setting.num_microbatches > 1 else 0
+        return sum(row.param_bytes + row.optimizer_bytes for row in rows) + sums
+
+
+def changes_what_is_learned(model: ModelConfig, setting: Setting, config: Config) -> bool:
+    """Whether the setting moves a ResNet's batch norms to smaller microbatches, by whose statistics they normalise."""
+    return hasattr(model.vision, "stages") and setting.num_microbatches != config.train.num_microbatches
+
+
+def _powers_of_two(first: int, last: int) -> list[int]:
+    sizes = []
+    while first <= last:
+        sizes.append(first)
+        first *= 2
+    return sizes

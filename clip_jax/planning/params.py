@@ -1,0 +1,73 @@
+"""Every parameter with its shape, partition and bytes a device, optimizer state included."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
+
+from clip_jax.metrics import format_table
+from clip_jax.models import ModelConfig
+from clip_jax.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.sharding import ShardingConfig, make_abstract_mesh
+from clip_jax.train_state import abstract_state, join_variables
+
+
+class ParamRow(NamedTuple):
+    """One parameter: shape, its partition, and bytes on each device, of it, and of moments and average, 0 if frozen."""
+
+    name: str
+    shape: tuple[int, ...]
+    spec: P
+    param_bytes: int
+    optimizer_bytes: int
+
+
+def param_table(
+    model: ModelConfig, optimizer: OptimizerConfig, sharding: ShardingConfig, num_devices: int
+) -> list[ParamRow]:
+    """Every parameter in the order of its name; nothing is allocated, and the devices need not be there.
+
+    Raises ValueError for a mesh that does not multiply to the devices or does not divide a parameter.
+    """
+    mesh = make_abstract_mesh(sharding, num_devices)
+    adamw = make_optimizer(optimizer, lambda step: optimizer.learning_rate)
+    state = abstract_state(model, adamw, mesh, frozen=optimizer.frozen, has_ema=optimizer.has_ema)
+    params = flatten_dict(join_variables(state.params, state.frozen), sep="/")
+    moments: dict[str, int] = dict.fromkeys(params, 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
+        keys = "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+        if keys in moments:
+            moments[keys] += _bytes(leaf)
+    for name, leaf in flatten_dict(state.ema, sep="/").items():
+        if name in moments:
+            moments[name] += _bytes(leaf)
+    return [
+        ParamRow(name, leaf.shape, leaf.sharding.spec, _bytes(leaf), moments[name]) for name, leaf in params.items()
+    ]
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def as_table(rows: list[ParamRow]) -> str:
+    """The rows as a person reads them, with a sum at the end."""
+    cells = [
+        [name, "x".join(map(str, shape)), _describe(spec), f"{param_bytes:,}", f"{optimizer_bytes:,}"]
+        for name, shape, spec, param_bytes, optimizer_bytes in rows
+    ]
+    total = [
+        f"{len(rows)} parameters",
+        f"{sum(math.prod(row.shape) for row in rows):,} numbers",
+        "",
+        f"{sum(row.param_bytes for row in rows):,}",
+        f"{sum(row.optimizer_bytes for row in rows):,}",
+    ]
+    header = ["parameter", "shape", "partition", "bytes a device", "of moments and average"]
+    return format_table(header, [*cells, total])
+
+
+def _describe(spec: P) -> str:
+    return ", ".join("-" if axis is None else str(axis) for axis in spec) or "on every device"
