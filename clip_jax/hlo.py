@@ -153,9 +153,7 @@ class Program:
             for instruction in self.computations[name].values():
                 if instruction.opcode == "while":
                     visit(_called(instruction, "body"), times * self._trips(instruction))
-                elif instruction.opcode == "fusion" and not through_fusions:
-                    continue
-                else:
+                elif through_fusions or instruction.opcode in ("call", "conditional"):
                     for called in _all_called(instruction):
                         visit(called, times)
 

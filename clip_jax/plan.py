@@ -1,8 +1,8 @@
 """What a config asks of its devices, before any is rented: `clip-jax plan --config=clip_vit_l14 --topology=v5e:16x16`.
 
-Compiles the true train step for a TPU slice that need not be there, or for the devices of this machine, and tells memory,
-FLOPs, collectives, and the least time and hours that the chip's own numbers allow. --fit looks for settings that fit;
---params lists every parameter with its shape, partition and bytes a device, optimizer state included.
+Compiles the true train step for a TPU slice that need not be there, or for the devices of this machine, and tells
+memory, FLOPs, collectives, and the least time and hours that the chip's own numbers allow. --fit looks for settings
+that fit; --params lists every parameter with its shape, partition and bytes a device, optimizer state included.
 """
 
 import dataclasses
@@ -18,16 +18,14 @@ from absl import flags
 from clip_jax import cli
 from clip_jax.config import Config, make_config, write_json
 from clip_jax.metrics import format_table
-from clip_jax.planning.fit import HEADROOM, Fitter, Setting, changes_what_is_learned
+from clip_jax.planning.fit import HEADROOM, Fitter, Setting, is_resnet
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.planning.picture import plot_memory
 from clip_jax.planning.step import GIB, DoesNotFitError, StepPlan, compile_step
 from clip_jax.topology import CHIPS, topology_devices
 
 flags.declare_key_flag("config")
-TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "TPU slice, such as v5e:16x16; by default the devices of this machine."
-)
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, such as v5e:16x16; by default this machine's devices.")
 FIT = flags.DEFINE_bool("fit", False, "Find the settings that fit with the fewest FLOPs.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for plan.json and memory.png.", allow_override=True)
 JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.", allow_override=True)
@@ -51,9 +49,9 @@ def plan(config: Config, devices: list[jax.Device]) -> tuple[Setting, StepPlan]:
             raise _nothing_fits(refusal) from refusal
         note = ", though batch norms would see smaller parts" if _relearns(config, found) else ""
         raise ValueError(
-            f"the step {refusal}. The cheapest that should fit, by a rough guess at {fitter.guess(found, share) / GIB:.1f} "
-            f"GiB and with {fitter.cost(found):.2f} times the FLOPs of one that computes nothing twice{note}: "
-            f"{found.flags()}; --fit compiles until one does"
+            f"the step {refusal}. The cheapest that should fit, by a rough guess at "
+            f"{fitter.guess(found, share) / GIB:.1f} GiB and with {fitter.cost(found):.2f} times the FLOPs of one that "
+            f"computes nothing twice{note}: {found.flags()}; --fit compiles until one does"
         ) from refusal
 
 
@@ -88,7 +86,8 @@ def _nothing_fits(refusal: DoesNotFitError) -> ValueError:
 
 
 def _relearns(config: Config, setting: Setting) -> bool:
-    return changes_what_is_learned(config.model, setting, config)
+    """Whether a setting moves batch norms to other parts of a batch than the config's own."""
+    return is_resnet(config.model) and setting.num_microbatches != config.train.num_microbatches
 
 
 def _say(message: str) -> None:
@@ -114,15 +113,20 @@ def as_record(config: Config, topology: str, setting: Setting, step: StepPlan) -
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
 
 
+def _number(x: float) -> str:
+    """Three significant digits or all before the point, with thousands apart."""
+    return f"{x:,.{max(0, 2 - math.floor(math.log10(x)))}f}" if x else "0"
+
+
 def describe(config: Config, topology: str, setting: Setting, step: StepPlan) -> str:
     """The plan as a person reads it."""
     memory = step.memory
-    capacity = f" of {step.chip.memory_bytes / GIB:.2f}" if step.chip else ""
+    capacity = f" of {_number(step.chip.memory_bytes / GIB)}" if step.chip else ""
     rows = [
         ["parameters", f"{step.parameters:,}"],
-        ["peak memory of a device, GiB", f"{memory['peak'] / GIB:.2f}{capacity}"],
+        ["peak memory of a device, GiB", f"{_number(memory['peak'] / GIB)}{capacity}"],
         *(
-            [f"  {part}", f"{memory[name] / GIB:.2f}"]
+            [f"  {part}", _number(memory[name] / GIB)]
             for name, part in (
                 ("parameters", "parameters"),
                 ("optimizer", "moments and average"),
@@ -132,21 +136,21 @@ def describe(config: Config, topology: str, setting: Setting, step: StepPlan) ->
             )
         ),
         ["GFLOPs of encoding one pair", f"{step.forward_flops / 1e9:,.2f}"],
-        ["TFLOPs of a step, all devices", f"{step.executed_flops / 1e12:,.1f}"],
+        ["TFLOPs of a step, all devices", _number(step.executed_flops / 1e12)],
         ["  over those with nothing computed twice", f"{step.executed_flops / step.model_flops:.3f}"],
-        ["GB to and from a device's memory in a step", f"{step.bytes_moved / 1e9:,.1f}"],
-        *([f"{c.kind}: times, MB", f"{c.count:,}, {c.bytes / 1e6:,.1f}"] for c in step.collectives),
+        ["GB to and from a device's memory in a step", _number(step.bytes_moved / 1e9)],
+        *([f"{c.kind}: times, MB", f"{c.count:,}, {_number(c.bytes / 1e6)}"] for c in step.collectives),
     ]
     if step.chip:
         bound = max(step.times, key=step.times.__getitem__)
         rows += [
-            ["least time of a step, s: compute, memory, network", ", ".join(f"{t:.3f}" for t in step.times.values())],
+            ["least time of a step, s: compute, memory, network", ", ".join(map(_number, step.times.values()))],
             [f"  bound by {bound}; the MFU it allows", f"{step.mfu:.0%}"],
-            ["pairs/s, at most", f"{step.samples / step.step_s:,.0f}"],
-            [f"hours of {step.total_samples:,} pairs, at least", f"{step.hours:,.1f}"],
-            ["chip-hours, at least", f"{step.hours * step.num_devices:,.0f}"],
+            ["pairs/s, at most", _number(step.samples / step.step_s)],
+            [f"hours of {step.total_samples:,} pairs, at least", _number(step.hours)],
+            ["chip-hours, at least", _number(step.hours * step.num_devices)],
         ]
-    rows += [["seconds of compilation", f"{step.compile_s:.0f}"]]
+    rows += [["seconds of compilation", _number(step.compile_s)]]
     title = f"{topology}, {step.num_devices} devices, batch {step.samples:,}"
     note = "\nBatch norms see smaller parts than the config's own do." if _relearns(config, setting) else ""
     return f"{format_table([title, ''], rows)}\n\nsettings: {setting.flags()}{note}"

@@ -73,7 +73,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
             ax.set_ylim(bottom=0)
     for name in ("loss", "accuracy"):
         axes[name].legend(frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_similarity(
@@ -112,7 +112,7 @@ def plot_similarity(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_title("Cosine similarity of images and captions, the true pairs framed", loc="left")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_retrieval(
@@ -157,7 +157,7 @@ def plot_retrieval(
             ax.set_xlabel(
                 f"{'✓' if right else '✗'} {score:.2f}", color=GREEN if right else GREY, fontsize=9, labelpad=3
             )
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | os.PathLike, title: str) -> None:
@@ -197,7 +197,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | o
     ax.tick_params(length=0)
     ax.set(xlabel="predicted", ylabel="true")
     ax.set_title(_wrapped(title, 60, 2), loc="left", parse_math=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +264,7 @@ def _wrapped(text: str, width: int, max_lines: int) -> str:
     return "\n".join(wrap(text, width, max_lines=max_lines, placeholder=" …"))
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Writes the PNG under a passing name, then renames it: a reader never meets half a picture."""
     path = Path(path)
     passing = path.with_name(f".{path.name}.{os.getpid()}")

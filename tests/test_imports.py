@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.accumulation": {"clip_jax.sharding"},
     "clip_jax.optimizer": set(),
     "clip_jax.flops": set(),
+    "clip_jax.hlo": set(),
     "clip_jax.train_state": {"clip_jax.models.", "clip_jax.sharding"},
     "clip_jax.train_step": {
         "clip_jax.accumulation",
@@ -72,6 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.restore": {"clip_jax.", "input_pipeline."},
     "clip_jax.api": {"clip_jax.", "input_pipeline."},
     "clip_jax.convert": {"clip_jax.", "input_pipeline."},
+    "clip_jax.planning.": {"clip_jax.", "input_pipeline."},
     "clip_jax.plan": {"clip_jax.", "input_pipeline."},
     "clip_jax.benchmarks.": {"clip_jax.", "configs.", "input_pipeline."},
     "clip_jax.evaluation": {"clip_jax.", "input_pipeline."},

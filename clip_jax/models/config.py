@@ -189,7 +189,8 @@ class ModelConfig:
       remat: what a block keeps for the backward pass; all else is computed again. "none": nothing is computed again.
         "dots": the outputs of linear layers and convolutions are kept. "named": each attention's output and each MLP's
         hidden layer before the activation (of a ResNet, each convolution's output). "attention": each attention's
-        output alone. "full": only a block's input is kept. From first to last less memory and more time; see the README of this package for both.
+        output. "full": only a block's input is kept. From first to last less memory and more time; see the README of
+        this package for both.
 
     Reference: Radford et al. 2021, sec. 2.4, tables 19 and 20.
     """

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from clip_jax.config import Config
-from clip_jax.models import ModelConfig
+from clip_jax.models import ModelConfig, ResNetConfig
 from clip_jax.planning.params import param_table
 from clip_jax.planning.step import Towers
 
 REMATS = ("none", "dots", "named", "attention", "full")
 HEADROOM = 0.95  # of a device's memory
-LEAST_ROWS = 1  # of a device in a microbatch
+LEAST_IMAGES = 32  # of a device in a part, by whose statistics a ResNet's batch norms normalise
 
 
 class Setting(NamedTuple):
@@ -53,6 +53,7 @@ class Fitter:
         self._config = config
         self._num_devices = num_devices
         self._towers = Towers(config)
+        self._state_by_fsdp: dict[int, tuple[int, int]] = {}
 
     def cost(self, setting: Setting) -> float:
         """FLOPs of the towers for one pair, over those with nothing computed twice."""
@@ -61,8 +62,7 @@ class Fitter:
 
     @property
     def _forward(self) -> int:
-        # What "full" computes again is all but the last products of a block, whose outputs nobody needs.
-        return self._towers.flops("none") // 3
+        return self._towers.flops("none") // 3  # the backward pass takes two products for each one
 
     def guess(self, setting: Setting, share: float = 1.0) -> float:
         """Bytes of a device that a setting should need at least: its state, and what the towers keep, times `share`."""
@@ -75,11 +75,12 @@ class Fitter:
     def settings(self) -> Iterator[Setting]:
         """All there are, the cheapest first: by FLOPs, then by the devices over which parameters are split."""
         rows = self._config.train.global_batch_size // self._num_devices * self._config.sharding.tensor
+        least = LEAST_IMAGES if is_resnet(self._config.model) else 1
         found = [
             Setting(remat, fsdp, microbatches)
             for remat in REMATS
             for fsdp in self._fsdp_sizes()
-            for microbatches in _powers_of_two(1, rows // LEAST_ROWS)
+            for microbatches in _powers_of_two(1, max(rows // least, 1))
             if rows % microbatches == 0
         ]
         return iter(sorted(found, key=lambda s: (round(self.cost(s), 3), s.num_microbatches, s.fsdp)))
@@ -100,15 +101,17 @@ class Fitter:
 
     def _state(self, setting: Setting) -> float:
         """Parameters, moments and, with microbatches, the sum of gradients."""
-        config = setting.apply(self._config)
-        rows = param_table(config.model, config.optimizer, config.sharding, self._num_devices)
-        sums = sum(row.param_bytes for row in rows) if setting.num_microbatches > 1 else 0
-        return sum(row.param_bytes + row.optimizer_bytes for row in rows) + sums
+        if setting.fsdp not in self._state_by_fsdp:
+            config = setting.apply(self._config)
+            rows = param_table(config.model, config.optimizer, config.sharding, self._num_devices)
+            self._state_by_fsdp[setting.fsdp] = sum(r.param_bytes for r in rows), sum(r.optimizer_bytes for r in rows)
+        params, moments = self._state_by_fsdp[setting.fsdp]
+        return params * (2 if setting.num_microbatches > 1 else 1) + moments
 
 
-def changes_what_is_learned(model: ModelConfig, setting: Setting, config: Config) -> bool:
-    """Whether the setting moves a ResNet's batch norms to smaller microbatches, by whose statistics they normalise."""
-    return hasattr(model.vision, "stages") and setting.num_microbatches != config.train.num_microbatches
+def is_resnet(model: ModelConfig) -> bool:
+    """Whether batch norms make the number of microbatches matter to what is learned."""
+    return isinstance(model.vision, ResNetConfig)
 
 
 def _powers_of_two(first: int, last: int) -> list[int]:

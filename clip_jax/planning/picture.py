@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from clip_jax.planning.step import GIB
-from clip_jax.plots import save
+from clip_jax.plots import save_figure
 
 PARTS = {
     "parameters": ("parameters", "#4c72b0"),
@@ -43,4 +43,4 @@ def plot_memory(
     ax.set_title(title, loc="left", fontsize=11)
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=4, frameon=False, fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)

@@ -45,8 +45,8 @@ class StepPlan:
     Attributes:
       num_devices, chip: what it was compiled for; chip is None where nothing is known of the device.
       parameters: how many numbers the model learns or keeps frozen.
-      memory: bytes by part: parameters, optimizer (moments and average), batch, kept (for the backward pass, as traced),
-        other (temporaries); arguments, temporaries and peak are XLA's own.
+      memory: bytes by part: parameters, optimizer (moments and average), batch, kept (for the backward pass, as
+        traced), other (temporaries); arguments, temporaries and peak are XLA's own.
       forward_flops: of one image and one text of the full context length.
       model_flops: of the step with nothing computed twice. executed_flops: of the step as it is.
       bytes_moved: to and from main memory, in one step.
@@ -110,7 +110,7 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
         try:
             compiled = step.lower(state, batch).compile()
         except jax.errors.JaxRuntimeError as error:
-            raise _refusal(error) from error
+            raise read_refusal(error) from error
         compile_s = time.perf_counter() - start
         executed_flops = count_flops(step, state, batch)
     plain = dataclasses.replace(
@@ -191,7 +191,7 @@ def _memory(config: Config, mesh: Mesh, batch: Any, analysis: Any) -> dict[str, 
     }
 
 
-def _refusal(error: Exception) -> Exception:
+def read_refusal(error: Exception) -> Exception:
     """What XLA says of a program that does not fit; any other error stays as it is."""
     sizes = re.findall(r"\(?(\d+(?:\.\d+)?)([KMGT]?)i?B?\)?", str(error).partition("Ran out of memory")[2])
     if len(sizes) < 2:

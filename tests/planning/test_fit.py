@@ -1,0 +1,113 @@
+import dataclasses
+
+import jax
+import pytest
+
+from clip_jax import plan as plan_module
+from clip_jax.config import make_config
+from clip_jax.models import ResNetConfig
+from clip_jax.plan import plan, plan_fitting
+from clip_jax.planning.fit import HEADROOM, Fitter, Setting
+from clip_jax.planning.params import param_table
+from clip_jax.planning.step import DoesNotFitError, compile_step
+from configs import clip_vit_l14, tiny
+
+TINY = make_config(tiny.get_config().to_dict())
+VISION = ResNetConfig(image_size=64, stages=(1, 1, 1, 1), stem_width=8, num_heads=4)
+RESNET = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, vision=VISION))
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Fitter(TINY, 8)
+
+
+@pytest.fixture(scope="module")
+def large():
+    return Fitter(make_config(clip_vit_l14.get_config().to_dict()), 256)
+
+
+def test_settings_come_by_their_flops(large):
+    settings = list(large.settings())
+    costs = [round(large.cost(setting), 3) for setting in settings]
+    assert costs == sorted(costs)
+    assert len(set(settings)) == len(settings) == 5 * 9 * 8  # policies, fsdp of 1 to 256, parts of 1 to 128 rows
+    assert settings[0] == Setting("none", 1, 1)
+    assert [large.cost(Setting(remat, 1, 1)) for remat in ("none", "named")] == [1, pytest.approx(1.093, abs=0.002)]
+    assert large.cost(Setting("none", 1, 2)) == pytest.approx(4 / 3, abs=0.001)
+
+
+def test_the_guess_is_state_and_what_is_kept(large):
+    config = make_config(clip_vit_l14.get_config().to_dict())
+    rows = param_table(config.model, config.optimizer, config.sharding, 256)
+    state = sum(row.param_bytes + row.optimizer_bytes for row in rows)
+    whole, halved, sharded = (large.guess(Setting("named", f, m)) for f, m in ((1, 1), (1, 2), (16, 1)))
+    params = sum(row.param_bytes for row in rows)
+    assert 10 * GIB < whole - state < 13 * GIB  # XLA's for v5e:16x16: 11.2
+    assert 0.5 < (halved - state - params) / (whole - state) < 0.6  # the parameters that it keeps, too, are not halved
+    assert whole - sharded == pytest.approx(state * 15 / 16, rel=0.01)
+    share = large.share(Setting("named", 1, 1), 20 * GIB)
+    assert large.guess(Setting("named", 1, 1), share) == pytest.approx(20 * GIB)
+
+
+def test_a_resnets_filters_limit_fsdp_and_its_batch_norms_the_parts():
+    settings = set(Fitter(RESNET, 2).settings())  # 64 rows a device
+    assert {setting.num_microbatches for setting in settings} == {1, 2}
+    narrow = dataclasses.replace(RESNET, train=dataclasses.replace(RESNET.train, global_batch_size=4096))
+    assert max(setting.fsdp for setting in Fitter(narrow, 64).settings()) == 8
+
+
+class Rigged:
+    """compile_step of devices with some memory, of which a step takes 1.1 times the guess; remembers what was tried."""
+
+    def __init__(self, fitter, available):
+        self.fitter, self.available, self.tried = fitter, available, []
+
+    def __call__(self, config, devices):
+        setting = Setting.of(config)
+        self.tried.append(setting)
+        needed = 1.1 * self.fitter.guess(setting)
+        if needed > self.available:
+            raise DoesNotFitError(needed, self.available)
+        return setting
+
+
+def test_fit_takes_the_cheapest_that_fits_and_compiles_few(monkeypatch, small):
+    rigged = Rigged(small, 1.2 * small.guess(Setting("attention", 1, 1)))
+    wanted = next(s for s in small.settings() if 1.1 * small.guess(s) <= HEADROOM * rigged.available)
+    monkeypatch.setattr(plan_module, "compile_step", rigged)
+    assert plan_fitting(TINY, jax.devices()) == (wanted, wanted)
+    costs = [small.cost(setting) for setting in rigged.tried]
+    assert costs == sorted(costs)
+    assert rigged.tried[0] == Setting("none", 1, 1)  # of a CPU's memory nothing is known before a refusal
+    assert len(rigged.tried) < 5
+
+
+def test_where_nothing_fits_that_is_said(monkeypatch):
+    monkeypatch.setattr(plan_module, "compile_step", Rigged(Fitter(TINY, 8), 1))
+    with pytest.raises(
+        ValueError, match=r"needs 40.00 GiB of a device, which has 15.75, and no model.remat, .*fit: use"
+    ):
+        plan_fitting(TINY, jax.devices())
+
+
+def test_a_step_that_does_not_fit_is_answered_with_what_should(monkeypatch):
+    config = make_config(clip_vit_l14.get_config().to_dict())
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="dots"))
+
+    def refuse(*_):
+        raise DoesNotFitError(22 * GIB, 15.75 * GIB)
+
+    monkeypatch.setattr(plan_module, "compile_step", refuse)
+    devices = jax.devices() * 32
+    with pytest.raises(ValueError, match=r"needs 22.00 GiB .* --config.model.remat=named --config.sharding.fsdp=2"):
+        plan(config, devices)
+
+
+def test_settings_of_a_resnet_that_change_what_is_learned_say_so(monkeypatch):
+    plan_here = dataclasses.replace(compile_step(TINY, jax.devices()[:1]), num_devices=1)
+    for parts, said in ((1, False), (4, True)):
+        record = plan_module.as_record(RESNET, "here", Setting("full", 1, parts), plan_here)
+        assert record["changes_what_is_learned"] == said
+        assert ("smaller parts" in plan_module.describe(RESNET, "here", Setting("full", 1, parts), plan_here)) == said
