@@ -86,9 +86,7 @@ def test_fit_takes_the_cheapest_that_fits_and_compiles_few(monkeypatch, small):
 
 def test_where_nothing_fits_that_is_said(monkeypatch):
     monkeypatch.setattr(plan_module, "compile_step", Rigged(Fitter(TINY, 8), 1))
-    with pytest.raises(
-        ValueError, match=r"needs 40.00 GiB of a device, which has 15.75, and no model.remat, .*fit: use"
-    ):
+    with pytest.raises(ValueError, match=r"GiB of a device, which has 0.00, and no model.remat, .* fit: use more or"):
         plan_fitting(TINY, jax.devices())
 
 
