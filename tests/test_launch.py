@@ -51,7 +51,8 @@ if verb == ["queued-resources", "describe"]:
         sys.exit("NOT_FOUND")
     states = open(state).read().split()
     print(states[0])
-    open(state, "w").write(" ".join(states[1:] or states))
+    if len(states) > 1:
+        open(state, "w").write(" ".join(states[1:]))
 elif verb == ["queued-resources", "create"]:
     open(state, "w").write("WAITING_FOR_RESOURCES ACTIVE")
 elif verb == ["queued-resources", "delete"]:
@@ -71,27 +72,21 @@ if sys.argv[1] == "venv":
 
 
 # What the scripts may use besides; nothing else is on the PATH, whatever this machine has.
-TOOLS = [
-    "bash",
-    "cat",
-    "dirname",
-    "env",
-    "flock",
-    "git",
-    "gzip",
-    "hostname",
-    "mkdir",
-    "mktemp",
-    "mountpoint",
-    "nohup",
-    "rm",
-    "sed",
-    "setsid",
-    "sleep",
-    "tail",
-    "tar",
-    "touch",
-]
+TOOLS = (
+    *("bash", "cat", "dirname", "env", "flock", "git", "gzip", "hostname", "mkdir", "mktemp", "mountpoint"),
+    *("nohup", "rm", "sed", "setsid", "sleep", "tail", "tar", "touch"),
+)
+# What gcsfuse was called for is mounted.
+MOUNTPOINT = """
+mounted = [call[-1] for call in map(json.loads, open(os.environ["CALLS"])) if call[0] == "gcsfuse"]
+sys.exit(sys.argv[-1] not in mounted)
+"""
+# It sees the repository's files.
+DOCKER = """
+if sys.argv[1] == "build":
+    assert {"pyproject.toml", "clip_jax", "configs", "input_pipeline"} <= set(os.listdir(sys.argv[-1]))
+    assert os.path.exists(sys.argv[sys.argv.index("-f") + 1])
+"""
 
 
 class Stage:
@@ -383,10 +378,7 @@ def test_a_dry_run_on_a_pod_prints_what_would_be_called(stage):
 
 def test_gke_gets_an_image_its_buckets_and_the_workload(stage):
     stage.play("xpk")
-    stage.play(
-        "docker",
-        "open(os.environ['HOME'] + '/seen', 'w').write(' '.join(os.listdir(sys.argv[-1])) if sys.argv[1] == 'build' else 'pushed')",
-    )
+    stage.play("docker", DOCKER)
     stage.run("gke.sh", "prepare", *GKE_START, f"--data={DATA}")
     build, push = stage.calls("docker")
     assert build[:3] == ["build", "-t", "reg/clip"]
