@@ -54,6 +54,8 @@ if verb == ["queued-resources", "describe"]:
     if len(states) > 1:
         open(state, "w").write(" ".join(states[1:]))
 elif verb == ["queued-resources", "create"]:
+    if os.path.exists(home + "/no quota"):
+        sys.exit("no quota")
     open(state, "w").write("WAITING_FOR_RESOURCES ACTIVE")
 elif verb == ["queued-resources", "delete"]:
     os.remove(state)
@@ -73,7 +75,7 @@ if sys.argv[1] == "venv":
 
 # What the scripts may use besides; nothing else is on the PATH, whatever this machine has.
 TOOLS = (
-    *("bash", "cat", "dirname", "env", "flock", "git", "gzip", "hostname", "mkdir", "mktemp", "mountpoint"),
+    *("bash", "cat", "dirname", "env", "flock", "grep", "gzip", "hostname", "mkdir", "mktemp", "mountpoint"),
     *("nohup", "rm", "sed", "setsid", "sleep", "tail", "tar", "touch"),
 )
 # What gcsfuse was called for is mounted.
@@ -352,7 +354,7 @@ def test_a_training_on_a_pod_goes_on_after_a_sigterm_and_after_the_slice_was_tak
         "delete",
         "create",
     ]
-    assert "preempted; it goes on from the newest checkpoint" in out
+    assert "taken away; it goes on from the newest checkpoint" in out
     assert out.endswith("clip: exit 0\n")
     assert_trained(pod, 3)
 
@@ -364,6 +366,33 @@ def test_watching_a_pod_ends_with_a_failure_of_the_training(pod):
         "error: the training failed; " + f"{LAUNCH}/tpu_pod.sh logs --name=clip --zone=us-west4-a shows why\n"
     )
     assert len(pod.calls("clip-jax")) == 1
+
+
+def test_a_training_on_a_pod_goes_on_after_its_hosts_were_restarted(pod):
+    pod.slice.write_text("ACTIVE")
+    pod.answers_file.write_text("wait 0")
+    watch = pod.start("tpu_pod.sh", "watch", *POD_START, "--poll_s=1", "--", NOTE)
+    log, state = pod.home / "clip_jax_run" / "log", pod.home / "clip_jax_run"
+    eventually(lambda: log.exists() and "ready" in log.read_text())
+    pid = int((state / "pid").read_text())
+    (state / "pid").write_text("1")  # by now another's
+    os.kill(pid, signal.SIGKILL)
+    eventually((state / "exit_code").exists)
+    (state / "exit_code").unlink()
+    out, err = watch.communicate(timeout=30)
+    assert watch.returncode == 0, out + err
+    assert out.splitlines()[-1] == "clip: exit 0"
+    assert_trained(pod, 2)
+
+
+def test_watching_a_pod_ends_where_it_cannot_be_had_or_set_up(pod):
+    (pod.home / "no quota").touch()
+    assert "clip was not granted" in pod.run("tpu_pod.sh", "watch", *POD_START, "--poll_s=0", code=2)
+    pod.slice.write_text("ACTIVE")
+    pod.play("uv", "sys.exit('no such Python')")
+    assert "clip could not be set up" in pod.run("tpu_pod.sh", "watch", *POD_START, "--poll_s=0", code=2)
+    assert [call[3] for call in pod.calls("gcloud")].count("create") == 1
+    assert pod.calls("clip-jax") == []
 
 
 def test_a_dry_run_on_a_pod_prints_what_would_be_called(stage):

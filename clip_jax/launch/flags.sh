@@ -63,12 +63,10 @@ quoted() {
   printf '%s\n' "${line% }"
 }
 
-# The repository's files as they lie here, committed or not, in one archive: pack FILE.
+# pack FILE: what a host needs of this clone, as it lies here, committed or not.
 pack() {
   local root
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-  git -C "$root" ls-files -z --cached --others --exclude-standard >"$1.names" ||
-    die "$root is not a clone of the repository, and its files are what the hosts get"
-  tar -C "$root" --null --ignore-failed-read -czf "$1" -T "$1.names"
-  rm "$1.names"
+  [[ -e $root/pyproject.toml ]] || die "$root is not a clone of the repository, and hosts get what is there"
+  tar -C "$root" --exclude=__pycache__ -czf "$1" pyproject.toml README.md LICENSE clip_jax configs input_pipeline
 }

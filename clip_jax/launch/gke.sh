@@ -46,8 +46,9 @@ prepare() {
   run docker build -t "$image" -f "$folder/context/clip_jax/launch/Dockerfile" "$folder/context"
   rm -r "$folder"
   run docker push "$image"
-  attach workdir "$workdir" false \
-    implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,write:enable-streaming-writes:false
+  local caches=metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0
+  local writes=write:enable-streaming-writes:false,file-system:rename-dir-limit:0 # see gcs.sh
+  attach workdir "$workdir" false "implicit-dirs,$caches,$writes"
   [[ -z $data ]] || attach data "$data" true implicit-dirs,metadata-cache:ttl-secs:-1
 }
 

@@ -10,8 +10,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 state=$HOME/clip_jax_run
 venv=$HOME/clip_jax_venv
 
-running() {
-  [[ -e $state/pid ]] && kill -0 "$(<"$state/pid")" 2>/dev/null
+running() { # after a restart of the machine the number may be another's
+  [[ -e $state/pid ]] && grep -qsa 'clip.jax' "/proc/$(<"$state/pid")/cmdline"
 }
 
 status() {

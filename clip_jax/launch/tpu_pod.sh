@@ -55,8 +55,8 @@ acquire() {
     echo "$name: ${now:-no such slice}"
     case $now in
       ACTIVE) return ;;
-      '') create ;;
-      SUSPENDED | FAILED) delete ;; # what a preemption leaves
+      '') create || die "$name was not granted" ;;
+      SUSPENDED | FAILED) delete || die "what a preemption left of $name could not be deleted" ;;
     esac
     [[ -z $dry_run ]] || return 0
     sleep "$poll_s"
@@ -64,21 +64,24 @@ acquire() {
 }
 
 start() {
-  local archive
+  local archive code=0
   acquire
   archive=$(mktemp -d)
   pack "$archive/clip_jax.tar.gz"
-  run gcloud compute tpus tpu-vm scp "$archive/clip_jax.tar.gz" "$name:clip_jax.tar.gz" "${where[@]}" --worker=all
-  on_hosts all bash -euc "mkdir -p clip_jax_code; tar -C clip_jax_code -xzf clip_jax.tar.gz
-    GCS_CACHE_MB=\$1; export GCS_CACHE_MB; shift; exec clip_jax_code/clip_jax/launch/host.sh start \"\$@\"" \
-    start "$cache_mb" "$data" "$workdir" --config="$config" "${train_flags[@]}"
+  { # no `set -e` where a caller asks how this ended
+    run gcloud compute tpus tpu-vm scp "$archive/clip_jax.tar.gz" "$name:clip_jax.tar.gz" "${where[@]}" --worker=all &&
+      on_hosts all bash -euc "mkdir -p clip_jax_code; tar -C clip_jax_code -xzf clip_jax.tar.gz
+        GCS_CACHE_MB=\$1; export GCS_CACHE_MB; shift; exec clip_jax_code/clip_jax/launch/host.sh start \"\$@\"" \
+        start "$cache_mb" "$data" "$workdir" --config="$config" "${train_flags[@]}"
+  } || code=$?
   rm -r "$archive"
+  return "$code"
 }
 
 watch() {
   local now
   while true; do
-    start || echo "$name: the slice went away while it was set up"
+    start || [[ $(state) != ACTIVE ]] || die "$name could not be set up"
     while [[ $(state) == ACTIVE ]]; do
       sleep "$poll_s"
       now=$(on_hosts 0 clip_jax_code/clip_jax/launch/host.sh status 2>/dev/null) || now='out of reach'
@@ -89,10 +92,10 @@ watch() {
           sleep "$poll_s" # a slice that is taken away fails first
           [[ $(state) != ACTIVE ]] || die "the training failed; $0 logs --name=$name --zone=$zone shows why"
           ;;
-        none) break ;;
+        none) break ;; # started anew, without the training
       esac
     done
-    echo "$name: preempted; it goes on from the newest checkpoint"
+    echo "$name: taken away; it goes on from the newest checkpoint"
   done
 }
 
