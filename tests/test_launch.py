@@ -102,6 +102,7 @@ class Stage:
         self.home.mkdir()
         self.calls_file, self.answers_file, self.slice = folder / "calls", folder / "answers", folder / "slice"
         self.calls_file.touch()
+        self.started: list[subprocess.Popen[str]] = []
         self.play("clip-jax", TRAINING)
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "CUDA_"))},
@@ -120,7 +121,7 @@ class Stage:
         file.chmod(0o755)
 
     def start(self, script: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(LAUNCH / script), *arguments],
             env={**self.env, **env},
             stdin=subprocess.DEVNULL,
@@ -128,6 +129,8 @@ class Stage:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, script: str, *arguments: str, code: int = 0, answers: str = "", **env: str) -> str:
         """What it printed, stderr last."""
@@ -144,7 +147,10 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path):
-    return Stage(tmp_path)
+    stage = Stage(tmp_path)
+    yield stage
+    for process in stage.started:
+        process.kill()
 
 
 def eventually(true, timeout_s: float = 20):
