@@ -348,7 +348,7 @@ def test_a_training_on_a_pod_goes_on_after_a_sigterm_and_after_the_slice_was_tak
     watch = pod.start("tpu_pod.sh", "watch", *POD_START, "--poll_s=1", "--", NOTE)
     eventually(lambda: len(pod.calls("clip-jax")) == 2)
     eventually(lambda: "ready" in (pod.home / "clip_jax_run" / "log").read_text())
-    pid = int((pod.home / "clip_jax_run" / "pid").read_text())
+    pid = int((pod.home / "clip_jax_run" / "training_pid").read_text())
     pod.slice.write_text("SUSPENDED")
     for name in ("clip_jax_run", "clip_jax_code", "clip_jax_venv"):  # the new slice has nothing
         shutil.rmtree(pod.home / name)
@@ -380,11 +380,10 @@ def test_a_training_on_a_pod_goes_on_after_its_hosts_were_restarted(pod):
     watch = pod.start("tpu_pod.sh", "watch", *POD_START, "--poll_s=1", "--", NOTE)
     log, state = pod.home / "clip_jax_run" / "log", pod.home / "clip_jax_run"
     eventually(lambda: log.exists() and "ready" in log.read_text())
-    pid = int((state / "pid").read_text())
+    pids = [int((state / name).read_text()) for name in ("pid", "training_pid")]
     (state / "pid").write_text("1")  # by now another's
-    os.kill(pid, signal.SIGKILL)
-    eventually((state / "exit_code").exists)
-    (state / "exit_code").unlink()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
     out, err = watch.communicate(timeout=30)
     assert watch.returncode == 0, out + err
     assert out.splitlines()[-1] == "clip: exit 0"

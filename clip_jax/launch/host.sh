@@ -11,16 +11,16 @@ state=$HOME/clip_jax_run
 venv=$HOME/clip_jax_venv
 
 running() { # after a restart of the machine the number may be another's
-  [[ -e $state/pid ]] && grep -qsa 'clip.jax' "/proc/$(<"$state/pid")/cmdline"
+  [[ -e $state/pid ]] && grep -qsa host.sh "/proc/$(<"$state/pid")/cmdline"
 }
 
 status() {
-  if running; then
-    echo running
-  elif [[ -e $state/stopped ]]; then
+  if [[ -e $state/exit_code && -e $state/stopped ]]; then
     echo stopped
   elif [[ -e $state/exit_code ]]; then
     echo "exit $(<"$state/exit_code")"
+  elif running; then
+    echo running
   else
     echo none # a new machine, or one that was taken away in the middle
   fi
@@ -35,10 +35,11 @@ install() {
 # The training; again when it was told to end and this machine goes on, as after maintenance.
 supervise() {
   local code=143
+  echo $$ >"$state/pid"
   while ((code == 143)) && [[ ! -e $state/stopped ]]; do
     code=0
     "$here/train.sh" "$venv/bin/clip-jax" "$@" &
-    echo $! >"$state/pid"
+    echo $! >"$state/training_pid"
     wait $! || code=$?
   done
   echo "$code" >"$state/exit_code"
@@ -57,6 +58,7 @@ case ${1:-} in
     install
     rm -f "$state/stopped" "$state/exit_code" "$state/pid"
     nohup setsid "$0" supervise "$@" >>"$state/log" 2>&1 </dev/null &
+    until [[ -e $state/pid ]]; do sleep 0.1; done # or who asks next would hear that there is none
     echo "$(hostname): started"
     ;;
   supervise)
@@ -67,7 +69,7 @@ case ${1:-} in
   logs) tail -n 50 "$state/log" ;;
   stop)
     touch "$state/stopped"
-    ! running || kill -TERM "$(<"$state/pid")"
+    ! running || kill -TERM "$(<"$state/training_pid")"
     ;;
   *) die "say start, status, logs or stop" ;;
 esac
