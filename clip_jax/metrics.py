@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -44,7 +45,9 @@ class MetricsWriter:
         self._events.file_writer.add_summary(summary, row["step"])
 
     def flush(self) -> None:
+        """Rows are on the disk: those before a checkpoint outlive a machine that is taken away."""
         self._file.flush()
+        os.fsync(self._file.fileno())
         self._events.flush()
 
     def close(self) -> None:

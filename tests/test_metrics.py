@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,17 @@ def test_rows_come_back(tmp_path):
     assert read_metrics(tmp_path) == rows
     writer.close()
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_flushed_rows_are_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file)))
+    writer = MetricsWriter(tmp_path, resume_step=0)
+    writer.write(row(1))
+    writer.flush()
+    writer.close()
+    file = (tmp_path / "metrics.jsonl").stat()
+    assert (file.st_ino, file.st_size) in [(each.st_ino, each.st_size) for each in synced]
 
 
 def test_resuming_drops_later_rows_and_torn_lines(tmp_path):
