@@ -6,32 +6,29 @@ from typing import Any
 
 import jax
 
-NUM_PARTS = 16  # the answer is the largest multiple, of the last doubling's sixteenth, that fits
+NUM_PARTS = 16  # the answer is exact to a sixteenth of the largest power of two times the multiple that fits
+START = 64  # about, of the sizes that are tried; each costs a compilation
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "HBM")  # in what XLA says of a program that it refuses to compile
 
 
 def largest_batch(fits: Callable[[int], bool], multiple: int, most: int) -> int:
-    """The largest batch that fits, at most `most`: doubled from `multiple` on, then bisected.
+    """The largest batch that fits, a multiple of `multiple`, at most `most`: doubled from about 64 on, then bisected.
 
-    Exact to a sixteenth of the last size that was doubled to, or to `multiple` where that is more; a larger batch is
-    taken to fit only if all smaller ones do. Raises ValueError when not even `multiple` fits.
+    Between the last doubling that fits and the next, sixteenths are tried. A larger batch is taken to fit only if all
+    smaller ones do. Raises ValueError when not even `multiple` fits.
     """
-    if not fits(multiple):
-        raise ValueError(
-            f"not even a batch of {multiple} fits: take a smaller model, remat=full or more devices with fsdp"
-        )
-    low = multiple
-    while 2 * low <= most:
-        if not fits(2 * low):
-            break
-        low *= 2
+    low, high = 0, multiple * min(-(-START // multiple), max(most // multiple, 1))
+    while high <= most and fits(high):
+        low, high = high, 2 * high
     part = max(multiple, low // NUM_PARTS // multiple * multiple)
-    high = min(2 * low, most + 1)  # does not fit, or is not wanted
+    high = min(high, most // part * part + part)  # does not fit, or is not wanted
     while high - low > part:
-        middle = low + (high - low) // 2 // part * part
-        if middle == low:
-            break
+        middle = low + (high - low) // part // 2 * part
         low, high = (middle, high) if fits(middle) else (low, middle)
+    if not low:
+        raise ValueError(
+            f"not even a batch of {multiple} fits: take a smaller model, remat=full, or more devices with fsdp"
+        )
     return low
 
 

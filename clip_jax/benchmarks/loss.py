@@ -2,8 +2,8 @@
 --num_pairs=16384`; only memory, on devices that need not be there: `--num_pairs=32768 --num_devices=8 --num_runs=0`,
 or `--num_pairs=1048576 --topology=v5e:16x16`.
 
-All forms in one process, by turns. Temporaries are what the compiled program needs on each device beside its inputs and outputs; on TPU, where XLA tells it, the peak
-of all three.
+All forms in one process, by turns. Temporaries are what the compiled program needs on each device beside its inputs and
+outputs; on TPU, where XLA tells it, the peak of all three.
 """
 
 import sys
@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import cli
-from clip_jax.benchmarks.options import SHARED, make_report
+from clip_jax.benchmarks.options import SHARED, chosen_devices, make_report
 from clip_jax.benchmarks.timing import Timed
 from clip_jax.losses import normalize
 from clip_jax.losses.choice import FORMS
@@ -27,12 +27,11 @@ from clip_jax.losses.ring import BLOCK_SIZE
 from clip_jax.sharding import ShardingConfig, batch_sharding, make_mesh
 from clip_jax.topology import topology_devices
 
-for flag in SHARED:
+for flag in ("num_devices", *SHARED):
     flags.declare_key_flag(flag)
 LOSS = flags.DEFINE_enum("loss", "contrastive", list(FORMS), "Which.")
 NUM_PAIRS = flags.DEFINE_multi_integer("num_pairs", [4096], "Pairs of a global batch; may be given again.")
 EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "Channels of the features.")
-NUM_DEVICES = flags.DEFINE_integer("num_devices", 1, "Devices; on CPU as many as are wished.")
 BLOCK_SIZES = flags.DEFINE_multi_integer("block_size", [BLOCK_SIZE], "Rows of a block; may be given again.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for instead, such as v5e:16x16; nothing is run.")
 
@@ -74,9 +73,8 @@ def plan(forms: dict[str, Callable], N: int, E: int, num_scalars: int, mesh: Mes
 
 def main() -> int:
     """Prints a table for each number of pairs; see the module's docstring."""
-    jax.config.update("jax_num_cpu_devices", NUM_DEVICES.value)
     report = make_report("loss", main)
-    devices = topology_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()[: NUM_DEVICES.value]
+    devices = topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chosen_devices()
     mesh = make_mesh(ShardingConfig(), devices)
     forms = make_forms(LOSS.value, mesh, BLOCK_SIZES.value)
     scalars = [np.log(1 / 0.07), -10][: 1 if LOSS.value == "contrastive" else 2]
@@ -98,7 +96,7 @@ def main() -> int:
             arguments = [*features, *(jax.device_put(np.float32(x), NamedSharding(mesh, P())) for x in scalars)]
             runners = {name: Timed(partial(run, program, arguments)) for name, program in programs.items()}
             timings = report.measure(runners)
-        report.add(f"{N:,} pairs, {E} channels, {NUM_DEVICES.value} devices", figures, timings, {"pairs": N})
+        report.add(f"{N:,} pairs, {E} channels, {mesh.size} devices", figures, timings, {"pairs": N})
     report.write()
     return 0
 

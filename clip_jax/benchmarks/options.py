@@ -24,7 +24,9 @@ JSON = flags.DEFINE_string("json", None, "File for settings, versions, all times
 PUBLISHED_NAME = flags.DEFINE_enum(
     "published", None, list(PUBLISHED), "A published model, in float32 without remat, in the place of a config's."
 )
-NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Devices; by default all.", lower_bound=1)
+NUM_DEVICES = flags.DEFINE_integer(
+    "num_devices", None, "Devices, by default all; on CPU as many as are wished.", lower_bound=1
+)
 # For `declare_key_flag`, which a module has to call itself.
 SHARED = ("num_runs", "max_minutes", "json")
 SUBJECT = ("config", "published", "num_devices", *SHARED)
@@ -54,6 +56,8 @@ def chosen_config() -> tuple[str, Config]:
 
 def chosen_devices() -> list[jax.Device]:
     """The first of this machine's devices, as many as --num_devices says."""
+    if NUM_DEVICES.value:
+        jax.config.update("jax_num_cpu_devices", NUM_DEVICES.value)
     devices = jax.devices()
     if NUM_DEVICES.value and NUM_DEVICES.value > len(devices):
         raise ValueError(f"--num_devices={NUM_DEVICES.value} is more than there are: {len(devices)}")

@@ -53,8 +53,8 @@ def make_step(config: Config, mesh: Mesh) -> tuple[TrainStep, optax.GradientTran
     """The config's step, its optimizer and the state's shapes and shardings; at its peak learning rate throughout."""
     schedule = optax.constant_schedule(config.optimizer.learning_rate)
     optimizer = make_optimizer(config.optimizer, schedule)
-    options = {"frozen": config.optimizer.frozen, "has_ema": config.optimizer.has_ema}
-    state = abstract_state(config.model, optimizer, mesh, **options)
+    frozen, has_ema = config.optimizer.frozen, config.optimizer.has_ema
+    state = abstract_state(config.model, optimizer, mesh, frozen=frozen, has_ema=has_ema)
     step = make_train_step(
         model_graph(config.model),
         optimizer,
@@ -121,8 +121,8 @@ class Session:
 
     def __init__(self, config: Config, mesh: Mesh, N: int):
         _, optimizer, _ = make_step(config, mesh)
-        options = {"frozen": config.optimizer.frozen, "has_ema": config.optimizer.has_ema}
-        self._state: Any = init_state(config.model, optimizer, 0, mesh, **options)
+        frozen, has_ema = config.optimizer.frozen, config.optimizer.has_ema
+        self._state: Any = init_state(config.model, optimizer, 0, mesh, frozen=frozen, has_ema=has_ema)
         size = config.model.vision.image_size
         self._images = np.random.default_rng(0).integers(256, size=(N, size, size, 3), dtype=np.uint8)
 
@@ -233,8 +233,8 @@ def _refuse_too_large(programs: dict[str, Program], N: int, limit: int) -> None:
     for name, program in programs.items():
         if (needed := program_bytes(program.compiled)) > limit:
             raise ValueError(
-                f"{N} pairs, {name}: a step needs {needed / 2**30:.2f} GiB on each device, which has "
-                f"{limit / 2**30:.2f}: lower --batch_size, or let --batch_size=auto find the largest that fits"
+                f"{N} pairs, {name}: a step needs {needed / 2**30:.3g} GiB on each device, which has "
+                f"{limit / 2**30:.3g}: lower --batch_size, or let --batch_size=auto find the largest that fits"
             )
 
 

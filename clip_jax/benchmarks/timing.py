@@ -1,4 +1,4 @@
-"""Runs by turns in one process, the ratios of their times, and whether the machine was quiet enough to believe these."""
+"""Runs by turns in one process, the ratios of their times, and whether the machine was quiet enough for these."""
 
 import math
 import sys

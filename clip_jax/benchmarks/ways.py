@@ -9,7 +9,7 @@ import numpy as np
 
 from clip_jax.config import Config
 from clip_jax.encoder import TEXT_LENGTHS
-from clip_jax.models import PackedText, TextConfig
+from clip_jax.models import PackedText, TextConfig, VisionConfig
 from input_pipeline.packing import PackingOverflowError, caption_lengths, pack_text, rows_with_headroom
 
 AS_IT_IS = "as configured"  # a way without settings
@@ -36,7 +36,20 @@ def _section(way: Way, section: str, **changes: Any) -> Way:
 
 
 def _patch_dropout(way: Way, value: str) -> Way:
-    return _model(way, vision=dataclasses.replace(way.config.model.vision, patch_dropout=float(value)))
+    vision = way.config.model.vision
+    if not isinstance(vision, VisionConfig):
+        raise ValueError("a ResNet has no patches")
+    try:
+        share = float(value)
+    except ValueError:
+        raise ValueError("it must be a number") from None
+    return _model(way, vision=dataclasses.replace(vision, patch_dropout=share))
+
+
+def _whole(value: str) -> int:
+    if not value.isdigit():
+        raise ValueError("it must be a whole number")
+    return int(value)
 
 
 def _text(way: Way, value: str) -> Way:
@@ -53,14 +66,14 @@ SETTINGS: dict[str, Callable[[Way, str], Way]] = {
     "remat": lambda way, value: _model(way, remat=value),
     "compute_dtype": lambda way, value: _model(way, compute_dtype=value),
     "patch_dropout": _patch_dropout,
-    "num_microbatches": lambda way, value: _section(way, "train", num_microbatches=int(value)),
-    "block_size": lambda way, value: _section(way, "loss", block_size=int(value)),
+    "num_microbatches": lambda way, value: _section(way, "train", num_microbatches=_whole(value)),
+    "block_size": lambda way, value: _section(way, "loss", block_size=_whole(value)),
     "text": _text,
 }
 
 
 def make_ways(config: Config, names: Sequence[str], settings: Sequence[str] = tuple(SETTINGS)) -> dict[str, Way]:
-    """Name -> way; the config as it is, when none is named. Raises ValueError for a setting or value that is not one."""
+    """Name -> way; the config as it is, when none is named. Raises ValueError for no setting, or no value of it."""
     ways = {}
     for name in names or [AS_IT_IS]:
         way = Way(config=config)
@@ -73,7 +86,7 @@ def make_ways(config: Config, names: Sequence[str], settings: Sequence[str] = tu
                 )
             try:
                 way = SETTINGS[setting](way, value)
-            except (ValueError, TypeError) as error:
+            except ValueError as error:
                 raise ValueError(f"--ways: {part!r} cannot be: {error}") from None
         if name in ways:
             raise ValueError(f"--ways: {name!r} is given twice")
