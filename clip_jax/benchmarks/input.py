@@ -155,8 +155,8 @@ def main() -> int:
 
 
 def share_of_stages(timings: Timings, N: int) -> dict[str, dict[str, float]]:
-    """By stage, images/s of a core that does nothing else, and the share of a core's time; what is left over chooses
-    records and random numbers."""
+    """By stage, images/s of a core that does nothing else, and the share of all stages' time; what is left over is the
+    choice of records, random numbers, and caches that a stage by itself keeps warm."""
     whole = timings.seconds[WHOLE]
     stages = {name: seconds for name, seconds in timings.seconds.items() if name != WHOLE}
     shares = {name: float(np.median(seconds / whole)) for name, seconds in stages.items()}

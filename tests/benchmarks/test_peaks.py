@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 
 from clip_jax.benchmarks.peaks import PEAKS, Peaks, published_peak, utilisation
 from clip_jax.sharding import make_mesh
