@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-# Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are.
+# Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are;
+# DEFAULT_CONFIG names the config whose keys are meant when none is given.
 COMMANDS = {
     "plan": "tell what a config asks of its devices",
     "train": "train a model from a config",
@@ -74,6 +75,9 @@ def _choose(program: str, what: str, names: Mapping[str, str], arguments: Sequen
 def run(command: Callable[..., int | None], argv: Sequence[str]) -> None:
     """Parses the flags and runs a command; a mistake of the user ends in one message and exit code 1."""
     module = sys.modules[command.__module__]
+    argv, names = list(argv), [argument.partition("=")[0] for argument in argv]
+    if hasattr(module, "DEFAULT_CONFIG") and "--config" not in names and any(n.startswith("--config.") for n in names):
+        argv.insert(1, f"--config={module.DEFAULT_CONFIG}")
     if {"-h", "--help"} & set(argv[1:]):
         print(_help(module))
         return
@@ -92,7 +96,7 @@ def run(command: Callable[..., int | None], argv: Sequence[str]) -> None:
             print("interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
 
-    app.run(guarded, argv=list(argv), flags_parser=_parse_flags)
+    app.run(guarded, argv=argv, flags_parser=_parse_flags)
 
 
 def _help(module: ModuleType) -> str:

@@ -30,6 +30,7 @@ from clip_jax.train_state import init_variables, model_graph
 
 for flag in SUBJECT:
     flags.declare_key_flag(flag)
+DEFAULT_CONFIG = "tiny"
 WAYS = flags.DEFINE_list("ways", ["text=short", "text=padded"], "What to compare, the first with the others.")
 NUM_ROWS = flags.DEFINE_integer(
     "num_rows", None, "Images, and texts, of a run; by default two batches of the config's.", lower_bound=1

@@ -29,6 +29,7 @@ from input_pipeline.transforms import random_square_crop
 
 for flag in ("config", *SHARED):
     flags.declare_key_flag(flag)
+DEFAULT_CONFIG = "tiny"
 NUM_WORKERS = flags.DEFINE_integer("num_workers", None, "Worker processes; by default the config's.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images of a batch; by default the config's.", lower_bound=1)
 NUM_BATCHES = flags.DEFINE_integer("num_batches", 8, "Timed in a run of the pipeline.", lower_bound=1)

@@ -30,7 +30,6 @@ NUM_DEVICES = flags.DEFINE_integer(
 # For `declare_key_flag`, which a module has to call itself.
 SHARED = ("num_runs", "max_minutes", "json")
 SUBJECT = ("config", "published", "num_devices", *SHARED)
-flags.set_default(cli.CONFIG, tiny.__file__)
 
 
 def make_report(benchmark: str, main: Callable[[], int]) -> Report:
@@ -43,10 +42,12 @@ def make_report(benchmark: str, main: Callable[[], int]) -> Report:
 def chosen_config() -> tuple[str, Config]:
     """Name and config of what is measured: --config, by default tiny, or the base config with the published model,
     which neither recomputes nor computes in bfloat16. Raises ValueError for both."""
-    flag = flags.FLAGS["config"]
+    if PUBLISHED_NAME.value is None and cli.CONFIG.value is None:
+        return "tiny", make_config(tiny.get_config().to_dict())
     if PUBLISHED_NAME.value is None:
-        return Path(flag.config_filename).stem, make_config(cli.CONFIG.value.to_dict())  # type: ignore[attr-defined]
-    if flag.present:
+        file = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
+        return Path(file).stem, make_config(cli.CONFIG.value.to_dict())
+    if cli.CONFIG.value is not None:
         raise ValueError(f"--published={PUBLISHED_NAME.value} and --config exclude each other: leave one out")
     model = PUBLISHED[PUBLISHED_NAME.value]
     base = make_config(clip_vit_b32.get_config().to_dict())

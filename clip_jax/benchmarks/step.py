@@ -38,6 +38,7 @@ from clip_jax.train_step import Batch, TrainStep, make_train_step
 
 for flag in SUBJECT:
     flags.declare_key_flag(flag)
+DEFAULT_CONFIG = "tiny"
 WAYS = flags.DEFINE_list("ways", [], "What to compare, the first with the others; by default the config as it is.")
 BATCH_SIZE = flags.DEFINE_string(
     "batch_size", None, "Pairs of a step over all devices, or auto; by default the config's, 32 of a published model."
