@@ -3,7 +3,7 @@
 import importlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-# Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are.
+# Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are;
+# DEFAULT_CONFIG names the config whose keys are meant when none is given.
 COMMANDS = {
     "plan": "tell what a config asks of its devices",
     "train": "train a model from a config",
@@ -19,7 +20,10 @@ COMMANDS = {
     "embed": "embed a folder or a data set of pictures and captions",
     "classify": "tell which of your labels fit pictures",
     "convert": "read weights of any layout, write them in another",
+    "bench": "measure speed and memory, of several kinds",
 }
+# Of several kinds, each a module of the package, with flags of its own, that the package's KINDS tells.
+PACKAGES = {"bench": "clip_jax.benchmarks"}
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, or the bare name of a shipped one; --config.SECTION.KEY=VALUE changes a key."
@@ -43,21 +47,37 @@ flags.DEFINE_bool("traceback", False, "Show where an error came from, not only i
 
 def main() -> None:
     """Entry point of the `clip-jax` command."""
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if command not in COMMANDS:
-        lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
-        usage = "\n".join(["usage: clip-jax COMMAND [--flags]", *lines, "clip-jax COMMAND --help lists the flags."])
-        if command in ("-h", "--help", "help"):
-            print(usage)
-            return
-        _fail(f"unknown command {command!r}\n{usage}")
-    module = importlib.import_module(f"clip_jax.{command}")  # only this one: each takes seconds
-    run(module.main, [f"{sys.argv[0]} {command}", *sys.argv[2:]])
+    command = _choose("clip-jax", "command", COMMANDS, sys.argv[1:])
+    module = importlib.import_module(PACKAGES.get(command, f"clip_jax.{command}"))  # only this one: each takes seconds
+    words = [sys.argv[0], command]
+    if command in PACKAGES:
+        kind = _choose(f"clip-jax {command}", "kind", module.KINDS, sys.argv[2:])
+        module = importlib.import_module(f"{module.__name__}.{kind}")
+        words.append(kind)
+    run(module.main, [" ".join(words), *sys.argv[len(words) :]])
+
+
+def _choose(program: str, what: str, names: Mapping[str, str], arguments: Sequence[str]) -> str:
+    """The first argument, when it is one of the names; else the usage, as help or with an error, and the end."""
+    name = arguments[0] if arguments else "--help"
+    if name in names:
+        return name
+    lines = [f"  {name:{max(map(len, names))}}  {about}" for name, about in names.items()]
+    usage = "\n".join(
+        [f"usage: {program} {what.upper()} [--flags]", *lines, f"{program} {what.upper()} --help lists the flags."]
+    )
+    if name in ("-h", "--help", "help"):
+        print(usage)
+        sys.exit()
+    _fail(f"unknown {what} {name!r}\n{usage}")
 
 
 def run(command: Callable[..., int | None], argv: Sequence[str]) -> None:
     """Parses the flags and runs a command; a mistake of the user ends in one message and exit code 1."""
     module = sys.modules[command.__module__]
+    argv, names = list(argv), [argument.partition("=")[0] for argument in argv]
+    if hasattr(module, "DEFAULT_CONFIG") and "--config" not in names and any(n.startswith("--config.") for n in names):
+        argv.insert(1, f"--config={module.DEFAULT_CONFIG}")
     if {"-h", "--help"} & set(argv[1:]):
         print(_help(module))
         return
@@ -76,7 +96,7 @@ def run(command: Callable[..., int | None], argv: Sequence[str]) -> None:
             print("interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
 
-    app.run(guarded, argv=list(argv), flags_parser=_parse_flags)
+    app.run(guarded, argv=argv, flags_parser=_parse_flags)
 
 
 def _help(module: ModuleType) -> str:

@@ -1,5 +1,6 @@
 """The command line as a user meets it. One process imports everything once and forks for each command."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from clip_jax.benchmarks import KINDS
 from clip_jax.cli import HOST_FLAGS
 from clip_jax.config import record_config
 from configs.tiny import get_config
@@ -94,7 +96,26 @@ def commands(place: Path) -> dict[str, list[str]]:
         "evaluate help": ["evaluate", "-h"],
         "embed help": ["embed", "--help"],
         "classify help": ["classify", photo, "--help"],
+        "bench help": ["bench", "step", "--help"],
+        "kinds": ["bench"],
+        "kinds help": ["bench", "--help"],
         "command": ["trian"],
+        "kind": ["bench", "stp"],
+        "word after a kind": ["bench", "step", "loss"],
+        "setting": ["bench", "step", "--ways=remt=full"],
+        "value": ["bench", "step", "--ways=remat=full,remat=all"],
+        "no number": ["bench", "step", "--ways=block_size=full"],
+        "positions": ["bench", "step", "--ways=text=99"],
+        "no patches": ["bench", "step", "--published=RN50", "--ways=patch_dropout=0.5"],
+        "way twice": ["bench", "step", "--ways=remat=full,remat=full"],
+        "batch of pairs": ["bench", "step", "--batch_size=many"],
+        "batch of parts": ["bench", "step", "--batch_size=36", "--ways=num_microbatches=2,num_microbatches=3"],
+        "two models": ["bench", "step", "--published=RN50", "--config=tiny"],
+        "peer of a config": ["bench", "step", "--peer_python=python"],
+        "unknown key to bench": ["bench", "step", "--config.train.sead=1"],
+        "json": ["bench", "loss", f"--json={place / 'nowhere' / 'a.json'}"],
+        "packed to encode": ["bench", "encode", "--ways=text=packed"],
+        "nothing to time": ["bench", "input", "--num_runs=0"],
         "flag": train("--nonsense=1"),
         "flag misspelt": train("--wrkdir=x"),
         "word": train("more"),
@@ -165,6 +186,22 @@ def outcomes(place) -> dict[str, Outcome]:
 
 MESSAGES = {
     "command": "unknown command 'trian'\nusage: clip-jax COMMAND [--flags]",
+    "kind": "unknown kind 'stp'\nusage: clip-jax bench KIND [--flags]\n  step ",
+    "word after a kind": "unexpected argument 'loss': flags begin with --",
+    "setting": "--ways: 'remt=full' is not SETTING=VALUE with one of remat, compute_dtype, patch_dropout, ",
+    "value": "--ways: 'remat=all' cannot be: model.remat='all' must be one of 'none', 'dots', 'named', 'full'",
+    "no number": "--ways: 'block_size=full' cannot be: it must be a whole number",
+    "positions": "--ways: 'text=99' cannot be: it must be padded, short, packed, or positions, from 2 to 16",
+    "no patches": "--ways: 'patch_dropout=0.5' cannot be: a ResNet has no patches",
+    "way twice": "--ways: 'remat=full' is given twice",
+    "batch of pairs": "--batch_size=many must be a number of pairs, or auto",
+    "batch of parts": "--batch_size=36 is not divisible by 48, the devices that share a batch times the ",
+    "two models": "--published=RN50 and --config exclude each other: leave one out",
+    "peer of a config": "--peer_python compares a model that open_clip has, too: name it, as --published=ViT-B/32",
+    "unknown key to bench": "unknown config key 'sead'",
+    "json": "--json={place}/nowhere/a.json cannot be written: name a file in a folder that exists",
+    "packed to encode": "--ways: text=packed is no way of the encoder: it has padded and short",
+    "nothing to time": "--num_runs=0 leaves nothing to do here: the input pipeline compiles nothing",
     "flag": "Unknown command line flag 'nonsense'",
     "flag misspelt": "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
     "word": "unexpected argument 'more': flags begin with --",
@@ -245,6 +282,9 @@ def test_every_mistake_is_tried(outcomes):
         "evaluate help",
         "embed help",
         "classify help",
+        "bench help",
+        "kinds",
+        "kinds help",
     }
 
 
@@ -259,8 +299,22 @@ def test_help_lists_the_commands(outcomes):
             "embed",
             "classify",
             "convert",
+            "bench",
             "clip-jax",
         ]
+
+
+def test_bench_lists_its_kinds_and_each_is_a_module(outcomes):
+    for name in ("kinds", "kinds help"):
+        assert (outcomes[name].code, outcomes[name].err) == (0, "")
+        assert outcomes[name].out.splitlines()[0] == "usage: clip-jax bench KIND [--flags]"
+        assert [line.split()[0] for line in outcomes[name].out.splitlines()[1:-1]] == list(KINDS)
+    assert {importlib.util.find_spec(f"clip_jax.benchmarks.{kind}") is not None for kind in KINDS} == {True}
+    assert outcomes["bench help"].out.startswith("What a training step takes, in time and memory: `python -m ")
+    flags = {line.split(":")[0] for line in outcomes["bench help"].out.split("\n\nflags:\n")[1].splitlines()}
+    own = {"ways", "batch_size", "memory_gib", "peer_python"}
+    shared = {"config", "published", "num_devices", "num_runs", "max_minutes", "json", "traceback"}
+    assert flags == {f"  --{flag}" for flag in own | shared}
 
 
 @pytest.mark.parametrize(

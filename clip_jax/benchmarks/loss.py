@@ -2,13 +2,11 @@
 --num_pairs=16384`; only memory, on devices that need not be there: `--num_pairs=32768 --num_devices=8 --num_runs=0`,
 or `--num_pairs=1048576 --topology=v5e:16x16`.
 
-All forms in one process, by turns, compared by the medians of the paired ratios and by the fastest runs. Temporaries
-are what the compiled program needs on each device beside its inputs and outputs; on TPU, where XLA tells it, the peak
-of all three.
+All forms in one process, by turns. Temporaries are what the compiled program needs on each device beside its inputs and
+outputs; on TPU, where XLA tells it, the peak of all three.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,20 +19,21 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import cli
+from clip_jax.benchmarks.options import SHARED, chosen_devices, make_report
+from clip_jax.benchmarks.timing import Timed
 from clip_jax.losses import normalize
 from clip_jax.losses.choice import FORMS
 from clip_jax.losses.ring import BLOCK_SIZE
-from clip_jax.metrics import format_table
 from clip_jax.sharding import ShardingConfig, batch_sharding, make_mesh
 from clip_jax.topology import topology_devices
 
+for flag in ("num_devices", *SHARED):
+    flags.declare_key_flag(flag)
 LOSS = flags.DEFINE_enum("loss", "contrastive", list(FORMS), "Which.")
 NUM_PAIRS = flags.DEFINE_multi_integer("num_pairs", [4096], "Pairs of a global batch; may be given again.")
 EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "Channels of the features.")
-NUM_DEVICES = flags.DEFINE_integer("num_devices", 1, "Devices; on CPU as many as are wished.")
 BLOCK_SIZES = flags.DEFINE_multi_integer("block_size", [BLOCK_SIZE], "Rows of a block; may be given again.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for instead, such as v5e:16x16; nothing is run.")
-NUM_RUNS = flags.DEFINE_integer("num_runs", 5, "Runs of each form; 0 only compiles.")
 
 
 def make_forms(loss: str, mesh: Mesh, block_sizes: list[int]) -> dict[str, Callable]:
@@ -56,68 +55,55 @@ def compile_all(
     return {name: jax.jit(gradient(form)).lower(features, features, *scalars).compile() for name, form in forms.items()}
 
 
-def measure(
-    programs: dict[str, jax.stages.Compiled], arguments: list[jax.Array], num_runs: int
-) -> dict[str, list[float]]:
-    """Seconds of each run by the form's name, the forms taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(num_runs):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def plan(forms: dict[str, Callable], N: int, E: int, num_scalars: int, mesh: Mesh) -> list[list[str]]:
-    """A row of each form, compiled for a slice that is not there: temporaries and peak, or the compiler's refusal."""
-    rows = []
+def plan(forms: dict[str, Callable], N: int, E: int, num_scalars: int, mesh: Mesh) -> dict[str, dict[str, Any]]:
+    """By form, compiled for a slice that is not there: temporaries and peak, or the compiler's refusal."""
+    figures: dict[str, dict[str, Any]] = {}
     for name, form in forms.items():
         try:
             memory: Any = compile_all({name: form}, N, E, num_scalars, mesh)[name].memory_analysis()
-            rows.append([name, f"{memory.temp_size_in_bytes / 1e6:,.1f}", f"{memory.peak_memory_in_bytes / 1e6:,.1f}"])
+            sizes = memory.temp_size_in_bytes / 1e6, memory.peak_memory_in_bytes / 1e6
+            figures[name] = dict(zip(("temporaries, MB", "peak, MB"), sizes))
         except jax.errors.JaxRuntimeError as error:
             if "HBM" not in str(error):
                 raise
-            rows.append([name, "does not fit", "needs " + str(error).partition("(")[2].partition(")")[0]])
-    return rows
+            needs = "needs " + str(error).partition("(")[2].partition(")")[0]
+            figures[name] = {"temporaries, MB": "does not fit", "peak, MB": needs}
+    return figures
 
 
 def main() -> int:
     """Prints a table for each number of pairs; see the module's docstring."""
-    jax.config.update("jax_num_cpu_devices", NUM_DEVICES.value)
-    devices = topology_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()[: NUM_DEVICES.value]
+    report = make_report("loss", main)
+    devices = topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chosen_devices()
     mesh = make_mesh(ShardingConfig(), devices)
     forms = make_forms(LOSS.value, mesh, BLOCK_SIZES.value)
     scalars = [np.log(1 / 0.07), -10][: 1 if LOSS.value == "contrastive" else 2]
+    E = EMBED_DIM.value
     for N in NUM_PAIRS.value:
         if TOPOLOGY.value:
-            titles = [
-                f"{N:,} pairs, {EMBED_DIM.value} channels, {TOPOLOGY.value}",
-                "temporaries, MB",
-                "peak, MB",
-            ]
-            print(format_table(titles, plan(forms, N, EMBED_DIM.value, len(scalars), mesh)), flush=True)
+            report.add(f"{N:,} pairs, {E} channels, {TOPOLOGY.value}", plan(forms, N, E, len(scalars), mesh))
             continue
-        programs = compile_all(forms, N, EMBED_DIM.value, len(scalars), mesh)
-        rows = []
+        programs = compile_all(forms, N, E, len(scalars), mesh)
+        figures = {}
         for name, program in programs.items():
             memory = program.memory_analysis()
-            rows.append([name, f"{memory.temp_size_in_bytes / 1e6:,.1f}" if memory else "unknown"])
-        titles = [f"{N:,} pairs, {EMBED_DIM.value} channels, {NUM_DEVICES.value} devices", "temporaries, MB a device"]
-        if NUM_RUNS.value:
+            figures[name] = {"temporaries, MB a device": memory.temp_size_in_bytes / 1e6 if memory else None}
+        timings = None
+        if report.num_runs:
             rng = np.random.default_rng(0)
-            sides = rng.standard_normal((2, N, EMBED_DIM.value), np.float32)
+            sides = rng.standard_normal((2, N, E), np.float32)
             features = [jax.device_put(normalize(jnp.asarray(side)), batch_sharding(mesh)) for side in sides]
             arguments = [*features, *(jax.device_put(np.float32(x), NamedSharding(mesh, P())) for x in scalars)]
-            seconds = {name: np.array(times) for name, times in measure(programs, arguments, NUM_RUNS.value).items()}
-            titles += ["s, fastest", "s, median", "of the full form's, fastest", "median of pairs"]
-            for row in rows:
-                times, full = seconds[row[0]], seconds["full"]
-                row += [f"{times.min():.2f}", f"{np.median(times):.2f}"]
-                row += [f"{times.min() / full.min():.2f}", f"{np.median(times / full):.2f}"]
-        print(format_table(titles, rows), flush=True)
+            runners = {name: Timed(partial(run, program, arguments)) for name, program in programs.items()}
+            timings = report.measure(runners)
+        report.add(f"{N:,} pairs, {E} channels, {mesh.size} devices", figures, timings, {"pairs": N})
+    report.write()
     return 0
+
+
+def run(program: jax.stages.Compiled, arguments: list[jax.Array]) -> None:
+    """The program, to its end: the next one must not overlap it."""
+    jax.block_until_ready(program(*arguments))
 
 
 if __name__ == "__main__":

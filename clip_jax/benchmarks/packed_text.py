@@ -2,13 +2,12 @@
 --source=webdataset --path=DIR --vocabulary=bpe_simple_vocab_16e6.txt.gz`.
 
 Real captions, random weights of a published text tower in float32; four ways in one process, by turns, encoding and
-encoding with the gradient of every text parameter, medians of the paired ratios:
+encoding with the gradient of every text parameter:
 padded, each batch at the full context length; cut, at its longest row, as training could; sorted and cut, over all
 captions first, as the Encoder does and training cannot; packed, into as many rows as training would give a batch.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,9 +19,10 @@ from absl import flags
 from flax import nnx
 
 from clip_jax import cli
+from clip_jax.benchmarks.options import SHARED, make_report
+from clip_jax.benchmarks.timing import Timed
 from clip_jax.encoder import TEXT_LENGTHS
 from clip_jax.losses import normalize
-from clip_jax.metrics import format_table
 from clip_jax.models import PUBLISHED, PackedText
 from clip_jax.text_packer import TextPacker
 from clip_jax.train_state import init_variables, model_graph
@@ -30,6 +30,8 @@ from input_pipeline.packing import caption_lengths, rows_with_headroom
 from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import make_tokenizer
 
+for flag in SHARED:
+    flags.declare_key_flag(flag)
 MODEL = flags.DEFINE_enum("model", "ViT-B/32", list(PUBLISHED), "Whose text tower.")
 SOURCE = flags.DEFINE_string("source", "webdataset", "Kind of the data: webdataset, table, tfds, ...")
 PATH = flags.DEFINE_string("path", None, "Where the captions lie.")
@@ -37,7 +39,6 @@ SPLIT = flags.DEFINE_string("split", "", "Of a tfds data set.")
 VOCABULARY = flags.DEFINE_string("vocabulary", None, "CLIP's byte-pair vocabulary; by default the Hub's cache.")
 NUM_CAPTIONS = flags.DEFINE_integer("num_captions", 128, "How many captions are encoded in a run.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Texts encoded at once.")
-NUM_RUNS = flags.DEFINE_integer("num_runs", 5, "Runs of each way.")
 
 Text = np.ndarray | PackedText
 
@@ -47,20 +48,9 @@ def cut(text: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return text[:, : next((size for size in TEXT_LENGTHS if lengths.max() <= size), text.shape[1])]
 
 
-def measure(ways: dict[str, Callable[[], Any]], num_runs: int) -> dict[str, np.ndarray]:
-    """Seconds of each run by its name, the ways taking turns; the first, compiling turn is left out."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for run in range(num_runs + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if run:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(times) for name, times in seconds.items()}
-
-
 def main() -> int:
     """Prints the tables; see the module's docstring."""
+    report = make_report("packed_text", main)
     model = PUBLISHED[MODEL.value]
     source = make_source(SOURCE.value, cli.required(PATH, "DIR"), SPLIT.value)
     tokenizer = make_tokenizer("clip_bpe", VOCABULARY.value, model.text.context_length)
@@ -105,19 +95,19 @@ def main() -> int:
         return jax.block_until_ready([function(params, batch) for batch in make()])
 
     for title, function in {"forward": forward, "forward and backward": both}.items():
-        seconds = measure({name: partial(run, function, make) for name, make in batches.items()}, NUM_RUNS.value)
-        rows = []
-        for name, times in seconds.items():
-            ratios = times / seconds["padded"]
-            rows.append([name, f"{len(text) / times.min():.1f}", f"{np.median(times):.2f}", f"{np.median(ratios):.3f}"])
-        header = [f"{title}, {len(text)} captions, {MODEL.value}", "texts/s, fastest", "s, median", "of padded, median"]
-        print(format_table(header, rows) + "\n")
+        runners = {name: Timed(partial(run, function, make)) for name, make in batches.items()}
+        title = f"{title}, {len(text)} captions, {MODEL.value}"
+        report.add(title, {}, report.measure(runners), {"texts": len(text)})
 
     padded, packed = (np.concatenate(run(forward, batches[name])) for name in ("padded", "packed"))
-    print(f"largest difference of the unit features, packed from padded: {np.abs(packed - padded).max():.1e}")
     wanted, found = (both(params, batches[name]()[0]) for name in ("padded", "packed"))
     errors = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max() / jnp.abs(a).max()), wanted, found)
-    print(f"largest difference of a gradient, over its largest entry: {max(jax.tree.leaves(errors)):.1e}")
+    differences = {
+        "unit features, packed from padded": {"at most": float(np.abs(packed - padded).max())},
+        "a gradient, over its largest entry": {"at most": max(jax.tree.leaves(errors))},
+    }
+    report.tell("difference", differences)
+    report.write()
     return 0
 
 

@@ -1,125 +1,242 @@
-"""Seconds of a training step, beside open_clip's: `python -m clip_jax.benchmarks.step --peer_python=PATH`.
+"""What a training step takes, in time and memory: `python -m clip_jax.benchmarks.step --config=tiny`.
 
-One step of a published model on random pictures, text of --text_length positions, float32, AdamW. The peer is
-open_clip's own model and loss in the interpreter of --peer_python (torch and open_clip_torch 3.3), run by turns with
-ours in one session; the ratio of the fastest runs and the median of the paired ratios are printed.
+--ways=remat=none,remat=full+num_microbatches=4 compares settings, by turns in one process: remat, num_microbatches,
+block_size (of the streamed loss, 0 for the whole matrix), text (padded, short, packed, or cut at so many positions),
+compute_dtype, patch_dropout. Random pictures and captions, the state handed on from way to way, buffers donated as in
+training. MFU counts what the model's products need, without what a way computes twice. --batch_size=auto takes the
+largest batch that fits the device in every way, found by compiling. --peer_python compares with open_clip's step, too.
 """
 
 import dataclasses
-import subprocess
+import math
 import sys
 import time
+from contextlib import ExitStack, closing
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
+from jax.sharding import Mesh
 
 from clip_jax import cli
-from clip_jax.metrics import format_table
-from clip_jax.models import PUBLISHED, ModelConfig
-from clip_jax.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.sharding import make_mesh, place_batch
-from clip_jax.train_state import init_state, model_graph, state_shardings
-from clip_jax.train_step import make_train_step
+from clip_jax.benchmarks.batch_size import is_out_of_memory, largest_batch, memory_limit, program_bytes
+from clip_jax.benchmarks.options import PUBLISHED_NAME, SUBJECT, chosen_config, chosen_devices, make_report
+from clip_jax.benchmarks.peaks import Peaks, utilisation
+from clip_jax.benchmarks.peer import OpenClipStep
+from clip_jax.benchmarks.timing import Runner, Timed, progress_bar
+from clip_jax.benchmarks.ways import Way, draw_captions, make_ways, shape_text
+from clip_jax.config import Config
+from clip_jax.flops import count_flops
+from clip_jax.losses import LossConfig
+from clip_jax.optimizer import make_optimizer
+from clip_jax.sharding import batch_sharding, batch_shards, make_mesh, place_batch
+from clip_jax.train_state import abstract_state, init_state, model_graph
+from clip_jax.train_step import Batch, TrainStep, make_train_step
 
-MODEL = flags.DEFINE_enum("published", "ViT-B/32", list(PUBLISHED), "Which model.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pairs of a step.")
-TEXT_LENGTH = flags.DEFINE_integer("text_length", 77, "Positions of our text; the peer's are always 77.")
-NUM_RUNS = flags.DEFINE_integer("num_runs", 5, "Steps of each, after one that is left out.")
-PEER_PYTHON = flags.DEFINE_string("peer_python", None, "Interpreter with open_clip; without it only ours is measured.")
-REMAT = flags.DEFINE_string("remat", "none", "Policy, see ModelConfig.")
+for flag in SUBJECT:
+    flags.declare_key_flag(flag)
+DEFAULT_CONFIG = "tiny"
+WAYS = flags.DEFINE_list("ways", [], "What to compare, the first with the others; by default the config as it is.")
+BATCH_SIZE = flags.DEFINE_string(
+    "batch_size", None, "Pairs of a step over all devices, or auto; by default the config's, 32 of a published model."
+)
+MEMORY_GIB = flags.DEFINE_float("memory_gib", None, "Of a device, instead of what it has.", lower_bound=0)
+PEER_PYTHON = flags.DEFINE_string("peer_python", None, "Interpreter with torch and open_clip_torch, to compare with.")
 
-PEER = """
-import sys, time, torch
-library = torch.library.Library("torchvision", "DEF")  # torchvision has no CPU build
-for name in ("nms", "qnms"):
-    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import open_clip
-name, batch_size, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-model = open_clip.create_model(name, force_quick_gelu=True).train()
-loss_fn = open_clip.loss.ClipLoss()
-decayed = [p for p in model.parameters() if p.ndim >= 2]
-others = [p for p in model.parameters() if p.ndim < 2]
-groups = [{"params": decayed, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
-optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
-images = torch.randn(batch_size, 3, size, size)
-text = torch.randint(1, 49405, (batch_size, 77))
-text[:, -1] = 49407
-for line in sys.stdin:
-    start = time.perf_counter()
-    optimizer.zero_grad()
-    loss_fn(*model(images, text)).backward()
-    optimizer.step()
-    print(time.perf_counter() - start, flush=True)
-"""
+PEER = "open_clip"
+MOST = 2**20  # pairs that --batch_size=auto tries
 
 
-class OurStep:
-    """Runs one step of ours and tells its seconds."""
+def make_step(config: Config, mesh: Mesh) -> tuple[TrainStep, optax.GradientTransformation, Any]:
+    """The config's step, its optimizer and the state's shapes and shardings; at its peak learning rate throughout."""
+    schedule = optax.constant_schedule(config.optimizer.learning_rate)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    frozen, has_ema = config.optimizer.frozen, config.optimizer.has_ema
+    state = abstract_state(config.model, optimizer, mesh, frozen=frozen, has_ema=has_ema)
+    step = make_train_step(
+        model_graph(config.model),
+        optimizer,
+        schedule,
+        config.optimizer.max_logit_scale,
+        jax.tree.map(lambda leaf: leaf.sharding, state),
+        loss=config.loss,
+        num_microbatches=config.train.num_microbatches,
+        ema_decay=config.optimizer.ema_decay,
+    )
+    return step, optimizer, state
 
-    def __init__(self, config: ModelConfig, batch_size: int, text_length: int):
-        self._mesh = make_mesh(devices=jax.devices()[:1])
-        settings = OptimizerConfig(
-            learning_rate=5e-4, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6, warmup_steps=0, max_logit_scale=100.0
-        )
-        optimizer = make_optimizer(settings, lambda step: 5e-4)
-        self._state = init_state(config, optimizer, 0, self._mesh)
-        shardings = state_shardings(self._state, optimizer, self._mesh)
-        self._step = make_train_step(model_graph(config), optimizer, lambda step: 5e-4, 100.0, shardings)
-        rng = np.random.default_rng(0)
-        text = rng.integers(1, config.text.eot_token - 1, size=(batch_size, text_length), dtype=np.int32)
-        text[:, -1] = config.text.eot_token
-        size = config.vision.image_size
-        images = rng.standard_normal((batch_size, size, size, 3), dtype=np.float32)
-        self._batch = place_batch({"image": images, "text": text}, self._mesh)
 
-    def __call__(self) -> float:
+class Program:
+    """A way's compiled step of N pairs. `compile_s` are the seconds of tracing and compiling."""
+
+    def __init__(self, way: Way, mesh: Mesh, N: int):
+        self.way, self._mesh, self._N = way, mesh, N
+        captions = draw_captions(way.config.model.text, N)
+        self._text = shape_text(way, captions, batch_shards(mesh))
+        step: Any = make_step(way.config, mesh)
         start = time.perf_counter()
-        with jax.set_mesh(self._mesh):
-            self._state, metrics = self._step(self._state, self._batch)
-        metrics["loss"].block_until_ready()
-        jax.block_until_ready(self._state.params)
-        return time.perf_counter() - start
+        self.compiled = step[0].lower(step[2], self._shapes()).compile()
+        self.compile_s = time.perf_counter() - start
+
+    def _shapes(self) -> Batch:
+        size, sharding = self.way.config.model.vision.image_size, batch_sharding(self._mesh)
+        image = jax.ShapeDtypeStruct((self._N, size, size, 3), jnp.uint8)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            {"image": image, "text": self._text},
+        )
+
+    def place(self, images: np.ndarray) -> Batch:
+        """The batch on the devices: uint8 images [N, H, W, 3], and the way's text."""
+        return place_batch({"image": images, "text": self._text}, self._mesh)
+
+    def figures(self) -> dict[str, Any]:
+        """By title: FLOPs of the model's products alone, of those that are executed, memory a device, compile time."""
+        config = self.way.config
+        plain = dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, remat="none"),
+            loss=LossConfig(kind=config.loss.kind),
+            train=dataclasses.replace(config.train, num_microbatches=1),
+        )
+        model, executed = (self._count(c) for c in (plain, config))
+        memory: Any = self.compiled.memory_analysis()
+        return {
+            "compile, s": self.compile_s,
+            "model GFLOP a pair": model / self._N / 1e9,
+            "executed over model": executed / model,
+            "temporaries, MiB": memory.temp_size_in_bytes / 2**20,
+            "in all, MiB": program_bytes(self.compiled) / 2**20,
+        }
+
+    def _count(self, config: Config) -> int:
+        step, _, state = make_step(config, self._mesh)
+        return count_flops(step, state, self._shapes())
 
 
-def _start_peer(name: str, batch_size: int, image_size: int) -> Any:
-    arguments = [name.replace("/", "-").removesuffix("@336px"), str(batch_size), str(image_size)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    return subprocess.Popen([PEER_PYTHON.value, "-c", PEER, *arguments], **pipes)  # type: ignore[call-overload]
+class Session:
+    """The state that all ways train on, in turn."""
+
+    def __init__(self, config: Config, mesh: Mesh, N: int):
+        _, optimizer, _ = make_step(config, mesh)
+        frozen, has_ema = config.optimizer.frozen, config.optimizer.has_ema
+        self._state: Any = init_state(config.model, optimizer, 0, mesh, frozen=frozen, has_ema=has_ema)
+        size = config.model.vision.image_size
+        self._images = np.random.default_rng(0).integers(256, size=(N, size, size, 3), dtype=np.uint8)
+
+    def runner(self, program: Program) -> Timed:
+        """One step after the other; a run has ended when the parameters are there."""
+        batch = program.place(self._images)
+
+        def step() -> Any:
+            self._state, metrics = program.compiled(self._state, batch)
+            return self._state.params, metrics
+
+        return Timed(step)
 
 
-def _ask(peer: Any) -> float:
-    peer.stdin.write("go\n")
-    answer = peer.stdout.readline()
-    if not answer:
-        raise ValueError(f"--peer_python={PEER_PYTHON.value} cannot run open_clip; its message stands above")
-    return float(answer)
+def compile_ways(ways: dict[str, Way], mesh: Mesh, limit: int) -> tuple[int, dict[str, Program]]:
+    """The largest batch that fits a device's `limit` of bytes in every way, and its programs by way."""
+    fitting: dict[int, dict[str, Program]] = {}
+    with progress_bar("find the largest batch") as bar:
+
+        def fits(N: int) -> bool:
+            programs = {}
+            for name, way in ways.items():
+                bar.set_postfix_str(f"{N} pairs, {name}")
+                try:
+                    programs[name] = Program(way, mesh, N)
+                except jax.errors.JaxRuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    return False
+                bar.update()
+                if program_bytes(programs[name].compiled) > limit:
+                    return False
+            fitting[N] = programs
+            return True
+
+        N = largest_batch(fits, _parts(ways, mesh), MOST)
+    return N, fitting[N]
+
+
+def _parts(ways: dict[str, Way], mesh: Mesh) -> int:
+    return batch_shards(mesh) * math.lcm(*(way.config.train.num_microbatches for way in ways.values()))
+
+
+def _batch_size(config: Config, ways: dict[str, Way], mesh: Mesh) -> int:
+    given = BATCH_SIZE.value or str(32 if PUBLISHED_NAME.value else config.train.global_batch_size)
+    if not given.isdigit() or int(given) < 1:
+        raise ValueError(f"--batch_size={given} must be a number of pairs, or auto")
+    N, parts = int(given), _parts(ways, mesh)
+    if N % parts:
+        near = f"{N // parts * parts} or {N // parts * parts + parts}" if parts < N else f"{parts}"
+        raise ValueError(
+            f"--batch_size={N} is not divisible by {parts}, the devices that share a batch times the microbatches: "
+            f"use {near}"
+        )
+    return N
 
 
 def main() -> int:
-    """Prints the table; see the module's docstring."""
-    config = dataclasses.replace(PUBLISHED[MODEL.value], remat=REMAT.value)  # type: ignore[arg-type]
-    runners: dict[str, Any] = {"clip_jax": OurStep(config, BATCH_SIZE.value, TEXT_LENGTH.value)}
-    if PEER_PYTHON.value:
-        peer = _start_peer(MODEL.value, BATCH_SIZE.value, config.vision.image_size)
-        runners["open_clip"] = lambda: _ask(peer)
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    first = {name: run() for name, run in runners.items()}
-    for _ in range(NUM_RUNS.value):
-        for name, run in runners.items():
-            seconds[name].append(run())
-    rows = [
-        [name, f"{first[name]:.1f}", f"{min(times):.2f}", f"{np.median(times):.2f}"] for name, times in seconds.items()
-    ]
-    what = f"{MODEL.value}, batch {BATCH_SIZE.value}, text {TEXT_LENGTH.value}, remat {REMAT.value}"
-    print(format_table([what, "first step, s", "fastest, s", "median, s"], rows))
-    if PEER_PYTHON.value:
-        ours, theirs = (np.array(seconds[name]) for name in ("clip_jax", "open_clip"))
-        print(f"ours over open_clip's: fastest {ours.min() / theirs.min():.2f}, median {np.median(ours / theirs):.2f}")
-        peer.stdin.close()
-        peer.wait()
+    """Prints the tables; see the module's docstring."""
+    report = make_report("step", main)
+    subject, config = chosen_config()
+    ways = make_ways(config, WAYS.value)
+    mesh = make_mesh(config.sharding, chosen_devices())
+    device = mesh.devices.flat[0]
+    limit = int(MEMORY_GIB.value * 2**30) if MEMORY_GIB.value else memory_limit(device)
+    if PEER_PYTHON.value and not PUBLISHED_NAME.value:
+        raise ValueError("--peer_python compares a model that open_clip has, too: name it, as --published=ViT-B/32")
+    with jax.set_mesh(mesh), ExitStack() as stack:
+        if BATCH_SIZE.value == "auto":
+            N, programs = compile_ways(ways, mesh, limit)
+        else:
+            N = _batch_size(config, ways, mesh)
+            with progress_bar("compile", total=len(ways)) as bar:
+                programs = {}
+                for name, way in ways.items():
+                    programs[name] = Program(way, mesh, N)
+                    bar.update()
+        figures = {name: program.figures() for name, program in programs.items()}
+        title = f"{subject}, {N:,} pairs, {mesh.size} {device.device_kind}"
+        report.content |= {"batch_size": N, "device_bytes": limit, "config": dataclasses.asdict(config)}
+        if not report.num_runs:
+            report.add(title, figures)
+            report.write()
+            return 0
+        _refuse_too_large(programs, N, limit)
+        session = Session(config, mesh, N)
+        runners: dict[str, Runner] = {name: session.runner(program) for name, program in programs.items()}
+        if PEER_PYTHON.value:
+            peer = OpenClipStep(PEER_PYTHON.value, subject, N, config.model.vision.image_size)
+            stack.enter_context(closing(peer))
+            peer()  # the first step takes longer
+            runners[PEER] = peer
+        peaks = Peaks(mesh, {name: way.config.model.compute_dtype for name, way in ways.items()})
+        timings = report.measure({**runners, **peaks.runners}, aside=tuple(peaks.runners))
+        for name, row in figures.items():
+            flops, peak = row["model GFLOP a pair"] * N * 1e9, peaks.of(name, timings.seconds)
+            row["MFU"] = utilisation(flops, timings.seconds[name].min(), mesh.size, peak)
+        report.add(title, figures, timings, {"images": N})
+        report.tell("peaks", peaks.describe(timings.seconds))
+        stats = device.memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            print(f"a device held at most {stats['peak_bytes_in_use'] / 2**30:.2f} GiB of {limit / 2**30:.2f}")
+    report.write()
     return 0
+
+
+def _refuse_too_large(programs: dict[str, Program], N: int, limit: int) -> None:
+    for name, program in programs.items():
+        if (needed := program_bytes(program.compiled)) > limit:
+            raise ValueError(
+                f"{N} pairs, {name}: a step needs {needed / 2**30:.3g} GiB on each device, which has "
+                f"{limit / 2**30:.3g}: lower --batch_size, or let --batch_size=auto find the largest that fits"
+            )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""The flags that benchmarks share, and what they ask for."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from clip_jax import cli
+from clip_jax.benchmarks.report import Report
+from clip_jax.config import Config, make_config
+from clip_jax.losses import LossConfig
+from clip_jax.models import PUBLISHED
+from configs import clip_vit_b32, tiny
+
+NUM_RUNS = flags.DEFINE_integer(
+    "num_runs", 10, "Runs of each way, at least; more follow while it is noisy. 0 only compiles.", lower_bound=0
+)
+MAX_MINUTES = flags.DEFINE_float("max_minutes", 2.0, "When to give up on a noisy machine.", lower_bound=0)
+JSON = flags.DEFINE_string("json", None, "File for settings, versions, all times and the verdict.")
+PUBLISHED_NAME = flags.DEFINE_enum(
+    "published", None, list(PUBLISHED), "A published model, in float32 without remat, in the place of a config's."
+)
+NUM_DEVICES = flags.DEFINE_integer(
+    "num_devices", None, "Devices, by default all; on CPU as many as are wished.", lower_bound=1
+)
+# For `declare_key_flag`, which a module has to call itself.
+SHARED = ("num_runs", "max_minutes", "json")
+SUBJECT = ("config", "published", "num_devices", *SHARED)
+
+
+def make_report(benchmark: str, main: Callable[[], int]) -> Report:
+    """The report that the flags ask for, with the command's flags as its settings."""
+    own = flags.FLAGS.get_key_flags_for_module(sys.modules[main.__module__])
+    settings: dict[str, Any] = {flag.name: flag.value for flag in own if flag.name != "config"}
+    return Report(benchmark, settings, Path(JSON.value) if JSON.value else None, NUM_RUNS.value, 60 * MAX_MINUTES.value)
+
+
+def chosen_config() -> tuple[str, Config]:
+    """Name and config of what is measured: --config, by default tiny, or the base config with the published model,
+    which neither recomputes nor computes in bfloat16. Raises ValueError for both."""
+    if PUBLISHED_NAME.value is None and cli.CONFIG.value is None:
+        return "tiny", make_config(tiny.get_config().to_dict())
+    if PUBLISHED_NAME.value is None:
+        file = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
+        return Path(file).stem, make_config(cli.CONFIG.value.to_dict())
+    if cli.CONFIG.value is not None:
+        raise ValueError(f"--published={PUBLISHED_NAME.value} and --config exclude each other: leave one out")
+    model = PUBLISHED[PUBLISHED_NAME.value]
+    base = make_config(clip_vit_b32.get_config().to_dict())
+    loss = LossConfig(kind="contrastive" if model.logit_bias_init is None else "sigmoid")
+    return PUBLISHED_NAME.value, dataclasses.replace(base, model=model, loss=loss)
+
+
+def chosen_devices() -> list[jax.Device]:
+    """The first of this machine's devices, as many as --num_devices says."""
+    if NUM_DEVICES.value:
+        jax.config.update("jax_num_cpu_devices", NUM_DEVICES.value)
+    devices = jax.devices()
+    if NUM_DEVICES.value and NUM_DEVICES.value > len(devices):
+        raise ValueError(f"--num_devices={NUM_DEVICES.value} is more than there are: {len(devices)}")
+    return devices[: NUM_DEVICES.value]

@@ -1,0 +1,165 @@
+"""Runs by turns in one process, the ratios of their times, and whether the machine was quiet enough for these."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+Runner = Callable[[], float]  # does its work once, or some times, and returns seconds for once
+MAX_SPREAD = 0.05  # by which a ratio may differ from one measurement to the next
+FEWEST_TURNS = 8  # on fewer the spread is not judged
+MIN_RUN_S = 0.2  # a run repeats shorter work, so that the clock and a hiccup of the system weigh little
+NUM_RESAMPLES = 500
+
+
+class Timed:
+    """A runner of `work`, which starts its work once and returns what to wait for, or None when it has waited.
+
+    The first call of work, which may compile, and the second, by which the repetitions in a run are chosen, happen when
+    this is made; `first_s` tells the first one's seconds.
+    """
+
+    def __init__(
+        self, work: Callable[[], Any], min_run_s: float = MIN_RUN_S, clock: Callable[[], float] = time.perf_counter
+    ):
+        self._work, self._clock = work, clock
+        self.num_repeats = 1
+        self.first_s = self()
+        self.num_repeats = max(1, math.ceil(min_run_s / max(self(), 1e-9)))
+
+    def __call__(self) -> float:
+        start = self._clock()
+        for _ in range(self.num_repeats):
+            result = self._work()
+        jax.block_until_ready(result)
+        return (self._clock() - start) / self.num_repeats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """The time of a way over that of the reference, and how far another measurement of it may lie off, as a share.
+
+    Attributes:
+      fastest: the fastest run over the reference's fastest.
+      median: of the ratios of runs that followed each other.
+      spread: the largest of three relative differences: of `fastest`, and of `median`, between the quarters of the
+        turns, which shows slow changes of the machine; and the difference that two medians of so many turns keep within
+        in 95 of 100 cases, by the bootstrap.
+    """
+
+    fastest: float
+    median: float
+    spread: float
+
+
+def compare(seconds: np.ndarray, reference: np.ndarray) -> Ratio:
+    """The ratio of two series of as many runs [R] that took turns; ones as the reference judge a series by itself."""
+    logs = np.log(seconds / reference)  # [R]
+    quarters = np.array_split(np.arange(len(logs)), min(4, len(logs)))
+    medians = [np.median(logs[part]) for part in quarters]
+    fastest = [np.log(seconds[part].min() / reference[part].min()) for part in quarters]
+    chosen = np.random.default_rng(0).integers(len(logs), size=(NUM_RESAMPLES, len(logs)))
+    deviation = np.median(logs[chosen], axis=1).std()
+    differences = [np.ptp(medians), np.ptp(fastest), 1.96 * math.sqrt(2) * deviation]
+    return Ratio(
+        fastest=float(seconds.min() / reference.min()),
+        median=float(np.exp(np.median(logs))),
+        spread=float(np.expm1(max(differences))),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Seconds of each run by the way's name, [R] each, in the order of the turns; the first way is the reference."""
+
+    seconds: dict[str, np.ndarray]
+    aside: frozenset[str] = frozenset()  # took turns, too, but are nobody's other way of the same
+
+    @property
+    def num_turns(self) -> int:
+        return len(next(iter(self.seconds.values())))
+
+    @property
+    def ratios(self) -> dict[str, Ratio]:
+        """Of every way but the reference; of a way that is alone, its own times, over one second."""
+        names = [name for name in self.seconds if name not in self.aside]
+        first = self.seconds[names[0]]
+        if len(names) == 1:
+            return {names[0]: compare(first, np.ones_like(first))}
+        return {name: compare(self.seconds[name], first) for name in names[1:]}
+
+    @property
+    def spread(self) -> float:
+        """The largest of all ratios."""
+        return max(ratio.spread for ratio in self.ratios.values())
+
+    @property
+    def is_quiet(self) -> bool:
+        return self.num_turns >= FEWEST_TURNS and self.spread <= MAX_SPREAD
+
+    @property
+    def verdict(self) -> str:
+        """One line: quiet, too noisy, or too few runs to tell."""
+        if self.num_turns < FEWEST_TURNS:
+            return f"too few runs to tell the noise: {self.num_turns} turns, and {FEWEST_TURNS} are needed"
+        name = max(self.ratios, key=lambda name: self.ratios[name].spread)
+        what = "time" if len(self.seconds) - len(self.aside) == 1 else "ratio"
+        told = f"the {what} of {name!r} may differ by {self.spread:.1%} from one measurement to the next"
+        if self.is_quiet:
+            return f"quiet: {told}, after {self.num_turns} turns"
+        return f"too noisy: {told}, more than {MAX_SPREAD:.0%}, after {self.num_turns} turns"
+
+    def as_json(self) -> dict[str, Any]:
+        """For JSON: all raw times, the ratios and the verdict."""
+        return {
+            "seconds": {name: series.tolist() for name, series in self.seconds.items()},
+            "ratios": {name: vars(ratio) for name, ratio in self.ratios.items()},
+            "spread": self.spread,
+            "is_quiet": self.is_quiet,
+            "verdict": self.verdict,
+        }
+
+
+def alternate(
+    runners: Mapping[str, Runner],
+    num_turns: int,
+    max_s: float = 0.0,
+    *,
+    aside: Collection[str] = (),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
+    """Runs all in turn, A B C A B C, at least num_turns times.
+
+    As long as it is too noisy, as many turns again as there were follow, until max_s seconds have passed in all. Shows
+    a progress bar.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    start, wanted = clock(), num_turns
+    with progress_bar("measure", total=wanted * len(runners), unit="run") as bar:
+        while True:
+            for name, run in runners.items():
+                seconds[name].append(run())
+                bar.update()
+            done = len(seconds[name])
+            over = done >= num_turns and clock() - start >= max_s
+            if done < wanted and not over:
+                continue
+            series = {name: np.array(times) for name, times in seconds.items()}
+            timings = Timings(seconds=series, aside=frozenset(aside))
+            if over or timings.is_quiet:
+                return timings
+            wanted *= 2
+            bar.total = wanted * len(runners)
+            bar.set_postfix_str(f"noisy so far: {timings.spread:.0%}", refresh=False)
+
+
+def progress_bar(what: str, total: int | None = None, unit: str = "program") -> tqdm:
+    """On standard error; few lines where that is no terminal, none of what is soon done."""
+    quiet: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 10}
+    return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, leave=False, delay=2, **quiet)

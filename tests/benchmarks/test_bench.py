@@ -1,0 +1,115 @@
+"""Each kind through its own main, on a tiny model and with few runs; one process imports everything and forks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from input_pipeline.tokenizers import train_sentencepiece
+
+ROOT = Path(__file__).parent.parent.parent
+RUNNER = """
+import json, os, sys
+import clip_jax.run, clip_jax.encoder
+from clip_jax import cli
+
+for argv in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        sys.argv = ["/usr/bin/clip-jax", "bench", *argv]
+        cli.main()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0, argv
+"""
+SMALL = [
+    "--config.vision.depth=1",
+    "--config.vision.width=16",
+    "--config.text.width=16",
+    "--num_runs=2",
+    "--max_minutes=0",
+]
+
+
+PARTS = "remat=full+num_microbatches=2+block_size=8"
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """By kind, what was written as JSON."""
+    folder = tmp_path_factory.mktemp("bench")
+    train_sentencepiece(["a red cat and a blue dog", "the quick brown fox jumps"] * 20, 60, folder / "tokenizer.model")
+    tokenizer = f"--config.data.tokenizer_file={folder / 'tokenizer.model'}"
+    ways = "--ways=remat=none,remat=full+num_microbatches=2+block_size=8,text=packed"
+    kinds = {
+        "step": [*SMALL, "--config.text.context_length=32", "--batch_size=32", ways, "--num_devices=2"],
+        "encode": [*SMALL, "--batch_size=16", "--num_devices=1"],
+        "loss": [
+            "--num_pairs=64",
+            "--embed_dim=8",
+            "--block_size=16",
+            "--num_runs=2",
+            "--max_minutes=0",
+            "--num_devices=2",
+        ],
+        "input": [*SMALL, tokenizer, "--batch_size=4", "--num_batches=2", "--num_records=5", "--images_per_s=700"],
+    }
+    commands = [[kind, *flags, f"--json={folder / kind}.json"] for kind, flags in kinds.items()]
+    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the devices are the commands' own
+    subprocess.run(
+        [sys.executable, "-c", RUNNER, json.dumps(commands)], check=True, cwd=ROOT, env={**os.environ, **flags}
+    )
+    return {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in kinds}
+
+
+def test_a_step_is_measured_in_every_way(reports):
+    report = reports["step"]
+    assert (report["batch_size"], report["devices"]) == (32, ["cpu"] * 2)
+    assert report["settings"]["ways"] == ["remat=none", PARTS, "text=packed"]
+    assert report["config"]["model"]["vision"]["width"] == 16
+    (table,) = report["tables"]
+    figures = table["figures"]
+    assert set(figures) == set(report["settings"]["ways"])
+    assert set(table["seconds"]) == {*figures, "product, float32"}
+    assert {len(series) for series in table["seconds"].values()} == {2}
+    assert table["verdict"] == "too few runs to tell the noise: 2 turns, and 8 are needed"
+    flops = {name: row["model GFLOP a pair"] for name, row in figures.items()}
+    assert flops["remat=none"] == flops[PARTS] > flops["text=packed"]
+    again = {name: row["executed over model"] for name, row in figures.items()}
+    assert again["remat=none"] == 1.0
+    assert 1.4 < again[PARTS] < 1.7  # two more forward passes of blocks, one of the rest
+    assert figures[PARTS]["temporaries, MiB"] < figures["remat=none"]["temporaries, MiB"]
+    for name, row in figures.items():
+        peak = report["peaks"]["float32"]["TFLOP/s"]
+        tflops = row["model GFLOP a pair"] * 32 / 1e3
+        assert row["MFU"] == pytest.approx(tflops / (min(table["seconds"][name]) * 2 * peak), rel=1e-9)
+
+
+def test_encoding_is_measured_for_images_and_texts(reports):
+    images, texts = reports["encode"]["tables"]
+    assert (images["rates"], texts["rates"]) == ({"images": 32}, {"texts": 32})
+    # An image is 17 positions of 16 channels in one block: 24 D² + 4 L D each; patches of 192 numbers; the projection.
+    products = 17 * (24 * 16**2 * 0 + 2 * 16 * (4 * 16 + 2 * 64)) + 17 * 4 * 17 * 16 + 16 * 2 * 192 * 16 + 2 * 16 * 64
+    assert images["figures"]["text=short"]["GFLOP an image"] == pytest.approx(products / 1e9, rel=1e-9)
+    assert list(texts["seconds"]) == ["text=short", "text=padded"]
+    assert texts["ratios"]["text=padded"]["fastest"] == min(texts["seconds"]["text=padded"]) / min(
+        texts["seconds"]["text=short"]
+    )
+
+
+def test_a_loss_is_measured_in_both_forms(reports):
+    (table,) = reports["loss"]["tables"]
+    assert list(table["seconds"]) == ["full", "streamed, 16 rows"]
+    assert table["title"] == "64 pairs, 8 channels, 2 devices"
+
+
+def test_the_input_tells_stages_and_cores(reports):
+    stages, pipeline = reports["input"]["tables"]
+    assert list(stages["figures"]) == ["read", "decode", "crop", "tokenise", "stack", "the rest"]
+    assert sum(row["share"] for row in stages["figures"].values()) == pytest.approx(1, abs=1e-9)
+    assert list(pipeline["seconds"]) == ["no workers", "1 workers"]
+    assert pipeline["rates"] == {"images": 8}
+    ((_, needs),) = reports["input"]["needs"].items()
+    seconds = sum(pipeline["seconds"]["1 workers"]) / 2  # the median of two
+    assert needs == {"images/s": 700.0, "cores": pytest.approx(700 * seconds / 8)}

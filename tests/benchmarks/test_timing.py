@@ -1,0 +1,135 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from clip_jax.benchmarks.timing import MAX_SPREAD, Timed, Timings, alternate, compare
+
+
+class Clock:
+    """Moves only when something takes time."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def runner(self, seconds, log=None, name=None):
+        """Takes the seconds given, over and over."""
+        series = itertools.cycle(seconds)
+
+        def run():
+            taken = next(series)
+            self.now += taken
+            if log is not None:
+                log.append(name)
+            return taken
+
+        return run
+
+
+def test_ways_take_turns_and_every_run_is_kept():
+    clock, log = Clock(), []
+    runners = {name: clock.runner(times, log, name) for name, times in {"a": [1, 2, 3], "b": [5, 7, 11]}.items()}
+    timings = alternate(runners, 3, clock=clock)
+    assert log == ["a", "b"] * 3
+    assert {name: series.tolist() for name, series in timings.seconds.items()} == {"a": [1, 2, 3], "b": [5, 7, 11]}
+
+
+def test_ratios_are_of_the_fastest_runs_and_the_median_of_the_pairs():
+    ratio = compare(np.array([3.0, 4.0, 12.0]), np.array([2.0, 1.0, 4.0]))
+    assert ratio.fastest == 3.0
+    assert ratio.median == pytest.approx(3.0, abs=1e-12)  # of 1.5, 4 and 3
+
+
+def test_noise_that_both_ways_share_leaves_the_ratio_quiet():
+    reference = np.array([1.0, 5.0, 1.0, 1.7, 2.0, 1.0, 1.0, 9.0])
+    ratio = compare(1.3 * reference, reference)
+    assert ratio.spread == pytest.approx(0, abs=1e-12)
+    timings = Timings(seconds={"a": reference, "b": 1.3 * reference})
+    assert timings.is_quiet
+    assert (
+        timings.verdict == "quiet: the ratio of 'b' may differ by 0.0% from one measurement to the next, after 8 turns"
+    )
+
+
+def test_a_machine_that_changes_in_the_course_is_too_noisy():
+    reference = np.ones(20)
+    slower = np.where(np.arange(20) < 10, 1.0, 1.08)
+    assert compare(slower, reference).spread >= 0.08
+    mostly = np.where(np.arange(20) < 10, np.tile([1.0, 1.08, 1.08, 1.08, 1.08], 4), 1.08)
+    assert compare(mostly, reference).spread == pytest.approx(0.08, rel=1e-6)  # of the fastest, not of the medians
+    timings = Timings(seconds={"a": reference, "b": slower})
+    assert not timings.is_quiet
+    assert timings.verdict.startswith("too noisy: the ratio of 'b' may differ by 10.1% from one")
+
+
+def test_scattered_pairs_are_too_noisy_though_the_quarters_agree():
+    scattered = np.tile([1.0, 1.6, 1.6, 1.0, 1.3], 4)
+    ratio = compare(scattered, np.ones(20))
+    assert {np.median(scattered[i : i + 5]) for i in range(0, 20, 5)} == {1.3}
+    assert MAX_SPREAD < ratio.spread < 0.9
+
+
+def test_the_spread_holds_what_a_second_measurement_shows():
+    """Of 200 pairs of measurements of a known ratio with 4 % of noise, how many differ by more than was foretold."""
+    rng = np.random.default_rng(0)
+    beyond = 0
+    for _ in range(200):
+        first, second = (compare(1.5 * np.exp(rng.normal(0, 0.04, 40)), np.ones(40)) for _ in range(2))
+        beyond += abs(first.median / second.median - 1) > first.spread
+    assert beyond <= 10  # five in a hundred
+
+
+def test_what_is_called_quiet_is_found_again_within_five_percent():
+    """The figure that the verdict is there for, on measurements of a known ratio with independent noise of 2 %."""
+    rng = np.random.default_rng(1)
+    quiet = beyond = 0
+    for _ in range(200):
+        noise = np.exp(rng.normal(0, 0.02, (2, 2, 20)))
+        first, second = (compare(1.5 * a, b) for a, b in noise)
+        differences = [abs(first.median / second.median - 1), abs(first.fastest / second.fastest - 1)]
+        quiet += first.spread <= MAX_SPREAD
+        beyond += first.spread <= MAX_SPREAD and max(differences) > MAX_SPREAD
+    assert quiet > 100
+    assert beyond <= 0.05 * quiet
+
+
+def test_few_turns_are_not_judged():
+    timings = Timings(seconds={"a": np.ones(7), "b": np.ones(7)})
+    assert not timings.is_quiet
+    assert timings.verdict == "too few runs to tell the noise: 7 turns, and 8 are needed"
+
+
+def test_a_way_that_is_alone_is_judged_by_its_times():
+    timings = Timings(seconds={"a": np.full(8, 2.0), "product": np.arange(1.0, 9.0)}, aside=frozenset({"product"}))
+    assert timings.ratios["a"].fastest == 2.0
+    assert timings.verdict.startswith("quiet: the time of 'a' may differ by 0.0%")
+
+
+def test_a_noisy_measurement_goes_on_by_doubling_until_it_is_quiet():
+    clock = Clock()
+    noisy_at_first = itertools.chain([1, 3, 1, 3, 1, 3, 1, 3], itertools.repeat(1))
+    runners = {"a": clock.runner([1.0]), "b": lambda: float(next(noisy_at_first))}
+    assert alternate(runners, 8, max_s=1000, clock=clock).num_turns == 64  # at 32 the first quarter is still unlike
+
+
+def test_it_gives_up_when_the_time_is_over_and_never_measures_less_than_asked():
+    clock = Clock()
+    runners = {"a": clock.runner([1.0]), "b": clock.runner([1.0, 3.0])}
+    assert alternate(runners, 8, max_s=40, clock=clock).num_turns == 14  # of 3 s a turn, on average
+    assert alternate(runners, 8, max_s=0, clock=clock).num_turns == 8
+
+
+def test_short_work_is_repeated_within_a_run():
+    clock, calls = Clock(), []
+
+    def work():
+        calls.append(None)
+        clock.now += 4.0 if len(calls) == 1 else 0.03  # the first call compiles
+
+    timed = Timed(work, min_run_s=0.2, clock=clock)
+    assert (timed.first_s, timed.num_repeats) == (4.0, 7)
+    assert timed() == pytest.approx(0.03)
+    assert len(calls) == 2 + 7
