@@ -6,6 +6,7 @@ XLA's own counts take the body of a loop once, however often it runs; here it co
 import math
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,8 @@ HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 
 
-class Collective(NamedTuple):
+@dataclass(frozen=True)
+class Collective:
     """One kind: how often a device starts it in a run of the program, and the bytes of the whole arrays on that device:
     what a gather gives, what a reduction takes."""
 

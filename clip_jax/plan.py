@@ -60,7 +60,7 @@ def plan_fitting(config: Config, devices: list[jax.Device]) -> tuple[Setting, St
 
     Raises ValueError when none fits.
     """
-    fitter, chip, share = Fitter(config, len(devices)), CHIPS.get(devices[0].device_kind), 1.0
+    fitter, chip, share = Fitter(config, len(devices)), CHIPS.get(devices[0].device_kind), None
     refusal = DoesNotFitError(math.inf, chip.memory_bytes if chip else math.inf)
     for setting in fitter.settings():
         if fitter.guess(setting, share) > HEADROOM * refusal.available_bytes:
@@ -99,7 +99,6 @@ def as_record(config: Config, topology: str, setting: Setting, step: StepPlan) -
     record = {
         "topology": topology,
         **dataclasses.asdict(step),
-        "collectives": [collective._asdict() for collective in step.collectives],
         "settings": setting._asdict(),
         "times": step.times,
         "step_s": step.step_s,

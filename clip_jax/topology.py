@@ -24,7 +24,8 @@ class Chip:
     Attributes:
       name: as it is sold.
       memory_bytes: of main memory that a program may use; of TPUs as XLA's compiler has it.
-      flops: bfloat16 operations a second.
+      flops: bfloat16 operations a second, dense.
+      float32_flops: those that JAX's default precision makes of float32 products: bfloat16 passes, or TF32 on a GPU.
       memory_bandwidth: bytes a second.
       network_bandwidth: bytes a second that a chip sends to the others of its slice or host, over all its links.
       example: a slice that a person may rent.
@@ -33,6 +34,7 @@ class Chip:
     name: str
     memory_bytes: float
     flops: float
+    float32_flops: float
     memory_bandwidth: float
     network_bandwidth: float
     example: str = ""
@@ -45,6 +47,7 @@ CHIPS = {
         name="v4",
         memory_bytes=30.75 * 2**30,
         flops=275e12,
+        float32_flops=275e12,
         memory_bandwidth=1228e9,
         network_bandwidth=300e9,
         example="v4:4x4x4",
@@ -53,6 +56,7 @@ CHIPS = {
         name="v5e",
         memory_bytes=15.75 * 2**30,
         flops=197e12,
+        float32_flops=197e12,
         memory_bandwidth=819e9,
         network_bandwidth=200e9,
         example="v5e:16x16",
@@ -61,6 +65,7 @@ CHIPS = {
         name="v5p",
         memory_bytes=95.73 * 2**30,
         flops=459e12,
+        float32_flops=459e12,
         memory_bandwidth=2765e9,
         network_bandwidth=600e9,
         example="v5p:4x4x4",
@@ -69,18 +74,34 @@ CHIPS = {
         name="v6e",
         memory_bytes=31.24 * 2**30,
         flops=918e12,
+        float32_flops=918e12,
         memory_bandwidth=1640e9,
         network_bandwidth=448e9,
         example="v6e:16x16",
     ),
     "NVIDIA A100-SXM4-80GB": Chip(
-        name="A100", memory_bytes=80e9, flops=312e12, memory_bandwidth=2039e9, network_bandwidth=300e9
+        name="A100",
+        memory_bytes=80e9,
+        flops=312e12,
+        float32_flops=156e12,
+        memory_bandwidth=2039e9,
+        network_bandwidth=300e9,
     ),
     "NVIDIA H100 80GB HBM3": Chip(
-        name="H100", memory_bytes=80e9, flops=989e12, memory_bandwidth=3350e9, network_bandwidth=450e9
+        name="H100",
+        memory_bytes=80e9,
+        flops=989e12,
+        float32_flops=494e12,
+        memory_bandwidth=3350e9,
+        network_bandwidth=450e9,
     ),
     "NVIDIA H200": Chip(
-        name="H200", memory_bytes=141e9, flops=989e12, memory_bandwidth=4800e9, network_bandwidth=450e9
+        name="H200",
+        memory_bytes=141e9,
+        flops=989e12,
+        float32_flops=494e12,
+        memory_bandwidth=4800e9,
+        network_bandwidth=450e9,
     ),
 }
 FAMILIES = {chip.name: chip for chip in CHIPS.values() if chip.example}

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses import LossConfig, make_loss
 from clip_jax.sharding import batch_sharding, make_mesh
-from clip_jax.topology import topology_devices
+from clip_jax.topology import CHIPS, FAMILIES, topology_devices
 
 
 def test_a_slice_is_compiled_for():
@@ -42,9 +42,31 @@ def test_the_streamed_loss_sends_while_it_computes_and_holds_no_matrix():
 def test_a_slice_that_is_none_is_named():
     pytest.importorskip("libtpu")
     with pytest.raises(
-        ValueError, match=r"topology 'v5e:4x7' is not one that libtpu knows .*: write one like v5e:16x16"
+        ValueError,
+        match=r"topology 'v5e:4x7' is not one that libtpu knows .*: use the chip and the slice's shape, such as",
     ):
         topology_devices("v5e:4x7")
+
+
+def test_a_chip_that_is_none_is_answered_with_those_there_are():
+    known = (
+        r"v4:4x4x4 \(v4: 30.75 GiB a chip, 275 TFLOP/s\), v5e:16x16 \(v5e: 15.75 .*, v5p:4x4x4 .*, v6e:16x16 \(v6e: "
+    )
+    with pytest.raises(ValueError, match=rf"topology 'v9:2x2' is not one to plan for: use the chip .* {known}"):
+        topology_devices("v9:2x2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_memory_of_a_chip_is_its_compilers(family):
+    """What XLA calls available when it refuses a product of 256 GiB."""
+    pytest.importorskip("libtpu")
+    mesh = make_mesh(devices=topology_devices({"v4": "v4:2x2x1", "v5p": "v5p:2x2x1"}.get(family, f"{family}:2x2")))
+    assert CHIPS[mesh.devices.flat[0].device_kind] is FAMILIES[family]
+    x = jax.ShapeDtypeStruct((2**18, 2**18), jnp.float32, sharding=NamedSharding(mesh, P()))
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match=rf"available HBM \({FAMILIES[family].memory_bytes / 2**30:.2f}G\)"
+    ):
+        jax.jit(jnp.matmul).lower(x, x).compile()
 
 
 def test_without_libtpu_the_mend_is_told(monkeypatch):

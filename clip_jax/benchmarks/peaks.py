@@ -4,7 +4,7 @@ Model FLOPs utilisation, MFU: what a model's products need, without what is comp
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,56 +14,15 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.benchmarks.timing import Runner, Timed
 from clip_jax.sharding import BATCH_AXES
+from clip_jax.topology import CHIPS
 
-_TPU = "cloud.google.com/tpu/docs/v{}, peak compute per chip"
-_H100 = "NVIDIA H100 data sheet, dense: half of what it tells with sparsity"
-_H200 = "NVIDIA H200 data sheet, dense: half of what it tells with sparsity"
-_A100 = "NVIDIA A100 data sheet, dense"
-_L4 = "NVIDIA L4 data sheet, dense: half of what it tells with sparsity"
-_L40S = "NVIDIA L40S data sheet, dense"
-
-
-class Peak(NamedTuple):
-    """FLOP/s of one JAX device by the dtype of the operands, and where they were read.
-
-    float32 is what JAX's default precision does with it: bfloat16 passes on TPU, TF32 on GPU.
-    """
-
-    bfloat16: float
-    float32: float
-    source: str
-
-
-# By jax.Device.device_kind. On v2 and v3 a device is one of a chip's two cores.
-PEAKS: dict[str, Peak] = {
-    "TPU v2": Peak(22.5e12, 22.5e12, _TPU.format(2) + ", halved"),
-    "TPU v3": Peak(61.5e12, 61.5e12, _TPU.format(3) + ", halved"),
-    "TPU v4": Peak(275e12, 275e12, _TPU.format(4)),
-    "TPU v5 lite": Peak(197e12, 197e12, _TPU.format("5e")),
-    "TPU v5e": Peak(197e12, 197e12, _TPU.format("5e")),
-    "TPU v5": Peak(459e12, 459e12, _TPU.format("5p")),
-    "TPU v5p": Peak(459e12, 459e12, _TPU.format("5p")),
-    "TPU v6 lite": Peak(918e12, 918e12, _TPU.format("6e")),
-    "TPU v6e": Peak(918e12, 918e12, _TPU.format("6e")),
-    "NVIDIA A100-SXM4-40GB": Peak(312e12, 156e12, _A100),
-    "NVIDIA A100-SXM4-80GB": Peak(312e12, 156e12, _A100),
-    "NVIDIA A100-PCIE-40GB": Peak(312e12, 156e12, _A100),
-    "NVIDIA A100 80GB PCIe": Peak(312e12, 156e12, _A100),
-    "NVIDIA H100 80GB HBM3": Peak(989.5e12, 494.5e12, _H100 + "; SXM"),
-    "NVIDIA H100 PCIe": Peak(756.5e12, 378e12, _H100 + "; PCIe"),
-    "NVIDIA H200": Peak(989.5e12, 494.5e12, _H200 + "; SXM"),
-    "NVIDIA L4": Peak(121e12, 60e12, _L4),
-    "NVIDIA L40S": Peak(362e12, 183e12, _L40S),
-}
 NUM_PRODUCTS = 5  # in a turn
 
 
-def published_peak(device_kind: str, dtype: str) -> tuple[float, str] | None:
-    """FLOP/s of a device and their source; None for a device, or a dtype such as float64, that the table lacks."""
-    peak = PEAKS.get(device_kind)
-    if peak is None or dtype not in ("bfloat16", "float32"):
-        return None
-    return getattr(peak, dtype), peak.source
+def published_peak(device_kind: str, dtype: str) -> float | None:
+    """FLOP/s of a device; None for one that `topology.CHIPS` lacks, or a dtype such as float64 that it lacks of it."""
+    chip = CHIPS.get(device_kind)
+    return {"bfloat16": chip.flops, "float32": chip.float32_flops}.get(dtype) if chip else None
 
 
 class Peaks:
@@ -89,13 +48,13 @@ class Peaks:
 
     def _peak(self, dtype: str, seconds: Mapping[str, np.ndarray]) -> float:
         published = self._published[dtype]
-        return published[0] if published else 2 * self._size**3 / float(seconds[f"product, {dtype}"].min())
+        return published or 2 * self._size**3 / float(seconds[f"product, {dtype}"].min())
 
     def describe(self, seconds: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
         """By dtype: TFLOP/s of a device, and where from."""
         measured = f"measured: the fastest product of {self._size} rows a device and {self._size} columns"
         return {
-            dtype: {"TFLOP/s": self._peak(dtype, seconds) / 1e12, "source": peak[1] if peak else measured}
+            dtype: {"TFLOP/s": self._peak(dtype, seconds) / 1e12, "source": "its maker's" if peak else measured}
             for dtype, peak in self._published.items()
         }
 

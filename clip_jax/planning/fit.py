@@ -15,6 +15,7 @@ from clip_jax.planning.step import Towers
 
 REMATS = ("none", "dots", "named", "attention", "full")
 HEADROOM = 0.95  # of a device's memory
+RESNET_SHARE = 0.8  # of what is traced, XLA needs of a ResNet: it fuses more; measured on RN50x64
 LEAST_IMAGES = 32  # of a device in a part, by whose statistics a ResNet's batch norms normalise
 
 
@@ -64,8 +65,10 @@ class Fitter:
     def _forward(self) -> int:
         return self._towers.flops("none") // 3  # the backward pass takes two products for each one
 
-    def guess(self, setting: Setting, share: float = 1.0) -> float:
+    def guess(self, setting: Setting, share: float | None = None) -> float:
         """Bytes of a device that a setting should need at least: its state, and what the towers keep, times `share`."""
+        if share is None:
+            share = RESNET_SHARE if is_resnet(self._config.model) else 1
         return self._state(setting) + share * self._kept(setting)
 
     def share(self, setting: Setting, needed_bytes: float) -> float:
