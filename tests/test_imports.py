@@ -50,6 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.text_packer": {"clip_jax.models.", "clip_jax.sharding", "input_pipeline."},
     "clip_jax.rendezvous": set(),
     "clip_jax.watchdog": set(),
+    "clip_jax.read_ahead": set(),
+    "clip_jax.labelled_sets": {"clip_jax.evaluators.", "input_pipeline."},
     "clip_jax.distributed": {"clip_jax.rendezvous", "clip_jax.watchdog"},
     "clip_jax.preflight": {
         "clip_jax.config",

@@ -88,7 +88,9 @@ def mean_per_class(correct: np.ndarray, labels: np.ndarray, weights: np.ndarray 
     return shares.sum(axis=-1) / np.count_nonzero(images, axis=-1)
 
 
-def eleven_point_map(scores: np.ndarray, relevant: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def eleven_point_map(
+    scores: np.ndarray, relevant: np.ndarray, weights: np.ndarray | None = None, ignored: np.ndarray | None = None
+) -> np.ndarray:
     """Mean over classes of VOC 2007's average precision, float64 [...].
 
     Of each class the precision is read at the recalls 0, 0.1, ..., 1, each time the highest one at that recall or a
@@ -97,29 +99,43 @@ def eleven_point_map(scores: np.ndarray, relevant: np.ndarray, weights: np.ndarr
     Args:
       scores: [N, C], higher is likelier.
       relevant: bool [N, C]. Classes without a relevant example of any weight have no say.
-      weights: see the module; weight 0 leaves an example out, as "difficult" ones are.
+      weights: see the module.
+      ignored: bool [N, C], examples that count neither way for a class, as "difficult" ones.
 
     Raises:
       ValueError: shapes that differ, scores that are not finite, no class with a relevant example.
 
     Reference: Everingham et al. 2010, "The PASCAL Visual Object Classes (VOC) Challenge", sec. 4.2.
     """
+    return np.nanmean(average_precisions(scores, relevant, weights, ignored), axis=-1)
+
+
+def average_precisions(
+    scores: np.ndarray, relevant: np.ndarray, weights: np.ndarray | None = None, ignored: np.ndarray | None = None
+) -> np.ndarray:
+    """Of each class, [..., C], NaN where nothing is relevant; arguments and errors as for `eleven_point_map`."""
     scores, relevant = np.asarray(scores), np.asarray(relevant, bool)
     if scores.shape != relevant.shape or scores.ndim != 2:
         raise ValueError(f"scores {scores.shape} and relevant {relevant.shape} must both be [N, C]")
     _check_finite(scores)
-    if not relevant.any():
-        raise ValueError("no class has a relevant example: there is no average precision")
     weights = np.ones(len(scores)) if weights is None else weights
-    values = np.stack([_average_precision(s, r, weights) for s, r in zip(scores.T, relevant.T) if r.any()])
-    return np.nanmean(values, axis=0)
+    kept = np.ones(scores.shape, bool) if ignored is None else ~np.asarray(ignored, bool)
+    if not (relevant & kept).any():
+        raise ValueError("no class has a relevant example: there is no average precision")
+    of_classes = zip(scores.T, relevant.T, kept.T)
+    return np.stack([_average_precision(s[k], r[k], weights[..., k]) for s, r, k in of_classes], axis=-1)
 
 
 def _average_precision(scores: np.ndarray, relevant: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    if not relevant.any():
+        return np.full(weights.shape[:-1], np.nan)
     order = np.lexsort((relevant, -scores))
+    places = np.flatnonzero(relevant[order])  # only there can the precision be highest
     weights = weights[..., order]
-    found = np.cumsum(weights * relevant[order], axis=-1)  # [..., N]
-    seen = np.cumsum(weights, axis=-1)
+    found = np.cumsum(weights[..., places], axis=-1)  # [..., R]
+    seen = np.cumsum(np.add.reduceat(weights, np.append(0, places[:-1] + 1), axis=-1), axis=-1)
+    if places[-1] + 1 < weights.shape[-1]:  # the last sum went on to the end
+        seen[..., -1] -= weights[..., places[-1] + 1 :].sum(axis=-1)
     precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
     total = found[..., -1:]
     # found * 10 >= tenth * total is exact where recall >= tenth / 10 is not.
@@ -198,7 +214,7 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15)
 
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], np.ndarray],
-    num_examples: int,
+    examples: int | np.ndarray,
     *,
     num_resamples: int = 1000,
     confidence: float = 0.95,
@@ -207,9 +223,10 @@ def bootstrap_interval(
     """Percentile interval of a statistic over examples drawn with replacement, the same for the same seed.
 
     Args:
-      statistic: weights float64 [r, N] to values [r], as `lambda w: mean_per_class(correct, labels, w)`. NaN, as where
-        a draw has no positive example, is left out.
-      num_examples: N, at least 1.
+      statistic: weights float64 [r, K] to values [r], as `lambda w: roc_auc(scores, positive, w)`. NaN, as where a draw
+        has no positive example, is left out.
+      examples: N, at least 1, and K is N; or int [K], how many examples there are of each of K kinds that the statistic
+        cannot tell apart, such as right and wrong: as many draws of the same distribution, much sooner.
       num_resamples: draws.
       confidence: share of the draws that lie within, in (0, 1).
       seed: of the draws.
@@ -220,18 +237,24 @@ def bootstrap_interval(
     Raises:
       ValueError: an argument out of its range, or a statistic that is NaN in every draw.
     """
-    if num_examples < 1 or num_resamples < 1 or not 0 < confidence < 1:
+    counts = np.asarray(examples)
+    N = int(counts.sum())
+    if N < 1 or counts.min() < 0 or num_resamples < 1 or not 0 < confidence < 1:
         raise ValueError(
-            f"a bootstrap of num_examples={num_examples}, num_resamples={num_resamples}, confidence={confidence}: "
-            "the first two must be at least 1, the last within (0, 1)"
+            f"a bootstrap of {N} examples, num_resamples={num_resamples}, confidence={confidence}: the first two must "
+            "be at least 1, the last within (0, 1)"
         )
     rng = np.random.default_rng(seed)
-    rows = max(1, RESAMPLED_AT_ONCE // num_examples)
+    K = counts.size if counts.ndim else N
+    rows = max(1, RESAMPLED_AT_ONCE // K)
     values = np.empty(num_resamples)
     for start in range(0, num_resamples, rows):
         drawn = min(rows, num_resamples - start)
-        index = rng.integers(num_examples, size=(drawn, num_examples)) + num_examples * np.arange(drawn)[:, None]
-        weights = np.bincount(index.ravel(), minlength=drawn * num_examples).reshape(drawn, num_examples)
+        if counts.ndim:
+            weights = rng.multinomial(N, counts / N, size=drawn)
+        else:
+            index = rng.integers(N, size=(drawn, N)) + N * np.arange(drawn)[:, None]
+            weights = np.bincount(index.ravel(), minlength=drawn * N).reshape(drawn, N)
         values[start : start + drawn] = statistic(weights.astype(np.float64))
     values = values[~np.isnan(values)]
     if not len(values):
