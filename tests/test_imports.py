@@ -70,6 +70,14 @@ ALLOWED: dict[str, set[str]] = {
         "clip_jax.sharding",
         "input_pipeline.",
     },
+    "clip_jax.suite_config": {"clip_jax.config", "clip_jax.evaluators."},
+    "clip_jax.feature_store": {
+        "clip_jax.api",
+        "clip_jax.evaluators.",
+        "clip_jax.read_ahead",
+        "input_pipeline.",
+    },
+    "clip_jax.result_store": {"clip_jax.config", "clip_jax.feature_store"},
     # These may know everything but the entry points.
     "clip_jax.restore": {"clip_jax.", "input_pipeline."},
     "clip_jax.api": {"clip_jax.", "input_pipeline."},
