@@ -24,9 +24,17 @@ def share(right: int, count: int, confidence: float = 0.95) -> dict[str, Any]:
     Raises:
       ValueError: numbers outside these ranges.
     """
-    raise NotImplementedError
+    if not 0 <= right <= count:
+        raise ValueError(f"{right} right of {count} is no share: give counts with 0 <= right <= count")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, expected a number between 0 and 1, such as 0.95")
+    if count == 0:
+        return {"right": 0, "count": 0, "accuracy": None, "low": 0.0, "high": 1.0}
+    interval = binomtest(int(right), int(count)).proportion_ci(confidence, method="exact")
+    low, high = float(interval.low), float(interval.high)
+    return {"right": int(right), "count": int(count), "accuracy": int(right) / int(count), "low": low, "high": high}
 
 
 def p_greater(right: int, count: int, null: float) -> float:
     """One-tailed p-value: how likely at least `right` of `count` would be if the true share were `null`."""
-    raise NotImplementedError
+    return float(binomtest(int(right), int(count), null, alternative="greater").pvalue)
