@@ -45,10 +45,13 @@ def plot_robustness(
         ax.set_axis_off()
     handles = [
         Line2D([], [], color=ORANGE, marker="*", markersize=12, linewidth=1, label=name),
-        Line2D([], [], color=BLUE, marker="o", linestyle="", label="reference models"),
-        Line2D([], [], color=BLUE, label="their fit in logits"),
         Line2D([], [], color=GREY, linestyle="--", label="y = x"),
     ]
+    if reference_models:
+        handles += [
+            Line2D([], [], color=BLUE, marker="o", linestyle="", label="reference models"),
+            Line2D([], [], color=BLUE, label="their fit in logits"),
+        ]
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -217,7 +220,11 @@ def _draw_shift(
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks([])
     ax.set(xscale="logit", yscale="logit", xlim=(low, high), ylim=(low, high), aspect="equal")
-    ticks = [tick for tick in LOGIT_TICKS if low <= tick <= high]
+    ticks: list[float] = []
+    for tick in LOGIT_TICKS:
+        far = not ticks or logit(tick) - logit(ticks[-1]) > (logit(high) - logit(low)) / 8  # labels do not touch
+        if low <= tick <= high and far:
+            ticks.append(tick)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))

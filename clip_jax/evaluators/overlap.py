@@ -29,10 +29,10 @@ def perceptual_embedding(image: np.ndarray) -> np.ndarray:
 
     The lowest frequencies of the cosine transform of brightness and colour, of the picture reduced to 32×32, without
     their means; each is multiplied by its distance from the origin, as natural pictures have the less of a frequency
-    the higher it is. It is the perceptual hash without the rounding to bits, which would cost many of the duplicates
-    that are cropped or turned (`python -m clip_jax.benchmarks.duplicates`). It forgives resizing, another aspect ratio,
-    recompression, other colours and brightness, slight turns, and crops that leave 90 % of the area; not mirroring
-    (compare `image[:, ::-1]` too) and not crops that leave 80 % or less (use a model's features).
+    the higher it is. It is the perceptual hash, with colour and not rounded to bits. It forgives resizing, another
+    aspect ratio, recompression, other colours and brightness, slight turns, and crops that leave 90 % of the area; not
+    mirroring (compare `image[:, ::-1]` too) and not crops that leave 80 % or less (use a model's features); measured by
+    `python -m clip_jax.benchmarks.duplicates`.
 
     Args:
       image: uint8 [H, W, 3], any H and W.
