@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.checkpoint": {"clip_jax.distributed", "clip_jax.train_state"},
     "clip_jax.metrics": set(),
     "clip_jax.plots": set(),
+    "clip_jax.robustness_plots": {"clip_jax.plots"},
     "clip_jax.evaluators.": {"clip_jax.evaluators."},  # an evaluator is handed its arrays and callables
     "clip_jax.config": {
         "clip_jax.losses.",

@@ -14,7 +14,7 @@ from clip_jax import plots
 def drawn(monkeypatch):
     """The figures in place of the files."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     return figures
 
 
