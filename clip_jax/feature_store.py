@@ -6,6 +6,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from clip_jax.api import Model, Preprocess
 from clip_jax.evaluators.datasets import ClassName
+from clip_jax.evaluators.overlap import PERCEPTUAL_SIZE, perceptual_embedding
 from clip_jax.evaluators.zero_shot import class_embeddings
 from clip_jax.read_ahead import load_ahead
 from input_pipeline.pipeline import load_image
@@ -59,13 +61,15 @@ class FeatureStore:
         say: Callable[[str], None] = print,
     ):
         self._folder = folder
-        self._model, self._preprocess, self._tokenizer = model, preprocess, tokenizer
+        self.tokenizer = tokenizer
+        self._model, self._preprocess = model, preprocess
         self._say = say
         self.model_id = {
             "weights": model.fingerprint,
             "image_size": preprocess.image_size,
             "resize_mode": preprocess.transform.resize_mode,
         }
+        self.tokenizer_id = tokenizer.fingerprint()
 
     def images(self, source: Source, title: str, num_examples: int = 0) -> ImageFeatures:
         """Features of a source, or of num_examples of its records spread evenly over it.
@@ -73,10 +77,8 @@ class FeatureStore:
         Raises:
           ValueError: no picture can be used, or features that are not finite.
         """
-        length = len(source)
-        count = min(num_examples or length, length)
-        chosen = (np.arange(count) * length // count).astype(np.int64)
-        key = {**self.model_id, "source": source.fingerprint(), "count": count}
+        chosen = _spread(len(source), num_examples)
+        key = {**self.model_id, "source": source.fingerprint(), "count": len(chosen)}
         arrays = self.cached("images", key, title, lambda: self._encode(source, title, chosen))
         skipped = json.loads(str(arrays.pop("skipped")))
         broken = [(str(name), str(reason)) for name, reason in [*source.broken, *skipped]]
@@ -93,13 +95,13 @@ class FeatureStore:
         """Embedding of each class, float32 [C, E]; arguments and errors as for `class_embeddings`."""
         key = {
             **self.model_id,
-            "tokenizer": self._tokenizer.fingerprint(),
+            "tokenizer": self.tokenizer_id,
             "class_names": list(class_names),
             "templates": list(templates),
         }
 
         def encode() -> dict[str, np.ndarray]:
-            return {"embeddings": class_embeddings(self.texts, self._tokenizer, class_names, templates)}
+            return {"embeddings": class_embeddings(self.texts, self.tokenizer, class_names, templates)}
 
         return self.cached("classes", key, title, encode)["embeddings"]
 
@@ -111,24 +113,13 @@ class FeatureStore:
         kept: list[tuple[int, Record]] = []
         skipped: list[tuple[str, str]] = []
 
-        def load(index: int) -> tuple[int, Record, np.ndarray] | BrokenRecordError:
-            try:
-                record = source[index]
-                return index, {**record, "image": None}, self._preprocess(load_image(record))
-            except BrokenRecordError as error:
-                return error
+        def prepare(record: Record) -> np.ndarray:
+            return self._preprocess(load_image(record))
 
         def pictures() -> Iterator[np.ndarray]:
-            quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
-            threads = min(32, os.cpu_count() or 1)
-            with tqdm(total=len(chosen), desc=title, unit=" images", dynamic_ncols=True, **quiet) as bar:
-                for loaded in load_ahead(load, chosen.tolist(), threads, AHEAD):
-                    bar.update()
-                    if isinstance(loaded, BrokenRecordError):
-                        skipped.append((loaded.record_id, loaded.reason))
-                    else:
-                        kept.append(loaded[:2])
-                        yield loaded[2]
+            for index, record, picture in _read(source, chosen, title, prepare, skipped):
+                kept.append((index, record))
+                yield picture
 
         try:
             pooled, embeddings = self._model.encoder.pooled_images(pictures())
@@ -155,6 +146,29 @@ class FeatureStore:
             **_labels([record for _, record in kept], len(source.class_names or ())),
         }
 
+    def perceptual(self, source: Source, title: str, num_examples: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings that tell near-duplicates without any model, float32 [N, P], and their places in the source [N].
+
+        Arguments as for `images`.
+        """
+        chosen = _spread(len(source), num_examples)
+
+        def prepare(record: Record) -> np.ndarray:
+            return perceptual_embedding(np.asarray(load_image(record)))
+
+        def encode() -> dict[str, np.ndarray]:
+            rows = [(index, found) for index, _, found in _read(source, chosen, title, prepare, [])]
+            if not rows:
+                raise ValueError(f"none of the {len(chosen)} pictures of {title} can be used")
+            return {
+                "index": np.array([index for index, _ in rows]),
+                "embeddings": np.stack([found for _, found in rows]),
+            }
+
+        key = {"source": source.fingerprint(), "count": len(chosen), "size": PERCEPTUAL_SIZE}
+        arrays = self.cached("perceptual", key, title, encode)
+        return arrays["embeddings"], arrays["index"]
+
     def cached(
         self, kind: str, key: dict[str, Any], title: str, make: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
@@ -169,6 +183,39 @@ class FeatureStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         _write_arrays(file, arrays)
         return arrays
+
+
+def _spread(length: int, num_examples: int) -> np.ndarray:
+    """num_examples places, or all for 0, spread evenly over a source, whose order may be that of its classes."""
+    count = min(num_examples or length, length)
+    return (np.arange(count) * length // count).astype(np.int64)
+
+
+def _read(
+    source: Source,
+    chosen: np.ndarray,
+    title: str,
+    prepare: Callable[[Record], np.ndarray],
+    skipped: list[tuple[str, str]],
+) -> Iterator[tuple[int, Record, np.ndarray]]:
+    """Place, record without its picture, and prepare(record) of the records that can be used; others go to skipped."""
+
+    def load(index: int) -> tuple[int, Record, np.ndarray] | BrokenRecordError:
+        try:
+            record = source[index]
+            return index, {**record, "image": None}, prepare(record)
+        except BrokenRecordError as error:
+            return error
+
+    quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
+    bar = tqdm(total=len(chosen), desc=title, unit=" images", dynamic_ncols=True, **quiet)
+    with bar, closing(load_ahead(load, chosen.tolist(), min(32, os.cpu_count() or 1), AHEAD)) as loaded:
+        for found in loaded:
+            bar.update()
+            if isinstance(found, BrokenRecordError):
+                skipped.append((found.record_id, found.reason))
+            else:
+                yield found
 
 
 def content_hash(value: Any) -> str:

@@ -1,13 +1,17 @@
 """Where a suite's captioned pairs, training images and pictures of people come from."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clip_jax.config import load_config
 from clip_jax.labelled_sets import AbsentError
 from input_pipeline.pipeline import make_sources
-from input_pipeline.sources import Source, make_source
+from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
+from input_pipeline.sources.base import check_index, digest, relative_names
 
 FORMS = "'run' or KIND:PATH, as webdataset:DIR, table:FILE, folder:DIR or tfds:DIR/NAME:SPLIT"
 
@@ -51,3 +55,31 @@ def open_source(key: str, value: str, run: RunSources | None, part: str) -> Sour
         raise ValueError(f"{key}={value!r} must be {FORMS}")
     path, _, split = path.rpartition(":") if kind == "tfds" else (path, "", "")
     return make_source(kind, path, split)
+
+
+class FilesSource:
+    """Pictures by their paths, in that order; the ids are the paths from their common folder."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.class_names: tuple[str, ...] | None = None
+        self._paths = list(paths)
+        self._names = relative_names([str(path) for path in paths])
+        self.broken: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Record:
+        check_index(index, len(self))
+        try:
+            return {"id": self._names[index], "image": self._paths[index].read_bytes(), "captions": ()}
+        except OSError as error:
+            raise BrokenRecordError(self._names[index], str(error)) from error
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        check_index(index, len(self))
+        return ()
+
+    def fingerprint(self) -> dict[str, Any]:
+        sizes = [path.stat().st_size for path in self._paths]
+        return {"kind": "files", "digest": digest(json.dumps([self._names, sizes]).encode()), "length": len(self)}

@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.metrics": set(),
     "clip_jax.plots": set(),
     "clip_jax.robustness_plots": {"clip_jax.plots"},
+    "clip_jax.evaluation_plots": {"clip_jax.plots"},
     "clip_jax.evaluators.": {"clip_jax.evaluators."},  # an evaluator is handed its arrays and callables
     "clip_jax.config": {
         "clip_jax.losses.",
@@ -85,6 +86,11 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.convert": {"clip_jax.", "input_pipeline."},
     "clip_jax.plan": {"clip_jax.", "input_pipeline."},
     "clip_jax.benchmarks.": {"clip_jax.", "configs.", "input_pipeline."},
+    "clip_jax.suite": {"clip_jax.", "input_pipeline."},
+    "clip_jax.suite_measures": {"clip_jax.", "input_pipeline."},
+    "clip_jax.suite_comparisons": {"clip_jax.", "input_pipeline."},
+    "clip_jax.suite_sources": {"clip_jax.config", "clip_jax.labelled_sets", "input_pipeline."},
+    "clip_jax.report": {"clip_jax.evaluators."},
     "clip_jax.evaluation": {"clip_jax.", "input_pipeline."},
     "clip_jax.run": {"clip_jax.", "input_pipeline."},
     "clip_jax.train": {"clip_jax.", "input_pipeline."},

@@ -221,3 +221,20 @@ def _with_interval(
 ) -> dict[str, float]:
     low, high = metrics.bootstrap_interval(statistic, examples, **resampling)
     return {"value": float(value), "low": low, "high": high}
+
+
+def metric_score(metric: MetricName, labels: np.ndarray, scores: np.ndarray) -> float:
+    """A metric alone, in [0, 1], as a probe's sweep wants it.
+
+    labels: int [N], or bool [N, C] for mean average precision. scores: [N, C], higher is likelier.
+    """
+    if metric == "eleven_point_map":
+        return float(metrics.eleven_point_map(scores, labels))
+    if metric == "roc_auc":
+        return float(metrics.roc_auc(scores[:, 1] - scores[:, 0], labels == 1))
+    rank = metrics.ranks(scores, labels)
+    if metric == "mean_per_class":
+        return float(metrics.mean_per_class(rank == 0, labels))
+    if metric == "mean_top1_top5":
+        return float((np.mean(rank < 1) + np.mean(rank < 5)) / 2)
+    return float(np.mean(rank < 1))
