@@ -82,6 +82,7 @@ def evaluate_suite() -> int:
         sections["suite"]["data_dir"] = DATA_DIR.value
     config = make_suite_config(sections)
     workdir = cli.WORKDIR.value
+    name: str = cli.MODEL.value or workdir or ""
     if workdir is None:
         output = Path(cli.required(cli.OUTPUT, "evaluation"))
     else:
@@ -89,7 +90,7 @@ def evaluate_suite() -> int:
         output = Path(cli.OUTPUT.value or Path(workdir) / "suite")
     report = run_suite(
         config,
-        workdir or cli.MODEL.value,
+        name,
         output,
         is_run=workdir is not None,
         data_path=DATA_PATH.value,

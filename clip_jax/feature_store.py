@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clip_jax.api import Model, Preprocess
+from clip_jax.api import MissingTokenizer, Model, Preprocess
 from clip_jax.evaluators.datasets import ClassName
 from clip_jax.evaluators.overlap import PERCEPTUAL_SIZE, perceptual_embedding
 from clip_jax.evaluators.zero_shot import class_embeddings
@@ -57,7 +57,7 @@ class FeatureStore:
         folder: Path,
         model: Model,
         preprocess: Preprocess,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | MissingTokenizer,
         say: Callable[[str], None] = print,
     ):
         self._folder = folder

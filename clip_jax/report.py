@@ -60,6 +60,6 @@ def _head(report: Mapping[str, Any]) -> Markup:
             "images": f"{model['image_size']} pixels, {model['resize_mode']}; {model['embed_dim']} features",
             "logit scale": f"{model['logit_scale']:.2f}",
             "commit": environment["commit"] or "not known",
-            "command": " ".join(environment["command"]),
+            "command": " ".join([Path(environment["command"][0]).name, *environment["command"][1:]]),
         }
     )

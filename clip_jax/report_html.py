@@ -1,11 +1,14 @@
 """Pieces of a report's HTML: tables, numbers with intervals, pictures within the page. All text is escaped here."""
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 class Markup(str):
@@ -29,15 +32,20 @@ class Page:
         return [row for row in self.done if row.get(measure) and "absent" not in row[measure]]
 
     def image(self, path: str, what: str) -> Markup:
-        """An img element that holds the picture itself."""
+        """An img element that holds the picture itself; a PNG as WebP, a tenth of its size."""
         file = self.folder / path
-        kind = "jpeg" if file.suffix == ".jpg" else "png"
-        data = base64.b64encode(file.read_bytes()).decode()
-        return Markup(f'<img alt="{escape(what)}" src="data:image/{kind};base64,{data}">')
+        kind, data = "jpeg", file.read_bytes()
+        if file.suffix == ".png":
+            stream = io.BytesIO()
+            with Image.open(file) as image:
+                image.convert("RGB").save(stream, "WEBP", quality=85)
+            kind, data = "webp", stream.getvalue()
+        return Markup(f'<img alt="{escape(what)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">')
 
-    def figures(self, pictures: Mapping[str, str], names: Sequence[str]) -> Markup:
-        """Some pictures of a result, side by side where there is room."""
-        shown = [f"<figure>{self.image(pictures[name], name)}</figure>" for name in names if name in pictures]
+    def figures(self, pictures: Mapping[str, str], names: Sequence[str], wide: Sequence[str] = ()) -> Markup:
+        """Some pictures of a result, side by side where there is room; the wide ones take a row each."""
+        kinds = {name: ' class="wide"' if name in wide else "" for name in names}
+        shown = [f"<figure{kinds[n]}>{self.image(pictures[n], n)}</figure>" for n in names if n in pictures]
         return Markup(f'<div class="pictures">{"".join(shown)}</div>')
 
 
@@ -55,7 +63,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], classes: Sequenc
 def text(value: Any) -> str:
     """A cell's or paragraph's HTML: Markup as it is, whole numbers with commas, None as a dash, the rest escaped."""
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, Markup):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

@@ -30,6 +30,7 @@ METRICS = {
 }
 OPEN = 2  # sets whose details are open from the start
 WORST = 8  # classes listed of a set
+LEGIBLE = 20  # classes, above which a confusion matrix needs the whole width
 
 
 @cache
@@ -77,7 +78,9 @@ def all_sets(page: Page) -> str:
         else " The paper has no number for this model on these sets."
     )
     counted = " Skipped pictures could not be decoded; they are no part of the images that are counted."
-    return table(header, rows, kinds) + paragraph(notes + missing + counted, "soft")
+    kept = [i for i in range(len(header)) if any(row[i] is not None for row in rows)]
+    shown = table([header[i] for i in kept], [[row[i] for i in kept] for row in rows], kinds)
+    return shown + paragraph(notes + missing + counted, "soft")
 
 
 def _matches(few: Mapping[str, Any]) -> Markup | None:
@@ -121,7 +124,7 @@ def prompts(page: Page) -> str:
 
 
 def zero_shot(page: Page) -> str:
-    parts = []
+    parts: list[str] = []
     for place, row in enumerate(page.measured("zero_shot")):
         found = row["zero_shot"]
         numbers = {METRICS[row["metric"]]: found, "top-1": found.get("top1"), "top-5": found.get("top5")}
@@ -131,7 +134,8 @@ def zero_shot(page: Page) -> str:
         lines = [[name, percent(value["value"]), interval(value)] for name, value in numbers.items() if value]
         body = [paragraph(row["note"], "soft") if row["note"] else "", table(["", "", "interval"], lines)]
         body.append(_counts(row, found))
-        body.append(page.figures(found.get("pictures", {}), ("confusion", "reliability")))
+        wide = ("confusion",) if row["classes"] > LEGIBLE else ()  # so that its names can be read
+        body.append(page.figures(found.get("pictures", {}), ("confusion", "reliability"), wide))
         body.append(_worst_classes(found))
         body.append(_mistakes(page, found))
         title = Markup(f"{text(row['title'])}: {percent(found['value'])}")
@@ -307,7 +311,7 @@ def bias(page: Page) -> str:
     found = page.report.get("bias", {})
     if "label_sets" not in found:
         return ""
-    parts = [paragraph(words) for words in found["text"].split("\n\n")]
+    parts: list[str] = [paragraph(words) for words in found["text"].split("\n\n")]
     for label_set, columns in found["label_sets"].items():
         for column, groups in columns.items():
             categories = list(next(iter(groups.values())))

@@ -66,6 +66,8 @@ def run_suite(
         batch_size=settings.batch_size,
         mesh=mesh,
     )
+    if {"zero_shot", "retrieval", "bias"} & set(settings.measures):
+        tokenizer(["a"])  # where there is none, it says so now
     opened = {name: _open(config, name, model.image_size) for name in settings.datasets}
     run = open_run_sources(Path(model_name), model.image_size, data_path) if is_run else None
     sources = _open_others(config, run)

@@ -1,0 +1,370 @@
+"""A suite from pictures to report, with a model of known answers."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rigged import LOGIT_SCALE, NAMES, rigged_model, save_picture
+
+from clip_jax import suite
+from clip_jax.suite import as_table, problems, run_suite
+from clip_jax.suite_config import make_suite_config
+from configs.suites import folder, paper, scenes
+
+# (label, classes by how well they fit): 7 classes, 17 pictures, so that batches of 4 leave an uneven last one.
+PICTURES = (
+    (0, (0, 1, 2, 3, 4, 5)), (0, (0, 2, 1, 3, 4, 5)), (0, (1, 0, 2, 3, 4, 5)), (0, (6, 5, 4, 3, 2, 0)),
+    (1, (1, 2, 3, 4, 5, 6)), (1, (2, 3, 4, 5, 1, 6)), (1, (2, 3, 4, 5, 6, 1)),
+    (2, (2, 1, 0, 3, 4, 5)), (3, (3, 1, 0, 2, 4, 5)), (3, (3, 0, 1, 2, 4, 5)), (3, (4, 3, 1, 2, 0, 5)),
+    (3, (3, 4, 1, 2, 0, 5)), (3, (5, 4, 1, 2, 0, 3)), (4, (4, 5, 6, 0, 1, 2)), (5, (0, 4, 6, 5, 1, 2)),
+    (6, (6, 5, 4, 0, 1, 2)), (6, (2, 5, 4, 0, 1, 6)),
+)  # fmt: skip
+RANKS = np.array([order.index(label) for label, order in PICTURES])
+LABELS = np.array([label for label, _ in PICTURES])
+TOP1, TOP5 = float(np.mean(RANKS == 0)), float(np.mean(RANKS < 5))
+MEAN_PER_CLASS = float(np.mean([np.mean(RANKS[LABELS == c] == 0) for c in range(7)]))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    for i, (label, order) in enumerate(PICTURES):
+        save_picture(root / NAMES[label] / f"{i:02d}.png", order)
+    return root
+
+
+def config_of(*datasets: str, measures=("zero_shot",), base=folder, **changes):
+    sections = base.get_config().to_dict()
+    sections["suite"] |= {"datasets": tuple(datasets), "measures": measures}
+    sections["zero_shot"] |= {"prompts": ("bare", "one", "own"), "headline": "bare", "num_resamples": 200}
+    for key, value in changes.items():
+        section, name = key.split("__")
+        sections[section][name] = value
+    return make_suite_config(sections)
+
+
+@pytest.fixture
+def rigged(monkeypatch):
+    """Makes run_suite load the rigged model; counts the pictures that are encoded."""
+    encoded = []
+
+    def load(name, *, batch_size, mesh, **_):
+        model, preprocess, tokenizer = rigged_model(4, 8 if "8 devices" in str(name) else 1)
+        pooled_images = model.encoder.pooled_images
+
+        def counting(images):
+            def counted():
+                for image in images:
+                    encoded.append(1)
+                    yield image
+
+            return pooled_images(counted())
+
+        model.encoder.pooled_images = counting
+        return model, preprocess, tokenizer
+
+    monkeypatch.setattr(suite, "load", load)
+    return encoded
+
+
+@pytest.mark.parametrize("name", ["model", "model on 8 devices"])
+def test_a_rigged_model_gets_the_known_numbers(name, photos, tmp_path, rigged):
+    report = run_suite(config_of(f"folder:{photos}"), name, tmp_path)
+    found = report["sets"][0]["zero_shot"]
+    assert (found["metric"], found["count"], found["num_skipped"]) == ("accuracy", 17, 0)
+    assert found["value"] == found["top1"]["value"] == pytest.approx(TOP1)
+    assert found["top5"]["value"] == pytest.approx(TOP5)
+    assert found["mean_per_class"]["value"] == pytest.approx(MEAN_PER_CLASS)
+    assert found["per_class"] == {name: pytest.approx(np.mean(RANKS[LABELS == c] == 0)) for c, name in enumerate(NAMES)}
+    assert found["chance"] == 1 / 7
+    assert found["low"] <= TOP1 <= found["high"]
+    assert (found["low"], found["high"]) != (TOP1, TOP1)
+    # "a photo of a" means the next class, and of those none is right but by chance.
+    next_right = np.mean([order[0] == (label + 1) % 7 for label, order in PICTURES])
+    scores = {name: prompt["value"] for name, prompt in found["prompts"].items()}
+    assert scores == {"bare": pytest.approx(TOP1), "one": pytest.approx(next_right), "own": pytest.approx(next_right)}
+    # Confidence is the softmax at the model's scale; the worst mistakes come first.
+    assert [mistake["label"] for mistake in found["mistakes"]] != []
+    confidences = [mistake["confidence"] for mistake in found["mistakes"]]
+    assert confidences == sorted(confidences, reverse=True)
+    assert len(found["mistakes"]) == np.sum(RANKS > 0)
+    assert report["model"]["logit_scale"] == pytest.approx(LOGIT_SCALE, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "chance"),
+    [("mean_per_class", MEAN_PER_CLASS, 1 / 7), ("mean_top1_top5", (TOP1 + TOP5) / 2, (1 / 7 + 5 / 7) / 2)],
+)
+def test_the_headline_is_the_sets_own_metric(metric, value, chance, photos, tmp_path, rigged, monkeypatch):
+    open_set = suite.open_labelled_set
+    monkeypatch.setattr(suite, "open_labelled_set", lambda *a: dataclasses.replace(open_set(*a), metric=metric))
+    found = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]["zero_shot"]
+    assert (found["metric"], found["value"]) == (metric, pytest.approx(value))
+    assert found["chance"] == pytest.approx(chance)
+    assert found["low"] <= value <= found["high"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((folder / "results").iterdir())}
+
+
+def test_a_second_run_encodes_nothing_and_says_so(photos, tmp_path, rigged):
+    config, lines = config_of(f"folder:{photos}"), []
+    first = run_suite(config, "model", tmp_path)
+    assert len(rigged) == 17
+    again = run_suite(config, "model", tmp_path, say=lines.append)
+    assert len(rigged) == 17
+    assert again["sets"] == first["sets"]
+    assert lines == ["1 results were there already, of the same weights, data and settings"]
+
+
+def test_other_settings_measure_anew_without_encoding_and_other_data_encodes(photos, tmp_path, rigged):
+    run_suite(config_of(f"folder:{photos}"), "model", tmp_path)
+    other = run_suite(config_of(f"folder:{photos}", zero_shot__headline="one"), "model", tmp_path)
+    assert other["sets"][0]["zero_shot"]["value"] != pytest.approx(TOP1)
+    assert len(rigged) == 17
+    fewer = run_suite(config_of(f"folder:{photos}", suite__num_examples=5), "model", tmp_path)
+    assert fewer["sets"][0]["zero_shot"]["count"] == 5
+    assert len(rigged) == 22
+
+
+def test_other_weights_measure_anew(photos, tmp_path, rigged, monkeypatch):
+    first = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)
+    load = suite.load
+
+    def damaged(name, **options):
+        model, *rest = load(name, **options)
+        model.variables["visual_projection"]["kernel"] = -np.asarray(model.variables["visual_projection"]["kernel"])
+        return model, *rest
+
+    monkeypatch.setattr(suite, "load", damaged)
+    other = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)
+    assert len(rigged) == 34
+    assert other["model"]["weights"] != first["model"]["weights"]
+    assert other["sets"][0]["zero_shot"]["value"] == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+@pytest.mark.parametrize(
+    "what", ["features/images-*.npz", "features/classes-*.npz", "results/*.json", "pictures/*.png"]
+)
+def test_what_is_damaged_is_told_and_made_again(what, damage, photos, tmp_path, rigged):
+    config, lines = config_of(f"folder:{photos}"), []
+    first = run_suite(config, "model", tmp_path)
+    file = sorted(tmp_path.glob(what))[0]
+    data = file.read_bytes()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    file.write_bytes({"cut": data[: len(data) // 2], "flip": bytes(flipped), "empty": b""}[damage])
+    if what.startswith("features"):
+        for result in (tmp_path / "results").iterdir():
+            result.unlink()  # or the features would not be read at all
+    again = run_suite(config, "model", tmp_path, say=lines.append)
+    told = [line for line in lines if "damaged" in line]
+    assert len(told) == 1
+    assert told[0].endswith("it is made again")
+    assert again["sets"] == first["sets"]
+    assert file.read_bytes() == data
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import test_suite
+test_suite.run_and_die({photos!r}, {output!r})
+"""
+
+
+def run_and_die(photos: str, output: str) -> None:
+    """Two sets with the rigged model; SIGKILL once the second one's features are on the disk."""
+    write = suite.FeatureStore.cached
+    suite.load = lambda name, **_: rigged_model()
+
+    def cached(self, kind, key, title, make):
+        arrays = write(self, kind, key, title, make)
+        if kind == "images" and "again" in title:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return arrays
+
+    suite.FeatureStore.cached = cached  # type: ignore[method-assign]
+    run_suite(config_of(f"folder:{photos}", f"folder:{photos}/../again"), "model", Path(output))
+
+
+def test_killed_it_goes_on_where_it_stopped_with_the_same_numbers(photos, tmp_path, rigged):
+    again = photos.parent / "again"
+    if not again.exists():
+        for i, (label, order) in enumerate(PICTURES):
+            save_picture(again / NAMES[label] / f"{i:02d}.png", order)
+    code = KILLED.format(tests=str(Path(__file__).parent), photos=str(photos), output=str(tmp_path / "killed"))
+    ran = subprocess.run([sys.executable, "-c", code], check=False, timeout=100, cwd=Path(__file__).parent.parent)
+    assert ran.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "report.json").exists()
+    assert len(list((tmp_path / "killed" / "results").iterdir())) == 1
+    config = config_of(f"folder:{photos}", f"folder:{photos}/../again")
+    resumed = run_suite(config, "model", tmp_path / "killed")
+    assert len(rigged) == 0  # all was encoded before the kill
+    whole = run_suite(config, "model", tmp_path / "whole")
+    assert len(rigged) == 34
+    assert resumed["sets"] == whole["sets"]
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_set_that_is_not_there_is_told_and_the_others_are_measured(photos, tmp_path, rigged):
+    lines: list[str] = []
+    config = config_of("cifar10", f"folder:{photos}", "birdsnap", suite__data_dir=str(tmp_path / "data"))
+    report = run_suite(config, "model", tmp_path / "out", say=lines.append)
+    assert [row["state"] for row in report["sets"]] == ["absent", "done", "absent"]
+    assert problems(report) == {"absent": ["cifar10", "birdsnap"], "failed": []}
+    cifar, birds = report["sets"][0]["reason"], report["sets"][2]["reason"]
+    assert "tfds.builder('cifar10', data_dir='" in cifar
+    assert f"put its pictures into {tmp_path}/data/birdsnap/test/CLASS/" in birds
+    assert lines == [f"ABSENT: cifar10: {cifar}", f"ABSENT: birdsnap: {birds}"]
+    table = as_table(report)
+    assert f"ABSENT: cifar10: {cifar}" in table
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "Of 3 data sets 2 absent: see below." in html
+    assert "tfds.builder(&#x27;cifar10&#x27;" in html
+
+
+def test_a_picture_that_does_not_decode_is_counted_and_the_rest_measured(photos, tmp_path, rigged):
+    broken = tmp_path / "broken"
+    for i, (label, order) in enumerate(PICTURES):
+        save_picture(broken / NAMES[label] / f"{i:02d}.png", order)
+    (broken / "ant" / "00.png").write_bytes(b"no picture")
+    (broken / "cow" / "zz.png").write_bytes(b"")
+    found = run_suite(config_of(f"folder:{broken}"), "model", tmp_path / "out")["sets"][0]["zero_shot"]
+    assert (found["count"], found["num_skipped"]) == (16, 2)
+    assert [name for name, _ in found["first_skipped"]] == ["ant/00.png", "cow/zz.png"]
+    assert found["value"] == pytest.approx(np.mean(RANKS[1:] == 0))
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "16 images of 7 classes; 2 more could not be decoded and are not counted" in html
+    assert "ant/00.png: " in html
+
+
+def test_a_set_that_fails_is_told_and_the_others_are_measured(photos, tmp_path, rigged, monkeypatch):
+    lines: list[str] = []
+    nothing = tmp_path / "nothing"
+    for name in NAMES[:2]:
+        (nothing / name).mkdir(parents=True)
+        (nothing / name / "a.png").write_bytes(b"no picture")
+    report = run_suite(config_of(f"folder:{nothing}", f"folder:{photos}"), "model", tmp_path / "out", say=lines.append)
+    assert [row["state"] for row in report["sets"]] == ["failed", "done"]
+    assert report["sets"][0]["reason"].startswith(
+        f"none of the 2 pictures of folder:{nothing} can be used; the first is"
+    )
+    assert lines[0] == f"FAILED: folder:{nothing}: {report['sets'][0]['reason']}"
+
+
+def test_features_that_are_not_finite_are_refused_with_the_first_picture(photos, tmp_path, rigged, monkeypatch):
+    load = suite.load
+
+    def damaged(name, **options):
+        model, *rest = load(name, **options)
+        model.variables["visual_projection"]["kernel"] = np.full((16, 8), np.nan, np.float32)
+        return model, *rest
+
+    monkeypatch.setattr(suite, "load", damaged)
+    row = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]
+    assert row["state"] == "failed"
+    assert row["reason"] == (
+        f"features of 17 of the 17 pictures of folder:{photos} are not finite, the first those of ant/00.png: its "
+        "weights are damaged, or compute_dtype is too narrow for them"
+    )
+
+
+class Elements(HTMLParser):
+    """Which elements there are, what they load, and whether every one is closed in its turn."""
+
+    VOID = ("meta", "img", "br", "line", "circle")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.loaded: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.counts[tag] += 1
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_report_is_whole_and_needs_no_network(photos, tmp_path, rigged):
+    run_suite(config_of(f"folder:{photos}"), "model <b>", tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    page = Elements(html)
+    assert page.open == []
+    assert page.counts["script"] == page.counts["link"] == page.counts["iframe"] == 0
+    assert "@import" not in html
+    assert "url(" not in html
+    assert page.loaded
+    assert all(place.startswith(("data:image/", "#")) for place in page.loaded)
+    found = json.loads((tmp_path / "report.json").read_text())["sets"][0]["zero_shot"]
+    assert page.counts["img"] == 2 + len(found["mistakes"])
+    assert f"{100 * found['value']:.1f} %" in html
+    assert f"{100 * found['low']:.1f} to {100 * found['high']:.1f}" in html
+    assert "model &lt;b&gt;" in html
+    assert "model <b>" not in html
+    assert found["mistakes"][0]["predicted"] in html
+    assert rigged_model()[0].fingerprint in html
+
+
+def test_the_papers_number_stands_beside_that_of_the_same_model_alone(photos, tmp_path, rigged, monkeypatch):
+    open_set = suite.open_labelled_set
+    monkeypatch.setattr(suite, "open_labelled_set", lambda *a: dataclasses.replace(open_set(*a), title="ImageNet"))
+    monkeypatch.setattr("clip_jax.report_sections.paper_scores", lambda: {f"folder:{photos}": {"ViT-B/32": 0.632}})
+    run_suite(config_of(f"folder:{photos}"), "ViT-B/32", tmp_path)
+    assert "63.2 %" in (tmp_path / "report.html").read_text()
+    run_suite(config_of(f"folder:{photos}"), "other", tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "63.2 %" not in html
+    assert "The paper has no number for this model on these sets." in html
+
+
+def test_every_shipped_suite_is_valid_and_the_papers_has_all_27_sets():
+    for module in (paper, scenes, folder):
+        make_suite_config(module.get_config().to_dict())
+    assert len(make_suite_config(paper.get_config().to_dict()).suite.datasets) == 27
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suite__datasets": ("mnist", "dtd", "mnist")}, "suite.datasets names mnist twice"),
+        ({"suite__measures": ()}, "suite.measures is empty: name some of zero_shot, linear_probe, few_shot"),
+        (
+            {"suite__measures": ("zeroshot",)},
+            r"suite.measures\[0\]='zeroshot' must be one of 'zero_shot', 'linear_probe'",
+        ),
+        ({"suite__measures": ("few_shot",)}, "'few_shot', which compares with zero-shot: add 'zero_shot'"),
+        ({"suite__num_examples": -1}, "suite.num_examples=-1 must be at least 0"),
+        ({"zero_shot__prompts": ("bare", "two")}, "zero_shot.prompts has 'two': choose from own, bare, cifar10"),
+        ({"zero_shot__headline": "imagenet7"}, "zero_shot.headline='imagenet7' is not one of zero_shot.prompts="),
+        ({"zero_shot__confidence": 1.0}, r"zero_shot.confidence=1.0 must lie within \(0, 1\)"),
+        ({"few_shot__shots": (4, 2)}, r"few_shot.shots=\(4, 2\) must be numbers of at least 1, ascending"),
+        ({"overlap__threshold": 2.0}, r"overlap.threshold=2.0 is a cosine similarity: it must lie in \[-1, 1\]"),
+        ({"suite__measures": ("bias",)}, "'bias' needs bias.people, a CSV of pictures of people and their groups"),
+        (
+            {"suite__measures": ("zero_shot", "robustness")},
+            "robustness compares '', which is not one of suite.datasets",
+        ),
+        ({"suite__sed": 1}, "unknown suite.sed; suite has batch_size, compute_dtype, data_dir, datasets"),
+    ],
+)
+def test_a_config_with_a_mistake_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_of("mnist", **changes)
