@@ -3,6 +3,7 @@
 A picture is black but for its first row, whose pixel c says how well class c fits: the brighter, the higher its score.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ class RiggedTokenizer:
         return np.array(found, np.int32)[:, None]
 
 
+@functools.cache
 def rigged_model(batch_size: int = 4, num_devices: int = 1) -> tuple[Model, Preprocess, RiggedTokenizer]:
     variables = jax.device_get(init_variables(CONFIG, jax.random.key(0)))
     visual = variables["visual"]
@@ -64,7 +66,7 @@ def rigged_model(batch_size: int = 4, num_devices: int = 1) -> tuple[Model, Prep
 
 
 def save_picture(file: Path, order: Sequence[int]) -> None:
-    """A picture whose best class is order[0], the next order[1], ...; classes that are not named tie for the last place."""
+    """A picture whose best class is order[0], the next order[1], ...; classes not named tie for the last place."""
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
     for place, c in enumerate(order):
         pixels[0, c] = 250 - 30 * place

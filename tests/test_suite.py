@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rigged import LOGIT_SCALE, NAMES, rigged_model, save_picture
 
-from clip_jax import suite
+from clip_jax import suite, suite_measures
 from clip_jax.suite import as_table, problems, run_suite
 from clip_jax.suite_config import make_suite_config
 from configs.suites import folder, paper, scenes
@@ -30,7 +32,7 @@ PICTURES = (
 RANKS = np.array([order.index(label) for label, order in PICTURES])
 LABELS = np.array([label for label, _ in PICTURES])
 TOP1, TOP5 = float(np.mean(RANKS == 0)), float(np.mean(RANKS < 5))
-MEAN_PER_CLASS = float(np.mean([np.mean(RANKS[LABELS == c] == 0) for c in range(7)]))
+MEAN_PER_CLASS = float(np.mean([np.mean(RANKS[c == LABELS] == 0) for c in range(7)]))
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +53,20 @@ def config_of(*datasets: str, measures=("zero_shot",), base=folder, **changes):
     return make_suite_config(sections)
 
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
 @pytest.fixture
 def rigged(monkeypatch):
-    """Makes run_suite load the rigged model; counts the pictures that are encoded."""
+    """Makes run_suite load the rigged model; counts the pictures that are encoded. Plots are of one pixel."""
     encoded = []
 
-    def load(name, *, batch_size, mesh, **_):
-        model, preprocess, tokenizer = rigged_model(4, 8 if "8 devices" in str(name) else 1)
-        pooled_images = model.encoder.pooled_images
+    def load(name, **_):
+        new = rigged_model.__wrapped__ if "damaged" in str(name) else rigged_model
+        model, preprocess, tokenizer = new(4, 8 if "8 devices" in str(name) else 1)
+        if "damaged" in str(name):
+            kernel = model.variables["visual_projection"]["kernel"]
+            model.variables["visual_projection"]["kernel"] = kernel * (np.nan if "nan" in str(name) else -1)
 
         def counting(images):
             def counted():
@@ -66,13 +74,39 @@ def rigged(monkeypatch):
                     encoded.append(1)
                     yield image
 
-            return pooled_images(counted())
+            return type(model.encoder).pooled_images(model.encoder, counted())
 
-        model.encoder.pooled_images = counting
+        monkeypatch.setattr(model.encoder, "pooled_images", counting)
         return model, preprocess, tokenizer
 
     monkeypatch.setattr(suite, "load", load)
+    draw_one_pixel(monkeypatch)
     return encoded
+
+
+def draw_one_pixel(monkeypatch) -> None:
+    def one_pixel(what, *rest):
+        Image.new("RGB", (1, 1)).save(next(argument for argument in rest if isinstance(argument, Path)))
+
+    monkeypatch.setattr(suite_measures, "plot_confusion", one_pixel)
+    monkeypatch.setattr(suite_measures, "plot_reliability", one_pixel)
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory) -> Path:
+    """The output of a finished run, to be copied."""
+    output = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "load", lambda name, **_: rigged_model())
+        draw_one_pixel(patch)
+        run_suite(config_of(f"folder:{photos}"), "model", output)
+    return output
+
+
+@pytest.fixture
+def output(finished, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "output"))
 
 
 @pytest.mark.parametrize("name", ["model", "model on 8 devices"])
@@ -83,7 +117,7 @@ def test_a_rigged_model_gets_the_known_numbers(name, photos, tmp_path, rigged):
     assert found["value"] == found["top1"]["value"] == pytest.approx(TOP1)
     assert found["top5"]["value"] == pytest.approx(TOP5)
     assert found["mean_per_class"]["value"] == pytest.approx(MEAN_PER_CLASS)
-    assert found["per_class"] == {name: pytest.approx(np.mean(RANKS[LABELS == c] == 0)) for c, name in enumerate(NAMES)}
+    assert found["per_class"] == {name: pytest.approx(np.mean(RANKS[c == LABELS] == 0)) for c, name in enumerate(NAMES)}
     assert found["chance"] == 1 / 7
     assert found["low"] <= TOP1 <= found["high"]
     assert (found["low"], found["high"]) != (TOP1, TOP1)
@@ -116,39 +150,32 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted((folder / "results").iterdir())}
 
 
-def test_a_second_run_encodes_nothing_and_says_so(photos, tmp_path, rigged):
-    config, lines = config_of(f"folder:{photos}"), []
-    first = run_suite(config, "model", tmp_path)
-    assert len(rigged) == 17
-    again = run_suite(config, "model", tmp_path, say=lines.append)
-    assert len(rigged) == 17
-    assert again["sets"] == first["sets"]
+def sets_of(output: Path) -> list:
+    return json.loads((output / "report.json").read_text())["sets"]
+
+
+def test_a_second_run_encodes_nothing_and_says_so(photos, output, rigged):
+    lines: list[str] = []
+    first = sets_of(output)
+    again = run_suite(config_of(f"folder:{photos}"), "model", output, say=lines.append)
+    assert len(rigged) == 0
+    assert again["sets"] == first
     assert lines == ["1 results were there already, of the same weights, data and settings"]
 
 
-def test_other_settings_measure_anew_without_encoding_and_other_data_encodes(photos, tmp_path, rigged):
-    run_suite(config_of(f"folder:{photos}"), "model", tmp_path)
-    other = run_suite(config_of(f"folder:{photos}", zero_shot__headline="one"), "model", tmp_path)
+def test_other_settings_measure_anew_without_encoding_and_other_data_encodes(photos, output, rigged):
+    other = run_suite(config_of(f"folder:{photos}", zero_shot__headline="one"), "model", output)
     assert other["sets"][0]["zero_shot"]["value"] != pytest.approx(TOP1)
-    assert len(rigged) == 17
-    fewer = run_suite(config_of(f"folder:{photos}", suite__num_examples=5), "model", tmp_path)
+    assert len(rigged) == 0
+    fewer = run_suite(config_of(f"folder:{photos}", suite__num_examples=5), "model", output)
     assert fewer["sets"][0]["zero_shot"]["count"] == 5
-    assert len(rigged) == 22
+    assert len(rigged) == 5
 
 
-def test_other_weights_measure_anew(photos, tmp_path, rigged, monkeypatch):
-    first = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)
-    load = suite.load
-
-    def damaged(name, **options):
-        model, *rest = load(name, **options)
-        model.variables["visual_projection"]["kernel"] = -np.asarray(model.variables["visual_projection"]["kernel"])
-        return model, *rest
-
-    monkeypatch.setattr(suite, "load", damaged)
-    other = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)
-    assert len(rigged) == 34
-    assert other["model"]["weights"] != first["model"]["weights"]
+def test_other_weights_measure_anew(photos, output, rigged):
+    other = run_suite(config_of(f"folder:{photos}"), "damaged model", output)
+    assert len(rigged) == 17
+    assert other["model"]["weights"] != rigged_model()[0].fingerprint
     assert other["sets"][0]["zero_shot"]["value"] == 0
 
 
@@ -156,22 +183,21 @@ def test_other_weights_measure_anew(photos, tmp_path, rigged, monkeypatch):
 @pytest.mark.parametrize(
     "what", ["features/images-*.npz", "features/classes-*.npz", "results/*.json", "pictures/*.png"]
 )
-def test_what_is_damaged_is_told_and_made_again(what, damage, photos, tmp_path, rigged):
-    config, lines = config_of(f"folder:{photos}"), []
-    first = run_suite(config, "model", tmp_path)
-    file = sorted(tmp_path.glob(what))[0]
+def test_what_is_damaged_is_told_and_made_again(what, damage, photos, output, rigged):
+    lines: list[str] = []
+    first, file = sets_of(output), sorted(output.glob(what))[0]
     data = file.read_bytes()
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
     file.write_bytes({"cut": data[: len(data) // 2], "flip": bytes(flipped), "empty": b""}[damage])
     if what.startswith("features"):
-        for result in (tmp_path / "results").iterdir():
+        for result in (output / "results").iterdir():
             result.unlink()  # or the features would not be read at all
-    again = run_suite(config, "model", tmp_path, say=lines.append)
+    again = run_suite(config_of(f"folder:{photos}"), "model", output, say=lines.append)
     told = [line for line in lines if "damaged" in line]
     assert len(told) == 1
     assert told[0].endswith("it is made again")
-    assert again["sets"] == first["sets"]
+    assert again["sets"] == first
     assert file.read_bytes() == data
 
 
@@ -186,7 +212,9 @@ test_suite.run_and_die({photos!r}, {output!r})
 def run_and_die(photos: str, output: str) -> None:
     """Two sets with the rigged model; SIGKILL once the second one's features are on the disk."""
     write = suite.FeatureStore.cached
-    suite.load = lambda name, **_: rigged_model()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(suite, "load", lambda name, **_: rigged_model())
+    draw_one_pixel(patch)
 
     def cached(self, kind, key, title, make):
         arrays = write(self, kind, key, title, make)
@@ -194,7 +222,7 @@ def run_and_die(photos: str, output: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return arrays
 
-    suite.FeatureStore.cached = cached  # type: ignore[method-assign]
+    patch.setattr(suite.FeatureStore, "cached", cached)
     run_suite(config_of(f"folder:{photos}", f"folder:{photos}/../again"), "model", Path(output))
 
 
@@ -263,16 +291,8 @@ def test_a_set_that_fails_is_told_and_the_others_are_measured(photos, tmp_path, 
     assert lines[0] == f"FAILED: folder:{nothing}: {report['sets'][0]['reason']}"
 
 
-def test_features_that_are_not_finite_are_refused_with_the_first_picture(photos, tmp_path, rigged, monkeypatch):
-    load = suite.load
-
-    def damaged(name, **options):
-        model, *rest = load(name, **options)
-        model.variables["visual_projection"]["kernel"] = np.full((16, 8), np.nan, np.float32)
-        return model, *rest
-
-    monkeypatch.setattr(suite, "load", damaged)
-    row = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]
+def test_features_that_are_not_finite_are_refused_with_the_first_picture(photos, tmp_path, rigged):
+    row = run_suite(config_of(f"folder:{photos}"), "damaged model of nan", tmp_path)["sets"][0]
     assert row["state"] == "failed"
     assert row["reason"] == (
         f"features of 17 of the 17 pictures of folder:{photos} are not finite, the first those of ant/00.png: its "
@@ -303,9 +323,9 @@ class Elements(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_report_is_whole_and_needs_no_network(photos, tmp_path, rigged):
-    run_suite(config_of(f"folder:{photos}"), "model <b>", tmp_path)
-    html = (tmp_path / "report.html").read_text()
+def test_the_report_is_whole_and_needs_no_network(photos, output, rigged):
+    run_suite(config_of(f"folder:{photos}"), "model <b>", output)
+    html = (output / "report.html").read_text()
     page = Elements(html)
     assert page.open == []
     assert page.counts["script"] == page.counts["link"] == page.counts["iframe"] == 0
@@ -313,7 +333,7 @@ def test_the_report_is_whole_and_needs_no_network(photos, tmp_path, rigged):
     assert "url(" not in html
     assert page.loaded
     assert all(place.startswith(("data:image/", "#")) for place in page.loaded)
-    found = json.loads((tmp_path / "report.json").read_text())["sets"][0]["zero_shot"]
+    found = sets_of(output)[0]["zero_shot"]
     assert page.counts["img"] == 2 + len(found["mistakes"])
     assert f"{100 * found['value']:.1f} %" in html
     assert f"{100 * found['low']:.1f} to {100 * found['high']:.1f}" in html
@@ -323,14 +343,12 @@ def test_the_report_is_whole_and_needs_no_network(photos, tmp_path, rigged):
     assert rigged_model()[0].fingerprint in html
 
 
-def test_the_papers_number_stands_beside_that_of_the_same_model_alone(photos, tmp_path, rigged, monkeypatch):
-    open_set = suite.open_labelled_set
-    monkeypatch.setattr(suite, "open_labelled_set", lambda *a: dataclasses.replace(open_set(*a), title="ImageNet"))
+def test_the_papers_number_stands_beside_that_of_the_same_model_alone(photos, output, rigged, monkeypatch):
     monkeypatch.setattr("clip_jax.report_sections.paper_scores", lambda: {f"folder:{photos}": {"ViT-B/32": 0.632}})
-    run_suite(config_of(f"folder:{photos}"), "ViT-B/32", tmp_path)
-    assert "63.2 %" in (tmp_path / "report.html").read_text()
-    run_suite(config_of(f"folder:{photos}"), "other", tmp_path)
-    html = (tmp_path / "report.html").read_text()
+    run_suite(config_of(f"folder:{photos}"), "ViT-B/32", output)
+    assert "63.2 %" in (output / "report.html").read_text()
+    run_suite(config_of(f"folder:{photos}"), "other", output)
+    html = (output / "report.html").read_text()
     assert "63.2 %" not in html
     assert "The paper has no number for this model on these sets." in html
 
