@@ -8,7 +8,8 @@ import numpy as np
 from clip_jax.evaluation_plots import plot_few_shot, plot_sweep
 from clip_jax.evaluators.classification import metric_score
 from clip_jax.evaluators.few_shot import few_shot, labels_to_match
-from clip_jax.evaluators.linear_probe import Split, linear_probe
+from clip_jax.evaluators.linear_probe import linear_probe, split_off_validation
+from clip_jax.evaluators.logistic_regression import Split
 from clip_jax.labelled_sets import LabelledSet
 from clip_jax.result_store import Results, file_name
 from clip_jax.suite_measures import Bench, data_key, labelled_features
@@ -62,15 +63,16 @@ def few_shot_curve(bench: Bench, labelled: LabelledSet, zero_shot: Results, prob
 
     def make() -> Results:
         splits = {split: _split(bench, labelled, split) for split in labelled.splits}
-        C, train = len(labelled.class_names), splits["train"]
+        C, train, validation = len(labelled.class_names), splits["train"], splits.get("validation")
+        if validation is None:
+            train, validation = split_off_validation(train, bench.config.suite.seed)
         fewest = int(np.bincount(train.labels, minlength=C).min())
         shots = [number for number in settings.shots if number <= fewest]
         if not shots:
             return {"absent": f"a class has {fewest} training images, fewer than the fewest shots, {settings.shots[0]}"}
-        validation = splits.get("validation")
         result = few_shot(
             train,
-            splits["test"] if validation is None else validation,
+            validation,
             splits["test"],
             C,
             metric=_metric(labelled),
