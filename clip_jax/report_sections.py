@@ -189,6 +189,7 @@ def linear_probe(page: Page) -> str:
                 row["title"],
                 METRICS[row["metric"]],
                 percent(found["score"]),
+                interval(found),
                 percent(row.get("zero_shot", {}).get("value")),
                 Markup(f"{found['strength']:.3g}"),
                 percent(found["validation_score"]),
@@ -198,7 +199,18 @@ def linear_probe(page: Page) -> str:
                 "yes" if found["converged"] else f"no, {found['iterations']} iterations",
             ]
         )
-    header = ["data set", "metric", "probe", "zero-shot", "L2 strength", "on validation", "train", "validation", "test"]
+    header = [
+        "data set",
+        "metric",
+        "probe",
+        "interval",
+        "zero-shot",
+        "L2 strength",
+        "on validation",
+        "train",
+        "validation",
+        "test",
+    ]
     features = {"pooled": "before the projection", "joint": "after the projection, of unit length"}
     note = (
         f"Logistic regression on features {features[rows[0]['linear_probe']['features']]}; the strength found on the "

@@ -9,6 +9,7 @@ import jax
 
 from clip_jax.api import load
 from clip_jax.config import environment, write_json
+from clip_jax.evaluators.datasets import dataset_names, load_card
 from clip_jax.feature_store import FeatureStore
 from clip_jax.labelled_sets import AbsentError, LabelledSet, open_labelled_set
 from clip_jax.metrics import format_table
@@ -164,7 +165,7 @@ def _measure_set(
 ) -> Results:
     """A row of the report: all measures of one set, or why there are none."""
     if isinstance(labelled, AbsentError):
-        title = name
+        title = load_card(name).title if name in dataset_names() else name
         say(f"ABSENT: {title}: {labelled}")
         return {"name": name, "title": title, "state": "absent", "reason": str(labelled)}
     row: Results = {"name": name, "title": labelled.title, "state": "done", "metric": labelled.metric}

@@ -1,12 +1,11 @@
 """What a suite learns on frozen features of one labelled set: the linear probe and the few-shot curve."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from clip_jax.evaluation_plots import plot_few_shot, plot_sweep
-from clip_jax.evaluators.classification import metric_score
+from clip_jax.evaluators.classification import measure_scores, metric_score
 from clip_jax.evaluators.few_shot import few_shot, labels_to_match
 from clip_jax.evaluators.linear_probe import linear_probe, split_off_validation
 from clip_jax.evaluators.logistic_regression import Split
@@ -23,22 +22,32 @@ def probe(bench: Bench, labelled: LabelledSet) -> Results:
         return {"absent": NO_TRAINING}
     settings = bench.config.linear_probe
     key = {**data_key(bench, labelled, sorted(labelled.splits)), "settings": dataclasses.asdict(settings)}
+    key |= {"resampling": bench.resampling()}
 
     def make() -> Results:
         splits = {split: _split(bench, labelled, split) for split in labelled.splits}
+        asked: dict[str, np.ndarray] = {}  # what the metric was asked about: in the end, the test split
+
+        def metric(labels: np.ndarray, logits: np.ndarray) -> float:
+            asked.update(labels=labels, scores=logits)
+            return metric_score(labelled.metric, labels, logits)
+
         result = linear_probe(
             splits["train"],
             splits.get("validation"),
             splits["test"],
             len(labelled.class_names),
-            metric=_metric(labelled),
+            metric=metric,
             full_sweep=settings.full_sweep,
             mesh=bench.model.mesh,
             seed=bench.config.suite.seed,
         )
+        measured = measure_scores(labelled.metric, **asked, resampling=bench.resampling())
+        assert measured["value"] == result["score"]
         picture = bench.results.picture(f"{file_name(labelled.name)}-sweep.png")
         plot_sweep(result["sweep"], result["strength"], picture, labelled.title)
-        return {**result, "features": settings.features, "pictures": {"sweep": picture}}
+        interval = {"low": measured["low"], "high": measured["high"]}
+        return {**result, **interval, "features": settings.features, "pictures": {"sweep": picture}}
 
     return bench.results.result("linear_probe", labelled.name, key, make)
 
@@ -75,7 +84,7 @@ def few_shot_curve(bench: Bench, labelled: LabelledSet, zero_shot: Results, prob
             validation,
             splits["test"],
             C,
-            metric=_metric(labelled),
+            metric=lambda labels, logits: metric_score(labelled.metric, labels, logits),
             shots=shots,
             num_seeds=settings.num_seeds,
             seed=bench.config.suite.seed,
@@ -102,7 +111,3 @@ def _split(bench: Bench, labelled: LabelledSet, split: str) -> Split:
     found = labelled_features(bench, labelled, split)
     pooled = bench.config.linear_probe.features == "pooled"
     return Split(found.features.pooled if pooled else found.features.embeddings, found.labels)
-
-
-def _metric(labelled: LabelledSet) -> Any:
-    return lambda labels, logits: metric_score(labelled.metric, labels, logits)

@@ -254,9 +254,9 @@ def test_a_set_that_is_not_there_is_told_and_the_others_are_measured(photos, tmp
     cifar, birds = report["sets"][0]["reason"], report["sets"][2]["reason"]
     assert "tfds.builder('cifar10', data_dir='" in cifar
     assert f"put its pictures into {tmp_path}/data/birdsnap/test/CLASS/" in birds
-    assert lines == [f"ABSENT: cifar10: {cifar}", f"ABSENT: birdsnap: {birds}"]
+    assert lines == [f"ABSENT: CIFAR-10: {cifar}", f"ABSENT: Birdsnap: {birds}"]
     table = as_table(report)
-    assert f"ABSENT: cifar10: {cifar}" in table
+    assert f"ABSENT: CIFAR-10: {cifar}" in table
     html = (tmp_path / "out" / "report.html").read_text()
     assert "Of 3 data sets 2 absent: see below." in html
     assert "tfds.builder(&#x27;cifar10&#x27;" in html

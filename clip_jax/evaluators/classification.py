@@ -5,9 +5,9 @@ Images go in chunks, so the N×C scores are never held whole unless the metric r
 Reference: Radford et al. 2021, sec. 3.1 and table 9.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from clip_jax.evaluators import metrics
 from clip_jax.evaluators.datasets import MetricName
 
 CHUNK = 2048  # images scored at once
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # weights, or counts of kinds, [r, K] to values [r]
+Kind = MetricName | Literal["top5"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ def classify(
             np.exp(logits, out=logits)
             logits /= logits.sum(axis=1, keepdims=True)
         else:
-            logits = 1 / (1 + np.exp(-logits))
+            logits = np.exp(-np.logaddexp(0, -logits))
         confidence[rows] = logits[np.arange(len(logits)), best]
         if C == 2:
             margin[rows] = scores[:, 1] - scores[:, 0]
@@ -105,29 +108,30 @@ def single_label_metrics(
       ValueError: a metric that such a set does not have.
     """
     C, N = found.num_classes, len(found.labels)
-    resampling = resampling or {}
     right = found.rank == 0
     images = np.bincount(found.labels, minlength=C)
     rights = np.bincount(found.labels, weights=right, minlength=C)
-    result: dict[str, Any] = {}
-    for k in (1, 5) if C > 5 else (1,):
-        result[f"top{k}"] = _with_interval(
-            np.mean(found.rank < k), lambda w: w[:, 0] / N, _two_kinds(found.rank < k), resampling
-        )
-    kinds = np.concatenate([rights, images - rights]).astype(np.int64)
-    is_right, of_class = np.repeat([True, False], C), np.tile(np.arange(C), 2)
-    result["mean_per_class"] = _with_interval(
-        metrics.mean_per_class(right, found.labels),
-        lambda w: metrics.mean_per_class(is_right, of_class, w),
-        kinds,
-        resampling,
-    )
-    headline, chance = _headline(found, metric, result, resampling)
+
+    def measured(name: Kind) -> dict[str, float]:
+        return _with_interval(*_of_ranks(name, found.rank, found.labels, C), resampling)
+
+    result: dict[str, Any] = {"top1": measured("accuracy")}
+    if C > 5:
+        result["top5"] = measured("top5")
+    result["mean_per_class"] = measured("mean_per_class")
+    chance = {"accuracy": 1 / C, "mean_per_class": 1 / C, "mean_top1_top5": (1 / C + min(1.0, 5 / C)) / 2}
+    if metric == "roc_auc" and C == 2:
+        positive = found.labels == 1
+        headline = _with_interval(lambda w: metrics.roc_auc(found.margin, positive, w), np.ones(N), resampling)
+    elif metric in chance:
+        headline = measured(metric)
+    else:
+        raise ValueError(f"the metric {metric!r} is not one of a set of {C} classes with one label an image")
     calibrated = metrics.calibration(np.clip(found.confidence, 0, 1), right)
     return {
         "metric": metric,
         **headline,
-        "chance": chance,
+        "chance": chance.get(metric, 0.5),
         **result,
         "per_class": dict(zip(class_names, (float(r / n) if n else None for r, n in zip(rights, images)))),
         "images_per_class": images.tolist(),
@@ -139,30 +143,6 @@ def single_label_metrics(
         },
         "count": N,
     }
-
-
-def _headline(
-    found: Classified, metric: MetricName, result: dict[str, Any], resampling: dict[str, Any]
-) -> tuple[dict[str, float], float]:
-    """The metric's {value, low, high}, and what chance gives."""
-    C, N = found.num_classes, len(found.labels)
-    if metric == "accuracy":
-        return result["top1"], 1 / C
-    if metric == "mean_per_class":
-        return result["mean_per_class"], 1 / C
-    if metric == "mean_top1_top5":
-        kinds = np.array(
-            [np.sum(found.rank < 1), np.sum((found.rank >= 1) & (found.rank < 5)), np.sum(found.rank >= 5)]
-        )
-        value = (kinds[0] + kinds[1] / 2) / N
-        return _with_interval(value, lambda w: (w[:, 0] + w[:, 1] / 2) / N, kinds, resampling), (
-            1 / C + min(1.0, 5 / C)
-        ) / 2
-    if metric == "roc_auc" and C == 2:
-        positive = found.labels == 1
-        value = metrics.roc_auc(found.margin, positive)
-        return _with_interval(value, lambda w: metrics.roc_auc(found.margin, positive, w), N, resampling), 0.5
-    raise ValueError(f"the metric {metric!r} is not one of a set of {C} classes with one label an image")
 
 
 def multi_label_metrics(
@@ -192,7 +172,7 @@ def multi_label_metrics(
     images = labels.sum(axis=0)
     return {
         "metric": "eleven_point_map",
-        **_with_interval(np.nanmean(each), statistic, len(scores), resampling or {}),
+        **_with_interval(statistic, np.ones(len(scores)), resampling),
         "chance": float(np.mean((images / counted.sum(axis=0))[images > 0])),
         "per_class": dict(zip(class_names, (None if np.isnan(ap) else float(ap) for ap in each))),
         "images_per_class": images.tolist(),
@@ -212,29 +192,45 @@ def confusion(found: Classified) -> np.ndarray:
     return np.bincount(found.labels * C + found.predicted, minlength=C * C).reshape(C, C)
 
 
-def _two_kinds(right: np.ndarray) -> np.ndarray:
-    return np.array([np.sum(right), np.sum(~right)])
-
-
-def _with_interval(
-    value: Any, statistic: Any, examples: int | np.ndarray, resampling: dict[str, Any]
+def measure_scores(
+    metric: MetricName, labels: np.ndarray, scores: np.ndarray, resampling: dict[str, Any] | None = None
 ) -> dict[str, float]:
-    low, high = metrics.bootstrap_interval(statistic, examples, **resampling)
-    return {"value": float(value), "low": low, "high": high}
-
-
-def metric_score(metric: MetricName, labels: np.ndarray, scores: np.ndarray) -> float:
-    """A metric alone, in [0, 1], as a probe's sweep wants it.
+    """A metric of scores alone, {value, low, high}, as a probe's.
 
     labels: int [N], or bool [N, C] for mean average precision. scores: [N, C], higher is likelier.
     """
+    return _with_interval(*_statistic(metric, labels, scores), resampling)
+
+
+def metric_score(metric: MetricName, labels: np.ndarray, scores: np.ndarray) -> float:
+    """As `measure_scores`, without the interval."""
+    statistic, counts = _statistic(metric, labels, scores)
+    return float(statistic(counts[None].astype(np.float64))[0])
+
+
+def _statistic(metric: MetricName, labels: np.ndarray, scores: np.ndarray) -> tuple[Statistic, np.ndarray]:
     if metric == "eleven_point_map":
-        return float(metrics.eleven_point_map(scores, labels))
+        return lambda w: metrics.eleven_point_map(scores, labels, w), np.ones(len(scores))
     if metric == "roc_auc":
-        return float(metrics.roc_auc(scores[:, 1] - scores[:, 0], labels == 1))
-    rank = metrics.ranks(scores, labels)
+        margin, positive = scores[:, 1] - scores[:, 0], labels == 1
+        return lambda w: metrics.roc_auc(margin, positive, w), np.ones(len(scores))
+    return _of_ranks(metric, metrics.ranks(scores, labels), labels, scores.shape[1])
+
+
+def _of_ranks(metric: Kind, rank: np.ndarray, labels: np.ndarray, C: int) -> tuple[Statistic, np.ndarray]:
+    """A metric as a function of how many examples there are of each kind that it tells apart, [r, K], and these."""
     if metric == "mean_per_class":
-        return float(metrics.mean_per_class(rank == 0, labels))
-    if metric == "mean_top1_top5":
-        return float((np.mean(rank < 1) + np.mean(rank < 5)) / 2)
-    return float(np.mean(rank < 1))
+        right = np.bincount(labels, weights=rank == 0, minlength=C)
+        is_right, of_class = np.repeat([True, False], C), np.tile(np.arange(C), 2)
+        counts = np.concatenate([right, np.bincount(labels, minlength=C) - right])
+        return lambda w: metrics.mean_per_class(is_right, of_class, w), counts.astype(np.int64)
+    worth = {"accuracy": (1, 0, 0), "top5": (1, 1, 0), "mean_top1_top5": (1, 0.5, 0)}[metric]
+    counts = np.array([np.sum(rank < 1), np.sum((rank >= 1) & (rank < 5)), np.sum(rank >= 5)])
+    return lambda w: metrics.mean_accuracy(np.array(worth), w), counts
+
+
+def _with_interval(statistic: Statistic, counts: np.ndarray, resampling: dict[str, Any] | None) -> dict[str, float]:
+    """The statistic of all examples, and its interval; floating-point counts are ones, examples that all differ."""
+    examples = len(counts) if counts.dtype.kind == "f" else counts
+    low, high = metrics.bootstrap_interval(statistic, examples, **(resampling or {}))
+    return {"value": float(statistic(counts[None].astype(np.float64))[0]), "low": low, "high": high}
