@@ -35,12 +35,12 @@ def line(ax, **style):
     return found
 
 
-def bars(ax):
-    """x, y and the ends of the vertical bars of each point with intervals."""
+def bars(ax, direction=0):
+    """x, y and the ends of the intervals of each point; those across come before those upwards if there are both."""
     found = []
     for container in (c for c in ax.containers if isinstance(c, ErrorbarContainer)):
         data, _, segments = container.lines
-        for x, y, segment in zip(*data.get_data(), segments[0].get_segments()):
+        for x, y, segment in zip(*data.get_data(orig=False), segments[direction].get_segments()):
             found.append((x, y, segment.min(axis=0), segment.max(axis=0)))
     return found
 
@@ -55,11 +55,14 @@ def test_robustness_over_logits(drawn):
         same = line(ax, linestyle="--")
         np.testing.assert_array_equal(same.get_xdata(), same.get_ydata())
     assert sketch.get_title(loc="left") == "sketch\n+23.1 points beyond the fit"
-    np.testing.assert_allclose(line(sketch, marker="o").get_data(), [[0.4, 0.8], [0.2, 0.5]])
-    np.testing.assert_allclose(line(sketch, marker="*").get_data(), [[0.6], [0.55]])
-    np.testing.assert_allclose(line(photo, marker="*").get_data(), [[0.6], [0.01]])  # half an image of 50
-    np.testing.assert_allclose(line(mean, marker="o").get_data(), [[0.4, 0.8], [0.25, 0.6]])
+    np.testing.assert_allclose(line(sketch, marker="o").get_data(orig=False), [[0.4, 0.8], [0.2, 0.5]])
+    np.testing.assert_allclose(line(sketch, marker="*").get_data(orig=False), [[0.6], [0.55]])
+    np.testing.assert_allclose(line(photo, marker="*").get_data(orig=False), [[0.6], [0.01]])  # half an image of 50
+    np.testing.assert_allclose(line(mean, marker="o").get_data(orig=False), [[0.4, 0.8], [0.25, 0.6]])
     assert mean.get_title(loc="left").startswith(MEAN)
+    for direction, result in enumerate((metrics["reference"], metrics["shifts"]["sketch"])):
+        ((_, _, low, high),) = bars(sketch, direction)
+        assert (low[direction], high[direction]) == pytest.approx((result["low"], result["high"]))
     fit = [found for found in sketch.get_lines() if len(found.get_xdata()) == 101]
     assert np.interp(0.8, *fit[0].get_data()) == pytest.approx(0.5, abs=1e-3)  # two points: the line meets them
     assert figure.legends[0].get_texts()[0].get_text() == "ours"
@@ -102,6 +105,7 @@ def test_contamination_over_the_share_of_overlap(drawn):
     assert high[1] == pytest.approx(0.5)
     points = {text.get_text(): text.xy for text in right.texts}
     assert points == {"inflated": (0.2, pytest.approx(0.1)), "even": (0.2, pytest.approx(0))}
+    np.testing.assert_allclose([found.get_ydata()[0] for found in right.get_lines()[:2]], [0.1, 0], atol=1e-12)
     colours = [found.get_color() for found in right.get_lines()[:2]]
     assert same_color(colours[0], ORANGE)
     assert same_color(colours[1], GREY)

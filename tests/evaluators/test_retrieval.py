@@ -119,12 +119,13 @@ def test_the_prompt_goes_before_every_caption():
         seen.extend(texts)
         return np.array([[len(text)] for text in texts], np.int32)
 
-    embeddings = caption_embeddings(lambda tokens: tokens / 2, tokenize, ["a dog", "two cats"], "a photo of ")
-    assert seen == ["a photo of a dog", "a photo of two cats"]
-    np.testing.assert_array_equal(embeddings, np.array([[8], [9.5]], np.float32))
-    assert embeddings.dtype == np.float32
+    for prefix in ("a photo of", "a photo of "):
+        embeddings = caption_embeddings(lambda tokens: tokens / 2, tokenize, ["a dog", "two cats"], prefix)
+        np.testing.assert_array_equal(embeddings, np.array([[8], [9.5]], np.float32))
+        assert embeddings.dtype == np.float32
+    assert seen == ["a photo of a dog", "a photo of two cats"] * 2
     caption_embeddings(lambda tokens: tokens, tokenize, [" a dog"])
-    assert seen[2:] == [" a dog"]
+    assert seen[4:] == [" a dog"]
 
 
 def test_image_to_text_chance_by_counting_every_draw():
