@@ -75,20 +75,22 @@ def plot_duplicates(
         raise ValueError(f"no pairs to draw in {path}")
     columns = min(len(pairs), 4)
     rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(3.3 * columns, 1.75 * rows + 0.6), layout="constrained")
-    grid = figure.add_gridspec(rows, columns, wspace=0.08)
+    widths = [1.5, 1.5, 0.3] * columns  # inches; the third parts the pairs
+    figure = Figure(figsize=(sum(widths), 1.8 * rows + 0.5))
+    grid = figure.add_gridspec(rows, len(widths), width_ratios=widths, wspace=0.06, hspace=0.22)
     for place, (evaluation, training, similarity) in enumerate(pairs):
+        row, first = place // columns, place % columns * 3
         found = similarity >= threshold
-        cell = grid[place // columns, place % columns].subgridspec(1, 2, wspace=0.03)
         for side, image in enumerate((evaluation, training)):
-            ax = figure.add_subplot(cell[side])
+            ax = figure.add_subplot(grid[row, first + side])
             show_image(ax, image, GREEN if found else None)
-            ax.set_anchor("E" if side == 0 else "W")
             if side == 0:
                 label = f"{'✓' if found else '✗'} {similarity:.3f}"
                 ax.set_title(label, loc="left", fontsize=9, color=GREEN if found else GREY, pad=4)
-    title = f"Evaluation image and its nearest training image; similarity, framed at {threshold:g} or above"
-    figure.suptitle(wrapped(title, 24 * columns, 3), x=0.01, ha="left", fontsize=11)
+            if place == 0 and side == 0:
+                note = f"Evaluation image and nearest training image, framed at a similarity of {threshold:.3f} or more"
+                note = wrapped(note, 28 * columns, 4)
+                ax.annotate(note, (0, 1), (0, 24), xycoords="axes fraction", textcoords="offset points", fontsize=11)
     save_figure(figure, path)
 
 

@@ -2,8 +2,8 @@
 
 Photographs of a WebDataset are the training set. Some of them, changed in one way, are evaluation images with a known
 duplicate; the same ones unchanged, with themselves left out of the training set, are evaluation images without. The
-table gives the share found at the thresholds that call 1 % and none of those without a duplicate one. They are not all
-innocent: photographs of one scene are there too. Pairs around the second threshold are drawn if --output is given.
+table gives the share found at the thresholds that call 1 % and none of the unchanged ones duplicates. Those nearest to
+the first threshold are drawn with what was taken for their duplicate if --output is given: look whether it is one.
 """
 
 import io
