@@ -22,14 +22,9 @@ class Page:
     report: Mapping[str, Any]
     folder: Path
 
-    @property
-    def done(self) -> list[Mapping[str, Any]]:
-        """The sets that were measured."""
-        return [row for row in self.report["sets"] if row["state"] == "done"]
-
     def measured(self, measure: str) -> list[Mapping[str, Any]]:
         """The sets with a result of a measure."""
-        return [row for row in self.done if row.get(measure) and "absent" not in row[measure]]
+        return [row for row in self.report["sets"] if row.get(measure) and "absent" not in row[measure]]
 
     def image(self, path: str, what: str) -> Markup:
         """An img element that holds the picture itself; a PNG as WebP, a tenth of its size."""

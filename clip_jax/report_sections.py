@@ -47,7 +47,7 @@ def all_sets(page: Page) -> str:
     rows, kinds = [], []
     for row in page.report["sets"]:
         kinds.append("" if row["state"] == "done" else row["state"])
-        if row["state"] != "done":
+        if "metric" not in row:
             rows.append([row["title"], row["state"], *[None] * 9])
             continue
         found, probed, few = (row.get(key, {}) for key in ("zero_shot", "linear_probe", "few_shot"))
@@ -350,7 +350,7 @@ def absent(page: Page) -> str:
         found = page.report.get(measure, {})
         if found.get("state"):
             rows.append([measure, found["state"], code(found["reason"])])
-    for row in page.done:
+    for row in page.report["sets"]:
         for measure in ("linear_probe", "few_shot", "overlap"):
             if reason := row.get(measure, {}).get("absent"):
                 rows.append([f"{row['title']}, {measure.replace('_', ' ')}", "not measured", code(reason)])

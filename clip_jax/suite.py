@@ -110,8 +110,9 @@ def as_table(report: Results) -> str:
     cells, notes = [], []
     for row in report["sets"]:
         if row["state"] != "done":
-            cells.append([row["title"], row["state"], *[""] * 6])
             notes.append(f"{row['state'].upper()}: {row['title']}: {row['reason']}")
+        if "zero_shot" not in row and "linear_probe" not in row:
+            cells.append([row["title"], row["state"], *[""] * 6])
             continue
         found, probed = row.get("zero_shot", {}), row.get("linear_probe", {})
         interval = f"{found['low']:.3f} to {found['high']:.3f}" if found else ""
@@ -170,26 +171,31 @@ def _measure_set(
         return {"name": name, "title": title, "state": "absent", "reason": str(labelled)}
     row: Results = {"name": name, "title": labelled.title, "state": "done", "metric": labelled.metric}
     row |= {"note": labelled.note, "classes": len(labelled.class_names)}
-    measures = bench.config.suite.measures
-    try:
-        if "zero_shot" in measures:
-            row["zero_shot"] = zero_shot(bench, labelled)
-        if "linear_probe" in measures:
-            row["linear_probe"] = probe(bench, labelled)
-        if "few_shot" in measures:
-            row["few_shot"] = few_shot_curve(bench, labelled, row["zero_shot"], row.get("linear_probe"))
-        if "overlap" in measures:
-            training = sources["overlap"]
-            if isinstance(training, AbsentError):
-                row["overlap"] = {"absent": str(training)}
-            elif labelled.multi_label:
-                row["overlap"] = {"absent": "images with several labels are neither right nor wrong"}
-            else:
-                row["overlap"] = overlap(bench, labelled, training)
-    except ValueError as error:
-        say(f"FAILED: {labelled.title}: {error}")
-        return {**row, "state": "failed", "reason": str(error)}
+    makers: dict[str, Callable[[], Results]] = {
+        "zero_shot": lambda: zero_shot(bench, labelled),
+        "linear_probe": lambda: probe(bench, labelled),
+        "few_shot": lambda: few_shot_curve(bench, labelled, row["zero_shot"], row.get("linear_probe")),
+        "overlap": lambda: _overlap(bench, labelled, sources["overlap"]),
+    }
+    for measure, make in makers.items():
+        if measure in bench.config.suite.measures:
+            try:
+                row[measure] = make()
+            except ValueError as error:
+                reason = f"{measure}: {error}"
+                say(f"FAILED: {labelled.title}: {reason}")
+                row |= {"state": "failed", "reason": "; ".join(filter(None, [row.get("reason"), reason]))}
+                if measure == "zero_shot":  # the pictures or the names, which the others need, too
+                    break
     return row
+
+
+def _overlap(bench: Bench, labelled: LabelledSet, training: Source | AbsentError) -> Results:
+    if isinstance(training, AbsentError):
+        return {"absent": str(training)}
+    if labelled.multi_label:
+        return {"absent": "images with several labels are neither right nor wrong"}
+    return overlap(bench, labelled, training)
 
 
 def _measure_others(
@@ -197,7 +203,7 @@ def _measure_others(
 ) -> Results:
     """Results of the measures that are not of one set, by their names."""
     measures = bench.config.suite.measures
-    done = {row["name"]: row["zero_shot"] for row in rows if row["state"] == "done" and "zero_shot" in row}
+    done = {row["name"]: row["zero_shot"] for row in rows if "zero_shot" in row}
     makers: dict[str, Callable[[], Results]] = {}
     if isinstance(pairs := sources.get("retrieval"), AbsentError):
         makers["retrieval"] = _raise(pairs)
@@ -208,9 +214,7 @@ def _measure_others(
         missing = [name for name in (settings.reference, *settings.shifts) if name not in done]
         missed = AbsentError(f"it needs zero-shot results of {', '.join(missing)}")
         makers["robustness"] = _raise(missed) if missing else lambda: robustness(bench, done)
-    overlaps = {
-        row["title"]: row["overlap"] for row in rows if row["state"] == "done" and "all" in row.get("overlap", {})
-    }
+    overlaps = {row["title"]: row["overlap"] for row in rows if "all" in row.get("overlap", {})}
     if overlaps:
         makers["overlap"] = lambda: overlap_picture(bench, overlaps)
     if "bias" in measures:

@@ -26,6 +26,8 @@ def probe(bench: Bench, labelled: LabelledSet) -> Results:
 
     def make() -> Results:
         splits = {split: _split(bench, labelled, split) for split in labelled.splits}
+        if reason := _untrained(labelled, splits["train"]):
+            return {"absent": reason}
         asked: dict[str, np.ndarray] = {}  # what the metric was asked about: in the end, the test split
 
         def metric(labels: np.ndarray, logits: np.ndarray) -> float:
@@ -75,6 +77,8 @@ def few_shot_curve(bench: Bench, labelled: LabelledSet, zero_shot: Results, prob
         C, train, validation = len(labelled.class_names), splits["train"], splits.get("validation")
         if validation is None:
             train, validation = split_off_validation(train, bench.config.suite.seed)
+        if reason := _untrained(labelled, train):
+            return {"absent": reason}
         fewest = int(np.bincount(train.labels, minlength=C).min())
         shots = [number for number in settings.shots if number <= fewest]
         if not shots:
@@ -105,6 +109,15 @@ def few_shot_curve(bench: Bench, labelled: LabelledSet, zero_shot: Results, prob
         }
 
     return bench.results.result("few_shot", labelled.name, key, make)
+
+
+def _untrained(labelled: LabelledSet, train: Split) -> str:
+    """Why there is no probe of this training split, empty where there can be one."""
+    C = len(labelled.class_names)
+    images = train.labels.sum(axis=0) if labelled.multi_label else np.bincount(train.labels, minlength=C)
+    bare = np.flatnonzero(images == 0)
+    first = labelled.shown_names[bare[0]] if bare.size else ""
+    return f"{bare.size} of {C} classes have no training images here, the first is {first!r}" if bare.size else ""
 
 
 def _split(bench: Bench, labelled: LabelledSet, split: str) -> Split:

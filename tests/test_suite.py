@@ -286,7 +286,7 @@ def test_a_set_that_fails_is_told_and_the_others_are_measured(photos, tmp_path, 
     report = run_suite(config_of(f"folder:{nothing}", f"folder:{photos}"), "model", tmp_path / "out", say=lines.append)
     assert [row["state"] for row in report["sets"]] == ["failed", "done"]
     assert report["sets"][0]["reason"].startswith(
-        f"none of the 2 pictures of folder:{nothing} can be used; the first is"
+        f"zero_shot: none of the 2 pictures of folder:{nothing} can be used; the first is"
     )
     assert lines[0] == f"FAILED: folder:{nothing}: {report['sets'][0]['reason']}"
 
@@ -295,7 +295,7 @@ def test_features_that_are_not_finite_are_refused_with_the_first_picture(photos,
     row = run_suite(config_of(f"folder:{photos}"), "damaged model of nan", tmp_path)["sets"][0]
     assert row["state"] == "failed"
     assert row["reason"] == (
-        f"features of 17 of the 17 pictures of folder:{photos} are not finite, the first those of ant/00.png: its "
+        f"zero_shot: features of 17 of the 17 pictures of folder:{photos} are not finite, the first those of ant/00.png: its "
         "weights are damaged, or compute_dtype is too narrow for them"
     )
 
