@@ -295,7 +295,8 @@ def test_features_that_are_not_finite_are_refused_with_the_first_picture(photos,
     row = run_suite(config_of(f"folder:{photos}"), "damaged model of nan", tmp_path)["sets"][0]
     assert row["state"] == "failed"
     assert row["reason"] == (
-        f"zero_shot: features of 17 of the 17 pictures of folder:{photos} are not finite, the first those of ant/00.png: its "
+        "zero_shot: "
+        f"features of 17 of the 17 pictures of folder:{photos} are not finite, the first those of ant/00.png: its "
         "weights are damaged, or compute_dtype is too narrow for them"
     )
 
