@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from clip_jax import report_measures as measures
 from clip_jax import report_sections as sections
 from clip_jax.report_html import Markup, Page, pairs
 
@@ -15,12 +16,12 @@ SECTIONS: dict[str, Callable[[Page], str]] = {
     "All sets": sections.all_sets,
     "Prompts": sections.prompts,
     "Zero-shot": sections.zero_shot,
-    "Linear probe": sections.linear_probe,
-    "Few-shot": sections.few_shot,
-    "Retrieval": sections.retrieval,
-    "Robustness": sections.robustness,
-    "Overlap with training": sections.overlap,
-    "Bias": sections.bias,
+    "Linear probe": measures.linear_probe,
+    "Few-shot": measures.few_shot,
+    "Retrieval": measures.retrieval,
+    "Robustness": measures.robustness,
+    "Overlap with training": measures.overlap,
+    "Bias": measures.bias,
     "Absent, failed, skipped": sections.absent,
     "Settings and hashes": sections.settings,
 }

@@ -10,6 +10,15 @@ from typing import Any
 
 from PIL import Image
 
+METRICS = {
+    "accuracy": "accuracy",
+    "mean_per_class": "mean per class",
+    "eleven_point_map": "11-point mAP",
+    "roc_auc": "ROC AUC",
+    "mean_top1_top5": "mean of top-1 and top-5",
+}
+OPEN = 2  # parts of a section that are open from the start
+
 
 class Markup(str):
     """Text that is HTML already."""
@@ -134,3 +143,18 @@ def _is_number(cell: Any) -> bool:
 
 def _n(number: bool) -> str:
     return ' class="n"' if number else ""
+
+
+def without_empty(header: list[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows less the columns in which nothing stands."""
+    kept = [i for i in range(len(header)) if any(row[i] is not None for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def matches(few: Mapping[str, Any]) -> Markup | None:
+    """How many labels a class a few-shot probe needs to match zero-shot."""
+    match = few.get("matches_zero_shot")
+    if not match:
+        return None
+    sign = {"equal": "", "at most": "≤ ", "more than": "&gt; "}[match["relation"]]
+    return Markup(f"{sign}{match['labels_per_class']:.3g}")
