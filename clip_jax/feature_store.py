@@ -24,6 +24,7 @@ from input_pipeline.sources import BrokenRecordError, Record, Source
 from input_pipeline.tokenizers import Tokenizer
 
 FORMAT = 1  # of the cached files: raise it when the same key would mean other numbers
+MANY = 2048  # prompts, above which their progress is shown
 AHEAD = 512  # pictures decoded before the device asks for them
 
 
@@ -100,8 +101,18 @@ class FeatureStore:
             "templates": list(templates),
         }
 
+        def encode_prompts(tokens: np.ndarray) -> np.ndarray:
+            with tqdm(desc=f"{title}, {len(tokens):,} prompts", unit=" batches", disable=len(tokens) < MANY) as bar:
+                encoder.on_batch = lambda: bar.update() and None
+                try:
+                    return self.texts(tokens)
+                finally:
+                    encoder.on_batch = silent
+
+        encoder, silent = self._model.encoder, self._model.encoder.on_batch
+
         def encode() -> dict[str, np.ndarray]:
-            return {"embeddings": class_embeddings(self.texts, self.tokenizer, class_names, templates)}
+            return {"embeddings": class_embeddings(encode_prompts, self.tokenizer, class_names, templates)}
 
         return self.cached("classes", key, title, encode)["embeddings"]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.evaluators.datasets import ClassName, DatasetCard, MetricName, dataset_names, load_card, shown_name
-from clip_jax.evaluators.prompts import load_templates
 from input_pipeline.scenes import LabelledScenes
 from input_pipeline.sources import DigitsSource, FolderSource, Source, SubsetSource, TableSource, TfdsSource
 
@@ -34,7 +33,7 @@ class LabelledSet:
       title: for tables.
       metric: of its headline number.
       class_names: C names; a class of several names is a tuple.
-      templates: its own prompts.
+      templates: its own prompts, empty where it has none.
       splits: {"test": source} and, where there are any, "train" and "validation".
       class_of: {split: int array}, the class of each of the source's own labels.
       multi_label: images have any number of labels.
@@ -87,11 +86,11 @@ def open_labelled_set(name: str, data_dir: Path, image_size: int, num_examples: 
             raise AbsentError(str(error)) from None
         return _without_card(name, _cut(digits), load_card("mnist").templates)
     if kind == "tfds" and rest:
-        return _without_card(name, _tfds_splits(rest, name, data_dir), load_templates("one"))
+        return _without_card(name, _tfds_splits(rest, name, data_dir), ())
     if name.startswith("folder:"):
-        return _without_card(name, _folder_splits(Path(name.removeprefix("folder:"))), load_templates("one"))
+        return _without_card(name, _folder_splits(Path(name.removeprefix("folder:"))), ())
     if name.startswith("table:"):
-        return _without_card(name, _table_splits(Path(name.removeprefix("table:"))), load_templates("one"))
+        return _without_card(name, _table_splits(Path(name.removeprefix("table:"))), ())
     if name in dataset_names():
         return _with_card(load_card(name), data_dir)
     raise ValueError(f"data set {name!r} is unknown: use {KINDS}; the paper's sets are {', '.join(dataset_names())}")

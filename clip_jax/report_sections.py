@@ -148,7 +148,11 @@ def _worst_classes(found: Mapping[str, Any]) -> str:
         if empty
         else ""
     )
-    return Markup(f"<h3>{title}</h3>") + table(["class", "right", "images"], rows) + note
+    return (
+        Markup(f"<h3>{title}</h3>")
+        + table(["class", METRICS[found["metric"]] if "top1" not in found else "right", "images"], rows)
+        + note
+    )
 
 
 def _mistakes(page: Page, found: Mapping[str, Any]) -> str:

@@ -48,10 +48,12 @@ class SuiteSection:
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotSection:
     """prompts: prompt sets to compare, names of clip_jax/evaluators/prompts or "own"; headline: the one that the tables
-    show. num_resamples, confidence: of the bootstrap. num_mistakes: pictures shown of each set."""
+    show. templates: "own" for sets that have none. num_resamples, confidence: of the bootstrap. num_mistakes: pictures
+    shown of each set."""
 
     prompts: tuple[str, ...]
     headline: str
+    templates: tuple[str, ...]
     num_resamples: int
     confidence: float
     num_mistakes: int
@@ -63,6 +65,11 @@ class ZeroShotSection:
                 raise ValueError(f"zero_shot.prompts has {name!r}: choose from {', '.join(known)}")
         if self.headline not in self.prompts:
             raise ValueError(f"zero_shot.headline={self.headline!r} is not one of zero_shot.prompts={self.prompts}")
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(
+                    f"zero_shot.templates has {template!r}: each needs exactly one {{}} for the class name"
+                )
         if not 0 < self.confidence < 1:
             raise ValueError(f"zero_shot.confidence={self.confidence} must lie within (0, 1)")
         _at_least("zero_shot", self, num_resamples=1, num_mistakes=0)

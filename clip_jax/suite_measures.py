@@ -53,8 +53,9 @@ class Bench:
 
     def prompts(self, labelled: LabelledSet) -> dict[str, tuple[str, ...]]:
         """The prompt sets to compare, by name."""
-        names = self.config.zero_shot.prompts
-        return {name: labelled.templates if name == OWN else load_templates(name) for name in names}
+        settings = self.config.zero_shot
+        own = labelled.templates or settings.templates or load_templates("one")
+        return {name: own if name == OWN else load_templates(name) for name in settings.prompts}
 
 
 @dataclass(frozen=True, kw_only=True)

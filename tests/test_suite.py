@@ -17,6 +17,7 @@ from PIL import Image
 from rigged import LOGIT_SCALE, NAMES, rigged_model, save_picture
 
 from clip_jax import suite, suite_measures
+from clip_jax.evaluators.metrics import eleven_point_map
 from clip_jax.suite import as_table, problems, run_suite
 from clip_jax.suite_config import make_suite_config
 from configs.suites import folder, paper, scenes
@@ -146,6 +147,66 @@ def test_the_headline_is_the_sets_own_metric(metric, value, chance, photos, tmp_
     assert found["low"] <= value <= found["high"]
 
 
+def test_own_templates_are_those_of_the_config_where_the_set_has_none(photos, output, rigged):
+    config = config_of(f"folder:{photos}", zero_shot__templates=("the {} . again", "{}"))
+    prompts = run_suite(config, "model", output)["sets"][0]["zero_shot"]["prompts"]
+    assert prompts["own"] == {**prompts["bare"], "templates": 2}
+
+
+class OtherLabels:
+    """The photos with other labels in their records: label + shift, or several an image."""
+
+    def __init__(self, source, shift=0, several=False):
+        self.source, self.shift, self.several = source, shift, several
+        self.broken, self.class_names = source.broken, source.class_names
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        record = self.source[index]
+        label = record.pop("label") + self.shift
+        return record | ({"labels": (label,), "difficult": ((label + 1) % 7,)} if self.several else {"label": label})
+
+    def fingerprint(self):
+        return {**self.source.fingerprint(), "shift": self.shift, "several": self.several}
+
+
+def change_labels(monkeypatch, **changes):
+    open_set = suite.open_labelled_set
+
+    def changed(*arguments):
+        found = open_set(*arguments)
+        splits = {split: OtherLabels(source, **changes) for split, source in found.splits.items()}
+        several = changes.get("several", False)
+        metric = "eleven_point_map" if several else "accuracy"
+        return dataclasses.replace(found, splits=splits, multi_label=several, metric=metric)
+
+    monkeypatch.setattr(suite, "open_labelled_set", changed)
+
+
+def test_a_label_outside_the_names_is_told(photos, tmp_path, rigged, monkeypatch):
+    change_labels(monkeypatch, shift=1)
+    row = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]
+    assert row["reason"] == (
+        f"zero_shot: label 7 of record 15 of folder:{photos} is outside 0..6, the range of its 7 labels"
+    )
+
+
+def test_several_labels_an_image_are_measured_by_mean_average_precision(photos, tmp_path, rigged, monkeypatch):
+    change_labels(monkeypatch, several=True)
+    found = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]["zero_shot"]
+    model, preprocess, _ = rigged_model()
+    files = sorted(photos.rglob("*.png"), key=lambda file: file.relative_to(photos).as_posix())
+    embeddings = np.asarray(model.encode_image(np.stack([preprocess(file) for file in files])))
+    scores = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))[:, :7]
+    labels = np.array([NAMES.index(file.parent.name) for file in files])
+    relevant, difficult = np.eye(7, dtype=bool)[labels], np.eye(7, dtype=bool)[(labels + 1) % 7]
+    assert found["value"] == pytest.approx(eleven_point_map(scores, relevant, ignored=difficult))
+    assert found["value"] != pytest.approx(eleven_point_map(scores, relevant))
+    assert (found["metric"], found["count"]) == ("eleven_point_map", 17)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted((folder / "results").iterdir())}
 
@@ -169,6 +230,8 @@ def test_other_settings_measure_anew_without_encoding_and_other_data_encodes(pho
     assert len(rigged) == 0
     fewer = run_suite(config_of(f"folder:{photos}", suite__num_examples=5), "model", output)
     assert fewer["sets"][0]["zero_shot"]["count"] == 5
+    # Spread evenly over a source whose order is that of its classes: places 0, 3, 6, 10, 13.
+    assert fewer["sets"][0]["zero_shot"]["images_per_class"] == [2, 1, 0, 1, 1, 0, 0]
     assert len(rigged) == 5
 
 
@@ -199,6 +262,24 @@ def test_what_is_damaged_is_told_and_made_again(what, damage, photos, output, ri
     assert told[0].endswith("it is made again")
     assert again["sets"] == first
     assert file.read_bytes() == data
+
+
+def test_whole_files_of_other_numbers_are_told_too(photos, output, rigged):
+    lines: list[str] = []
+    first = sets_of(output)
+    (features,) = output.glob("features/images-*.npz")
+    arrays = dict(np.load(features))
+    np.savez(features, **{**arrays, "embeddings": arrays["embeddings"][::-1]})
+    (result,) = output.glob("results/*.json")
+    stored = json.loads(result.read_text())
+    stored["result"]["value"] = 1.0
+    result.write_text(json.dumps(stored))
+    again = run_suite(config_of(f"folder:{photos}"), "model", output, say=lines.append)
+    assert again["sets"] == first
+    assert lines == [
+        f"the result {result.name} is damaged (its checksum does not fit): it is made again",
+        f"the cache {features.name} of folder:{photos} is damaged (its checksum does not fit): it is made again",
+    ]
 
 
 KILLED = """
@@ -373,6 +454,10 @@ def test_every_shipped_suite_is_valid_and_the_papers_has_all_27_sets():
         ({"suite__num_examples": -1}, "suite.num_examples=-1 must be at least 0"),
         ({"zero_shot__prompts": ("bare", "two")}, "zero_shot.prompts has 'two': choose from own, bare, cifar10"),
         ({"zero_shot__headline": "imagenet7"}, "zero_shot.headline='imagenet7' is not one of zero_shot.prompts="),
+        (
+            {"zero_shot__templates": ("{} here", "a photo")},
+            r"zero_shot.templates has 'a photo': each needs exactly one \{\}",
+        ),
         ({"zero_shot__confidence": 1.0}, r"zero_shot.confidence=1.0 must lie within \(0, 1\)"),
         ({"few_shot__shots": (4, 2)}, r"few_shot.shots=\(4, 2\) must be numbers of at least 1, ascending"),
         ({"overlap__threshold": 2.0}, r"overlap.threshold=2.0 is a cosine similarity: it must lie in \[-1, 1\]"),

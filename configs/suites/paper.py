@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.zero_shot = ConfigDict()
     config.zero_shot.prompts = ("bare", "one", "own", "imagenet7", "imagenet80")  # "own" are the data set's
     config.zero_shot.headline = "own"  # which of them the tables show (sec. 3.1.4)
+    config.zero_shot.templates = ()  # "own" for sets that have none; () is "a photo of a {}."
     config.zero_shot.num_resamples = 1000  # bootstrap draws
     config.zero_shot.confidence = 0.95  # of the intervals
     config.zero_shot.num_mistakes = 12  # pictures of the most confident mistakes, a set

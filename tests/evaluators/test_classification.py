@@ -25,12 +25,13 @@ def rigged(labels, scores, scale=1.0, bias=None):
 
 
 def test_ranks_predictions_and_confidences_of_known_scores():
-    found = rigged([0, 1, 2], [[2, 1, 0], [3, 3, 1], [0, 1, 5]], scale=2.0)
-    assert found.rank.tolist() == [0, 1, 0]
-    assert found.predicted.tolist() == [0, 0, 2]  # a tie is another class's
-    softmax = np.exp(2.0 * np.array([[2, 1, 0], [3, 3, 1], [0, 1, 5]]))
+    scores = [[2, 1, 0], [3, 3, 1], [0, 1, 5], [3, 3, 1]]
+    found = rigged([0, 1, 2, 0], scores, scale=2.0)
+    assert found.rank.tolist() == [0, 1, 0, 1]
+    assert found.predicted.tolist() == [0, 0, 2, 1]  # a tie is another class's
+    softmax = np.exp(2.0 * np.array(scores))
     softmax /= softmax.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found.confidence, softmax[[0, 1, 2], [0, 0, 2]], rtol=1e-6)
+    np.testing.assert_allclose(found.confidence, softmax[np.arange(4), [0, 0, 2, 1]], rtol=1e-6)
     sigmoid = rigged([0], [[2, 1, 0]], scale=2.0, bias=-3.0)
     np.testing.assert_allclose(sigmoid.confidence, 1 / (1 + np.exp(-1.0)), rtol=1e-6)
 
