@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from clip_jax.evaluators.logistic_regression import Split, fit_logistic, logistic_objective, logits_of
 from clip_jax.sharding import ShardingConfig, make_mesh
 
-STRENGTHS = (1e-6, 1e-3, 0.1, 1.0, 30.0, 1e6)
+STRENGTHS = (1e-5, 1e-3, 0.1, 1.0, 30.0, 1e6)
 
 
 def drawn(N, D, C, seed=0):
@@ -60,20 +60,20 @@ def test_objective_and_accuracy_are_those_of_scikit_learn(N, D):
     for i, strength in enumerate(STRENGTHS):
         weights, bias = peer(*split, strength)
         least = definition(weights, bias, split, strength)
-        # Measured: at most 2e-6 above; the stop allows 1e-6 in its estimate of the distance.
+        # Measured: at most 3e-6 above, at the weakest strength, where the minimum is nearly flat.
         assert definition(fit.weights[i], fit.biases[i], split, strength) == pytest.approx(least, rel=1e-5)
         assert fit.objective[i] == pytest.approx(least, rel=1e-5)
         right = [np.mean(logits_of(w, b, unseen.features).argmax(1) == unseen.labels) for w, b in
                  ((weights, bias), (fit.weights[i], fit.biases[i]))]  # fmt: skip
-        assert right[1] == pytest.approx(right[0], abs=0.001 + 1e-9)
+        assert right[1] == pytest.approx(right[0], abs=(0.001 if N > D else 0.002) + 1e-9)  # a few rows leave more open
 
 
 def test_two_classes_are_the_one_weight_vector_of_scikit_learn():
-    split = drawn(101, 7, 2)
+    split = drawn(211, 17, 2)
     fit = fit_logistic(split, 2, [0.3])
     weights, bias = peer(*split, 0.3)
     np.testing.assert_allclose(
-        fit.weights[0, :, 1:] - fit.weights[0, :, :1], weights, atol=5e-3 * np.abs(weights).max()
+        fit.weights[0, :, 1:] - fit.weights[0, :, :1], weights, atol=5e-4 * np.abs(weights).max()
     )
     one = definition(weights, bias, Split(split.features, split.labels[:, None] == 1), 0.3)
     assert fit.objective[0] == pytest.approx(one, rel=1e-5)
@@ -82,23 +82,23 @@ def test_two_classes_are_the_one_weight_vector_of_scikit_learn():
 
 
 def test_several_labels_are_a_regression_a_class():
-    split = several_labels(211, 17, 3)
-    fit = fit_logistic(split, 3, [0.01, 1.0])
+    split = several_labels(211, 17, 5)
+    fit = fit_logistic(split, 5, [0.01, 1.0])
     for i, strength in enumerate((0.01, 1.0)):
-        parts = [peer(split.features, split.labels[:, c], strength) for c in range(3)]
+        parts = [peer(split.features, split.labels[:, c], strength) for c in range(5)]
         weights, bias = (np.concatenate(part, axis=-1) for part in zip(*parts))
         least = definition(weights, bias, split, strength)
         assert definition(fit.weights[i], fit.biases[i], split, strength) == pytest.approx(least, rel=1e-5)
 
 
-@pytest.mark.parametrize("split", [drawn(211, 17, 5), several_labels(211, 17, 5)])
-def test_eight_devices_fit_as_one(split):
+def test_eight_devices_fit_as_one():
     """211 rows are padded to 216."""
+    split = drawn(211, 17, 5)
     alone = fit_logistic(split, 5, [0.1, 1.0])
     shared = fit_logistic(split, 5, [0.1, 1.0], mesh=make_mesh(ShardingConfig(data=4, fsdp=2)))
     np.testing.assert_allclose(shared.objective, alone.objective, rtol=1e-6)
-    # Both stop within 1e-6 of the least objective, where weights are flat to its root.
-    np.testing.assert_allclose(shared.weights, alone.weights, atol=2e-3 * np.abs(alone.weights).max())
+    # Both stop within 1e-8 of the least objective; weights move with the root of it.
+    np.testing.assert_allclose(shared.weights, alone.weights, atol=5e-4 * np.abs(alone.weights).max())
 
 
 def test_strengths_at_once_are_those_in_a_row():
@@ -108,7 +108,7 @@ def test_strengths_at_once_are_those_in_a_row():
     groups = fit_logistic(split, 5, strengths, num_parallel=2)
     assert groups.weights.shape == (5, 17, 5)
     assert row.objective.argsort().tolist() == [3, 1, 4, 0, 2]
-    np.testing.assert_allclose(groups.objective, row.objective, rtol=5e-6)
+    np.testing.assert_allclose(groups.objective, row.objective, rtol=1e-6)
 
 
 def test_a_fit_that_runs_out_of_iterations_says_so():
