@@ -66,8 +66,6 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.evaluation_plots": {"clip_jax.plots"},
     "clip_jax.evaluators.": {"clip_jax.evaluators."},  # an evaluator is handed its arrays and callables
     "clip_jax.evaluators.logistic_regression": {"clip_jax.sharding"},
-    "clip_jax.evaluators.linear_probe": {"clip_jax.evaluators.logistic_regression"},
-    "clip_jax.evaluators.few_shot": {"clip_jax.evaluators.linear_probe", "clip_jax.evaluators.logistic_regression"},
     "clip_jax.config": {
         "clip_jax.losses.",
         "clip_jax.models.",
