@@ -82,7 +82,7 @@ def percent(value: float | None) -> Markup | None:
 
 def points(value: float | None) -> Markup | None:
     """A difference of shares in points, with its sign."""
-    return None if value is None else Markup(f"{100 * value:+.1f}")
+    return None if value is None else Markup(f"{100 * value:+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0"))
 
 
 def interval(found: Mapping[str, Any]) -> Markup | None:

@@ -25,6 +25,7 @@ from clip_jax.report_html import (
 )
 
 WORST = 8  # classes listed of a set
+NAMED = 20  # classes without images
 LEGIBLE = 20  # classes, above which a confusion matrix needs the whole width
 
 

@@ -18,6 +18,7 @@ from clip_jax.report_sections import paper_scores
         (True, "True"),
         (percent(0.12345), "12.3 %"),
         (points(-0.0123), "-1.2"),
+        (points(-0.0001), "0.0"),
     ],
 )
 def test_a_cell_is_escaped_unless_it_is_markup(value, html):

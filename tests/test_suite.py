@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from PIL import Image
 from rigged import LOGIT_SCALE, NAMES, rigged_model, save_picture
 
-from clip_jax import suite, suite_measures
+from clip_jax import evaluate, suite, suite_measures
 from clip_jax.evaluators.metrics import eleven_point_map
 from clip_jax.suite import as_table, problems, run_suite
 from clip_jax.suite_config import make_suite_config
@@ -380,6 +382,42 @@ def test_features_that_are_not_finite_are_refused_with_the_first_picture(photos,
         f"features of 17 of the 17 pictures of folder:{photos} are not finite, the first those of ant/00.png: its "
         "weights are damaged, or compute_dtype is too narrow for them"
     )
+
+
+@pytest.mark.parametrize(
+    ("states", "strict", "code"),
+    [
+        (["done"], True, 0),
+        (["done", "absent"], False, 0),
+        (["done", "absent"], True, 1),
+        (["failed", "done"], False, 1),
+    ],
+)
+def test_the_command_says_what_is_missing_and_its_exit_code_what_failed(
+    states, strict, code, tmp_path, monkeypatch, capsys
+):
+    given = {}
+
+    def measured(config, name, output, **options):
+        given.update(config=config, name=name, output=output, **options)
+        sets = [
+            {"name": f"set{i}", "title": f"Set {i}", "state": state, "reason": "why"} for i, state in enumerate(states)
+        ]
+        return {"sets": sets}
+
+    monkeypatch.setattr(evaluate, "run_suite", measured)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    values = {"model": "some model", "output": str(tmp_path), "data_dir": "prepared", "strict": strict}
+    with flagsaver.flagsaver(**values, config=folder.get_config()):
+        assert evaluate.main() == code
+    assert (given["name"], given["is_run"], given["config"].suite.data_dir) == ("some model", False, "prepared")
+    printed = capsys.readouterr()
+    assert printed.out.endswith(f"report.html, report.json and pictures are in {tmp_path}\n")
+    for i, state in enumerate(states):
+        if state != "done":
+            assert f"{state.upper()}: Set {i}: why" in printed.out
+            assert f"set{i}" in printed.err
 
 
 class Elements(HTMLParser):
