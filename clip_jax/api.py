@@ -99,6 +99,11 @@ class Model:
             sha.update(np.ascontiguousarray(leaf).data)
         return sha.hexdigest()[:16]
 
+    @property
+    def encoder(self) -> Encoder:
+        """What streams of any length are encoded with; its features are not normalised."""
+        return self._encoder
+
     def encode_image(self, images: np.ndarray | jax.Array | Sequence[np.ndarray]) -> jax.Array:
         """Features [N, E] in the compute dtype, not normalised, as the reference's.
 

@@ -126,7 +126,8 @@ def _describe(error: Exception) -> str:
 
 
 def _find_config(argv: Sequence[str]) -> list[str]:
-    """--config=tiny and --config tiny mean the shipped configs/tiny.py; what has a slash or a suffix is a path."""
+    """--config=tiny and --config tiny mean the shipped configs/tiny.py, as suites/paper means configs/suites/paper.py;
+    what has a suffix, or is a file, is a path."""
     argv = list(argv)
     for i, argument in enumerate(argv):
         name, _, value = argument.partition("=")
@@ -135,11 +136,12 @@ def _find_config(argv: Sequence[str]) -> list[str]:
         if "=" not in argument:
             value = argv.pop(i + 1) if i + 1 < len(argv) else ""
         file = Path(value)
-        if "/" not in value and "." not in value:
+        if "." not in value and not file.is_file():
             folder = Path(__file__).parent.parent / "configs"
             file = folder / f"{value}.py"
             if not file.is_file():
-                known = sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+                names = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
+                known = sorted(name.as_posix() for name in names if name.name != "__init__")
                 _fail(f"there is no shipped config {value!r}: use one of {', '.join(known)}, or the path of a file")
         if not file.is_file():
             _fail(f"there is no config file {value}")

@@ -144,21 +144,21 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     comes from the tokenizer, see `with_tokenizer`.
     """
     expected = {"vision", "text", *(field.name for field in dataclasses.fields(Config))}
-    _check_names("config", set(sections), expected)
+    check_names("config", set(sections), expected)
     vocab_size = sections["text"].get("vocab_size")
     eot_token = max(vocab_size - 1, 0) if isinstance(vocab_size, int) else 0
     # The number of blocks by stage is what only a ResNet has.
     vision_class: type[VisionConfig | ResNetConfig] = ResNetConfig if "stages" in sections["vision"] else VisionConfig
-    vision = _make("vision", vision_class, sections["vision"])
-    text = _make("text", TextConfig, sections["text"], eot_token=eot_token)
+    vision = make_section("vision", vision_class, sections["vision"])
+    text = make_section("text", TextConfig, sections["text"], eot_token=eot_token)
     return Config(
-        model=_make("model", ModelConfig, sections["model"], vision=vision, text=text),
-        loss=_make("loss", LossConfig, sections["loss"]),
-        data=_make("data", DataConfig, sections["data"]),
-        optimizer=_make("optimizer", OptimizerConfig, sections["optimizer"]),
-        sharding=_make("sharding", ShardingConfig, sections["sharding"]),
-        train=_make("train", TrainConfig, sections["train"]),
-        evaluation=_make("evaluation", EvaluationConfig, sections["evaluation"]),
+        model=make_section("model", ModelConfig, sections["model"], vision=vision, text=text),
+        loss=make_section("loss", LossConfig, sections["loss"]),
+        data=make_section("data", DataConfig, sections["data"]),
+        optimizer=make_section("optimizer", OptimizerConfig, sections["optimizer"]),
+        sharding=make_section("sharding", ShardingConfig, sections["sharding"]),
+        train=make_section("train", TrainConfig, sections["train"]),
+        evaluation=make_section("evaluation", EvaluationConfig, sections["evaluation"]),
     )
 
 
@@ -172,17 +172,19 @@ def with_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     return dataclasses.replace(model, text=dataclasses.replace(model.text, eot_token=tokenizer.eot_token))
 
 
-def _check_names(where: str, given: set[str], expected: set[str]) -> None:
+def check_names(where: str, given: set[str], expected: set[str]) -> None:
+    """ValueError that lists what is unknown and what is missing."""
     wrong = [f"unknown {where}.{name}" for name in sorted(given - expected)]
     wrong += [f"missing {where}.{name}" for name in sorted(expected - given)]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}; {where} has {', '.join(sorted(expected))}")
 
 
-def _make(section: str, cls: type[T], values: Mapping[str, Any], **derived: Any) -> T:
+def make_section(section: str, cls: type[T], values: Mapping[str, Any], **derived: Any) -> T:
+    """A section's frozen dataclass; ValueError that names unknown, missing or mistyped keys."""
     hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    _check_names(section, set(values), names - set(derived))
+    check_names(section, set(values), names - set(derived))
     return cls(**{name: _typed(f"{section}.{name}", value, hints[name]) for name, value in values.items()}, **derived)
 
 

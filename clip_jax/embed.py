@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -32,6 +32,7 @@ from clip_jax import cli
 from clip_jax.api import Model, load
 from clip_jax.embedding_shards import Row, Shards
 from clip_jax.metrics import format_table
+from clip_jax.read_ahead import load_ahead
 from input_pipeline.pipeline import BROKEN_REMEMBERED, FEW_RECORDS, check_broken_share, load_image
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 
@@ -170,7 +171,7 @@ def embed(
     quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
     bar = tqdm(total=total, initial=seen, unit=" images", dynamic_ncols=True, **quiet)
     indices = itertools.chain.from_iterable(map(shards.records, todo))
-    loaded = _load_ahead(load, indices, num_threads, BATCHES_AHEAD * batch_size)
+    loaded = load_ahead(load, indices, num_threads, BATCHES_AHEAD * batch_size)
     with bar, closing(loaded):
 
         def usable(records: Iterable[Record | BrokenRecordError]) -> Iterator[Record]:
@@ -197,23 +198,6 @@ def embed(
     summary.truncated = tokenize.num_truncated - truncated_before
     summary.seconds = time.perf_counter() - start
     return summary
-
-
-def _load_ahead(
-    load: Callable[[int], Any], indices: Iterable[int], num_threads: int, ahead: int
-) -> Generator[Any, None, None]:
-    """load(index) in the order of the indices, at most `ahead` of them done or under way before they are asked for."""
-    pending: deque[Future] = deque()
-    pool = ThreadPoolExecutor(num_threads)
-    try:
-        for index in indices:
-            pending.append(pool.submit(load, index))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _encode(

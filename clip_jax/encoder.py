@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -59,6 +60,14 @@ class Encoder:
         finish = normalize if normalized else (lambda features: features)
         everywhere = NamedSharding(mesh, P())  # other processes' rows could not be read
         self._image = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_image(x)), out_shardings=everywhere)
+
+        def pool_and_project(v: Variables, x: jax.Array) -> jax.Array:
+            clip = nnx.merge(graph, v)
+            pooled = clip.pool_image(x)
+            return jnp.concatenate([pooled, finish(clip.project_image(pooled))], axis=-1)
+
+        self._pooled = jax.jit(pool_and_project, out_shardings=everywhere)
+        self._embed_dim = model.embed_dim
         self._text = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_text(x)), out_shardings=everywhere)
 
     def images(self, images: Iterable[np.ndarray]) -> np.ndarray:
@@ -66,6 +75,16 @@ class Encoder:
         stream = iter(images)
         batches = iter(lambda: list(itertools.islice(stream, self._batch_size)), [])
         return self._encode(self._image, map(np.stack, batches))
+
+    def pooled_images(self, images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Images as for `images` to features before the projection [N, D], never normalised, and to features [N, E].
+
+        What `CLIP.pool_image` gives and, of the same pass, what `images` gives.
+        """
+        stream = iter(images)
+        batches = iter(lambda: list(itertools.islice(stream, self._batch_size)), [])
+        both = self._encode(self._pooled, map(np.stack, batches))  # [N, D + E]
+        return both[:, : -self._embed_dim], both[:, -self._embed_dim :]
 
     def texts(self, text: np.ndarray) -> np.ndarray:
         """Token ids, int32 [N, L], to features [N, E]."""

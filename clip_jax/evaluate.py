@@ -1,4 +1,9 @@
-"""Measures a trained model: `python -m clip_jax.evaluate --workdir=runs/tiny`."""
+"""Measures a trained model: `python -m clip_jax.evaluate --workdir=runs/tiny`.
+
+With --config=suites/paper (suites/scenes, suites/folder, your own) a whole suite is measured, on a run's workdir or on
+any --model: zero-shot with several sets of prompts, linear probes, few-shot, retrieval, robustness, overlap. All of it
+is in report.html and report.json. The same command goes on where it was stopped.
+"""
 
 import dataclasses
 import sys
@@ -8,19 +13,23 @@ from typing import Any
 from absl import flags
 
 from clip_jax import cli, distributed
-from clip_jax.config import write_json
+from clip_jax.config import load_config, write_json
 from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator, Results, as_table
 from clip_jax.restore import restore_run
+from clip_jax.suite import as_table as as_suite_table
+from clip_jax.suite import problems, run_suite
+from clip_jax.suite_config import make_suite_config
 from input_pipeline.pipeline import make_sources
 
-for flag in ("workdir", *cli.HOST_FLAGS):
+for flag in ("workdir", "config", "model", "activation", *cli.HOST_FLAGS):
     flags.declare_key_flag(flag)
-flags.declare_key_flag("output")  # by default WORKDIR/evaluation
+flags.declare_key_flag("output")  # by default WORKDIR/evaluation, of a suite WORKDIR/suite
 ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, scenes/NAME or tfds/NAME/SPLIT; by default the run's.")
 TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluators/prompts; by default the run's.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared tfds sets lie; by default the run's.")
 DATA_PATH = flags.DEFINE_string("data_path", None, "Where the run's data lies now, if it has moved.")
+STRICT = flags.DEFINE_bool("strict", False, "Of a suite: a data set that is absent is an error.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Pictures of each set, 0 for all; by default the run's.")
 
 
@@ -53,7 +62,55 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     return results
 
 
+def evaluate_suite() -> int:
+    """The command with --config: a suite on a run or on any model."""
+    if (cli.WORKDIR.value is None) == (cli.MODEL.value is None):
+        raise ValueError("--config needs either --workdir=DIR of a run or --model=NAME_OR_PATH")
+    for flag, key in (
+        (ZERO_SHOT, "suite.datasets"),
+        (TEMPLATES, "zero_shot.prompts"),
+        (NUM_EXAMPLES, "suite.num_examples"),
+    ):
+        if flag.value is not None:
+            raise ValueError(f"--{flag.name} is not for suites: use --config.{key}")
+    sections = cli.CONFIG.value.to_dict()
+    if "suite" not in sections:
+        raise ValueError(
+            "--config of this command is a suite, as suites/scenes; a run's own config is read from its --workdir"
+        )
+    if DATA_DIR.value is not None:
+        sections["suite"]["data_dir"] = DATA_DIR.value
+    config = make_suite_config(sections)
+    workdir = cli.WORKDIR.value
+    name: str = cli.MODEL.value or workdir or ""
+    if workdir is None:
+        output = Path(cli.required(cli.OUTPUT, "evaluation"))
+    else:
+        load_config(Path(workdir))  # or it is none, and says so
+        output = Path(cli.OUTPUT.value or Path(workdir) / "suite")
+    report = run_suite(
+        config,
+        name,
+        output,
+        is_run=workdir is not None,
+        data_path=DATA_PATH.value,
+        activation=cli.ACTIVATION.value,
+    )
+    print(f"\n{as_suite_table(report)}\n\nreport.html, report.json and pictures are in {output}")
+    found = problems(report)
+    if found["absent"]:
+        print(f"{len(found['absent'])} absent, not measured: {', '.join(found['absent'])}", file=sys.stderr)
+    if found["failed"]:
+        print(f"{len(found['failed'])} failed: {', '.join(found['failed'])}", file=sys.stderr)
+    return 1 if found["failed"] or (STRICT.value and found["absent"]) else 0
+
+
 def main() -> int:
+    if cli.CONFIG.value is not None:
+        with distributed.joined(**cli.host_options()):
+            return evaluate_suite()
+    if cli.MODEL.value is not None:
+        raise ValueError("--model needs a suite, as --config=suites/paper")
     workdir = Path(cli.required(cli.WORKDIR, "runs/tiny"))
     output = Path(cli.OUTPUT.value or workdir / "evaluation")
     flags_given = {

@@ -1,6 +1,6 @@
 """Measures a model: zero-shot classification on each labelled set, retrieval on held-out pairs, and their pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ class Evaluator:
         image_of_text = np.repeat(np.arange(len(records)), [len(record["captions"]) for record in records])
         texts = self.encoder.texts(self._tokenizer(captions))
         if pictures:
-            self._draw(records, captions, image_of_text, images, texts, pictures)
+            index = [record["index"] for record in records]
+            draw_retrieval(self._validation, index, captions, image_of_text, images, texts, pictures)
         recalls = recall_at_k(images, texts, image_of_text)
         return {**recalls, "images": len(records), "captions": len(captions), "skipped": skipped}
 
@@ -84,42 +85,50 @@ class Evaluator:
         features = self.encoder.images(images())
         return records, features, skipped
 
-    def _draw(
-        self,
-        records: list[dict[str, Any]],
-        captions: list[str],
-        image_of_text: np.ndarray,
-        images: np.ndarray,
-        texts: np.ndarray,
-        pictures: Path,
-    ) -> None:
-        """The similarity matrix of the first pairs, and queries spread over the set with their best matches."""
 
-        def thumbnail(i: int) -> np.ndarray:
-            return resize_and_center_crop(load_image(self._validation[records[i]["index"]]), THUMBNAIL)
+def draw_retrieval(
+    source: Source,
+    index: Sequence[int] | np.ndarray,
+    captions: Sequence[str],
+    image_of_text: np.ndarray,
+    images: np.ndarray,
+    texts: np.ndarray,
+    pictures: Path,
+) -> None:
+    """similarity.png, the matrix of the first pairs, and retrieval.png, queries spread over the set with their matches.
 
-        first_text = np.searchsorted(image_of_text, np.arange(len(records)))
-        pairs = list(range(min(PAIRS_DRAWN, len(records))))
-        plot_similarity(
-            np.stack([thumbnail(i) for i in pairs]),
-            [captions[i] for i in first_text[pairs]],
-            texts[first_text[pairs]] @ images[pairs].T,
-            pictures / "similarity.png",
-        )
-        queries = np.linspace(0, len(records) - 1, min(QUERIES_DRAWN, len(records))).astype(int).tolist()
-        found_texts, text_scores = top_matches(images[queries], texts, MATCHES_DRAWN)
-        found_images, image_scores = top_matches(texts[first_text[queries]], images, MATCHES_DRAWN)
-        plot_retrieval(
-            [
-                (thumbnail(q), [(captions[t], float(s), bool(image_of_text[t] == q)) for t, s in zip(*found)])
-                for q, *found in zip(queries, found_texts, text_scores)
-            ],
-            [
-                (captions[first_text[q]], [(thumbnail(i), float(s), bool(i == q)) for i, s in zip(*found)])
-                for q, *found in zip(queries, found_images, image_scores)
-            ],
-            pictures / "retrieval.png",
-        )
+    Args:
+      source: of the pictures; index: the places in it of N of them.
+      captions: M strings, image by image; image_of_text: int [M].
+      images, texts: [N, E] and [M, E], L2-normalised.
+      pictures: folder to write into.
+    """
+
+    def thumbnail(i: int) -> np.ndarray:
+        return resize_and_center_crop(load_image(source[int(index[i])]), THUMBNAIL)
+
+    first_text = np.searchsorted(image_of_text, np.arange(len(images)))
+    pairs = list(range(min(PAIRS_DRAWN, len(images))))
+    plot_similarity(
+        np.stack([thumbnail(i) for i in pairs]),
+        [captions[i] for i in first_text[pairs]],
+        texts[first_text[pairs]] @ images[pairs].T,
+        pictures / "similarity.png",
+    )
+    queries = np.linspace(0, len(images) - 1, min(QUERIES_DRAWN, len(images))).astype(int).tolist()
+    found_texts, text_scores = top_matches(images[queries], texts, MATCHES_DRAWN)
+    found_images, image_scores = top_matches(texts[first_text[queries]], images, MATCHES_DRAWN)
+    plot_retrieval(
+        [
+            (thumbnail(q), [(captions[t], float(s), bool(image_of_text[t] == q)) for t, s in zip(*found)])
+            for q, *found in zip(queries, found_texts, text_scores)
+        ],
+        [
+            (captions[first_text[q]], [(thumbnail(i), float(s), bool(i == q)) for i, s in zip(*found)])
+            for q, *found in zip(queries, found_images, image_scores)
+        ],
+        pictures / "retrieval.png",
+    )
 
 
 def _labelled_source(name: str, config: EvaluationConfig, image_size: int) -> Source:

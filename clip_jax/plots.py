@@ -108,7 +108,7 @@ def plot_similarity(
     for i in range(n):
         ax.add_patch(Rectangle((i - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=ORANGE, linewidth=2.5))
     ax.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -1.6), xticks=[])
-    ax.set_yticks(range(n), [_wrapped(caption, 40, 3) for caption in captions], fontsize=9, parse_math=False)
+    ax.set_yticks(range(n), [wrapped(caption, 40, 3) for caption in captions], fontsize=9, parse_math=False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_title("Cosine similarity of images and captions, the true pairs framed", loc="left")
@@ -139,21 +139,21 @@ def plot_retrieval(
     grid = figure.add_gridspec(rows, len(widths), width_ratios=widths)
 
     for row, (image, captions) in enumerate(image_queries):
-        _show_image(figure.add_subplot(grid[row, 0]), image)
+        show_image(figure.add_subplot(grid[row, 0]), image)
         ax = _text_axes(figure, grid[row, 1], "Image to text" if row == 0 else "")
         for place, (caption, score, right) in enumerate(captions):
             y = 1 - (place + 0.5) / len(captions)
             colour = GREEN if right else GREY
             ax.text(0.0, y, f"{'✓' if right else '✗'} {score:.2f}", color=colour, va="center", fontsize=9)
             weight = "bold" if right else "normal"
-            text = _wrapped(caption, 48, 2)
+            text = wrapped(caption, 48, 2)
             ax.text(0.17, y, text, color="black", va="center", fontsize=8, weight=weight, parse_math=False)
     for row, (text, found) in enumerate(text_queries):
         ax = _text_axes(figure, grid[row, 3], "Text to image" if row == 0 else "")
-        ax.text(0.0, 0.5, _wrapped(text, 28, 6), va="center", fontsize=9, parse_math=False)
+        ax.text(0.0, 0.5, wrapped(text, 28, 6), va="center", fontsize=9, parse_math=False)
         for place, (image, score, right) in enumerate(found):
             ax = figure.add_subplot(grid[row, 4 + place])
-            _show_image(ax, image, GREEN if right else None)
+            show_image(ax, image, GREEN if right else None)
             ax.set_xlabel(
                 f"{'✓' if right else '✗'} {score:.2f}", color=GREEN if right else GREY, fontsize=9, labelpad=3
             )
@@ -189,14 +189,14 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | o
         for row, column in np.argwhere(matrix):
             _write_in_cell(ax, column, row, str(matrix[row, column]), share[row, column], bold=row == column)
     if C <= 80:
-        labels = [_wrapped(name, 24, 1) for name in class_names]
+        labels = [wrapped(name, 24, 1) for name in class_names]
         ax.set_xticks(range(C), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
         ax.set_yticks(range(C), labels, fontsize=8, parse_math=False)
     else:
         ax.set(xticks=[], yticks=[])
     ax.tick_params(length=0)
     ax.set(xlabel="predicted", ylabel="true")
-    ax.set_title(_wrapped(title, 60, 2), loc="left", parse_math=False)
+    ax.set_title(wrapped(title, 60, 2), loc="left", parse_math=False)
     save_figure(figure, path)
 
 
@@ -246,7 +246,7 @@ def _write_in_cell(ax: Axes, x: float, y: float, text: str, darkness: float, bol
     ax.text(x, y, text, ha="center", va="center", fontsize=9, color=colour, weight="bold" if bold else "normal")
 
 
-def _show_image(ax: Axes, image: np.ndarray, frame: str | None = None) -> None:
+def show_image(ax: Axes, image: np.ndarray, frame: str | None = None) -> None:
     ax.imshow(image)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=frame is not None, color=frame, linewidth=4)
@@ -260,7 +260,7 @@ def _text_axes(figure: Figure, cell: Any, title: str) -> Axes:
     return ax
 
 
-def _wrapped(text: str, width: int, max_lines: int) -> str:
+def wrapped(text: str, width: int, max_lines: int) -> str:
     return "\n".join(wrap(text, width, max_lines=max_lines, placeholder=" …"))
 
 

@@ -19,7 +19,7 @@ from input_pipeline.tokenizers import train_sentencepiece
 RUNNER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
-import clip_jax.evaluation, clip_jax.run  # what takes long; the commands define flags of the same names
+import clip_jax.suite, clip_jax.run  # what takes long; the commands define flags of the same names
 from clip_jax import cli
 
 for number, argv in enumerate(json.loads(sys.argv[2])):
@@ -150,6 +150,16 @@ def commands(place: Path) -> dict[str, list[str]]:
         "other config": ["train", "--config=tiny", f"--workdir={place / 'other'}", "--config.train.seed=333"],
         "no run": ["evaluate", f"--workdir={place / 'empty'}"],
         "no checkpoint": ["evaluate", f"--workdir={place / 'other'}", "--num_examples=1"],
+        "suite of no model": ["evaluate", "--config=suites/scenes"],
+        "suite of two models": ["evaluate", "--config=suites/scenes", "--workdir=w", "--model=m"],
+        "suite nowhere to put": ["evaluate", "--config=suites/scenes", "--model=m"],
+        "unknown suite": ["evaluate", "--config=suites/everything", "--workdir=w"],
+        "no suite": ["evaluate", "--config=tiny", "--workdir=w"],
+        "old flag with a suite": ["evaluate", "--config=suites/scenes", "--workdir=w", "--zero_shot=scenes/shape"],
+        "key of a suite": ["evaluate", "--config=suites/scenes", "--workdir=w", "--config.suite.seeds=1"],
+        "suite of no run": ["evaluate", "--config=configs/suites/scenes.py", f"--workdir={place / 'empty'}"],
+        "no suite for a model": ["evaluate", "--model=m"],
+        "suite to train": ["train", "--config=suites/scenes", "--workdir=w"],
         "word to embed": embed(photo),
         "nothing to embed": ["embed", "--model=m", "--output=o"],
         "nowhere to embed to": ["embed", "--model=m", "--path=p"],
@@ -236,6 +246,16 @@ MESSAGES = {
     "other config": "workdir {place}/other holds a run of another config: train.seed was {seed}, is 333. Use another",
     "no run": "{place}/empty is not the workdir of a run: it has no config.json",
     "no checkpoint": "cannot read the SentencePiece model {place}/other/tokenizer.model",
+    "suite of no model": "--config needs either --workdir=DIR of a run or --model=NAME_OR_PATH",
+    "suite of two models": "--config needs either --workdir=DIR of a run or --model=NAME_OR_PATH",
+    "suite nowhere to put": "--output is missing: for instance --output=evaluation",
+    "unknown suite": "there is no shipped config 'suites/everything': use one of clip_rn101, ",
+    "no suite": "--config of this command is a suite, as suites/scenes; a run's own config is read from its --workdir",
+    "old flag with a suite": "--zero_shot is not for suites: use --config.suite.datasets",
+    "key of a suite": "unknown config key 'seeds'. Did you mean",
+    "suite of no run": "{place}/empty is not the workdir of a run: it has no config.json",
+    "no suite for a model": "--model needs a suite, as --config=suites/paper",
+    "suite to train": "unknown config.bias, unknown config.few_shot",
     "word to embed": "unexpected argument '{place}/photo/a.png': flags begin with --",
     "nothing to embed": "--path is missing: for instance --path=photos",
     "nowhere to embed to": "--output is missing: for instance --output=embeddings",
@@ -324,6 +344,7 @@ def test_bench_lists_its_kinds_and_each_is_a_module(outcomes):
         (
             "evaluate",
             {"workdir", "output", "zero_shot", "templates", "data_dir", "data_path", "num_examples", "traceback"}
+            | {"config", "model", "activation", "strict"}
             | set(HOST_FLAGS),
         ),
         (

@@ -19,6 +19,7 @@ from clip_jax import embed as embed_module
 from clip_jax import embedding_shards
 from clip_jax.embed import Summary, describe, embed, parse_part
 from clip_jax.embedding_shards import Shards
+from clip_jax.read_ahead import load_ahead
 from input_pipeline.sources import FolderSource
 from input_pipeline.transforms import decode_image, resize_and_center_crop
 
@@ -500,7 +501,7 @@ def test_decoding_runs_ahead_but_not_far():
         time.sleep(0.001 * (index % 3))
         return index
 
-    loaded = embed_module._load_ahead(load, iter(range(1000)), 4, 7)
+    loaded = load_ahead(load, iter(range(1000)), 4, 7)
     assert [next(loaded) for _ in range(11)] == list(range(11))
     deadline = time.monotonic() + 10
     while len(begun) < 11 + 7 and time.monotonic() < deadline:

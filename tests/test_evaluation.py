@@ -89,6 +89,15 @@ def test_any_number_is_encoded_as_one_by_one(count, encoder):
         assert count == 1 or np.abs(features[0] - features[1]).max() > 1e-3  # so that an equality says something
 
 
+@pytest.mark.parametrize("count", [1, 8, 11])
+def test_one_pass_gives_features_before_and_after_the_projection(count, encoder, model, params):
+    module: CLIP = nnx.merge(model_graph(model), params)
+    pooled, embeddings = encoder.pooled_images(images(count))
+    np.testing.assert_allclose(pooled, module.pool_image(jnp.asarray(images(count))), atol=TOLERANCE)
+    np.testing.assert_allclose(embeddings, encoder.images(images(count)), atol=TOLERANCE)
+    assert pooled.shape == (count, 16)
+
+
 def test_the_rows_that_fill_up_a_batch_do_not_show(encoder):
     rows = images(11)
     np.testing.assert_array_equal(encoder.images(rows)[8:], encoder.images(np.concatenate([rows, rows[:5]]))[8:11])

@@ -51,6 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.text_packer": {"clip_jax.models.", "clip_jax.sharding", "input_pipeline."},
     "clip_jax.rendezvous": set(),
     "clip_jax.watchdog": set(),
+    "clip_jax.read_ahead": set(),
+    "clip_jax.labelled_sets": {"clip_jax.evaluators.", "input_pipeline."},
     "clip_jax.distributed": {"clip_jax.rendezvous", "clip_jax.watchdog"},
     "clip_jax.preflight": {
         "clip_jax.config",
@@ -61,7 +63,10 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.checkpoint": {"clip_jax.distributed", "clip_jax.train_state"},
     "clip_jax.metrics": set(),
     "clip_jax.plots": set(),
-    "clip_jax.evaluators.": set(),  # an evaluator is handed its arrays and callables
+    "clip_jax.robustness_plots": {"clip_jax.plots"},
+    "clip_jax.evaluation_plots": {"clip_jax.plots"},
+    "clip_jax.evaluators.": {"clip_jax.evaluators."},  # an evaluator is handed its arrays and callables
+    "clip_jax.evaluators.logistic_regression": {"clip_jax.sharding"},
     "clip_jax.config": {
         "clip_jax.losses.",
         "clip_jax.models.",
@@ -69,6 +74,14 @@ ALLOWED: dict[str, set[str]] = {
         "clip_jax.sharding",
         "input_pipeline.",
     },
+    "clip_jax.suite_config": {"clip_jax.config", "clip_jax.evaluators."},
+    "clip_jax.feature_store": {
+        "clip_jax.api",
+        "clip_jax.evaluators.",
+        "clip_jax.read_ahead",
+        "input_pipeline.",
+    },
+    "clip_jax.result_store": {"clip_jax.config", "clip_jax.feature_store"},
     # These may know everything but the entry points.
     "clip_jax.restore": {"clip_jax.", "input_pipeline."},
     "clip_jax.api": {"clip_jax.", "input_pipeline."},
@@ -76,6 +89,15 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.planning.": {"clip_jax.", "input_pipeline."},
     "clip_jax.plan": {"clip_jax.", "input_pipeline."},
     "clip_jax.benchmarks.": {"clip_jax.", "configs.", "input_pipeline."},
+    "clip_jax.suite": {"clip_jax.", "input_pipeline."},
+    "clip_jax.suite_measures": {"clip_jax.", "input_pipeline."},
+    "clip_jax.suite_comparisons": {"clip_jax.", "input_pipeline."},
+    "clip_jax.suite_sources": {"clip_jax.config", "clip_jax.labelled_sets", "input_pipeline."},
+    "clip_jax.suite_probes": {"clip_jax.", "input_pipeline."},
+    "clip_jax.report_html": set(),
+    "clip_jax.report_sections": {"clip_jax.report_html"},
+    "clip_jax.report_measures": {"clip_jax.report_html"},
+    "clip_jax.report": {"clip_jax.report_html", "clip_jax.report_measures", "clip_jax.report_sections"},
     "clip_jax.evaluation": {"clip_jax.", "input_pipeline."},
     "clip_jax.run": {"clip_jax.", "input_pipeline."},
     "clip_jax.train": {"clip_jax.", "input_pipeline."},

@@ -6,6 +6,7 @@ high as its own. A collapsed model, or one full of NaN, thus gets 0 rather than 
 Reference: Radford et al. 2021, sec. 3.1.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,15 +17,17 @@ import numpy as np
 def class_embeddings(
     encode_texts: Callable[[np.ndarray], np.ndarray],
     tokenize: Callable[[Sequence[str]], np.ndarray],
-    class_names: Sequence[str],
+    class_names: Sequence[str | Sequence[str]],
     templates: Sequence[str],
 ) -> np.ndarray:
     """One embedding a class: the normalised mean of the normalised embeddings of all its prompts.
 
+    A class of several names, as "happy" and "smiling", has the prompts of all of them.
+
     Args:
-      encode_texts: int32 [N, L] tokens to [N, E] embeddings, any N; called once with all C * T prompts.
+      encode_texts: int32 [N, L] tokens to [N, E] embeddings, any N; called once with all prompts.
       tokenize: N strings to int32 [N, L].
-      class_names: C different names, at least two.
+      class_names: C names, at least two, or for a class several; all of them different.
       templates: T strings with exactly one `{}` each.
 
     Returns:
@@ -37,18 +40,22 @@ def class_embeddings(
     """
     if len(class_names) < 2:
         raise ValueError(f"zero-shot classification needs at least two class names, got {list(class_names)}")
-    if repeated := [name for name, count in Counter(class_names).items() if count > 1]:
+    names = [(name,) if isinstance(name, str) else tuple(name) for name in class_names]
+    if repeated := [name for name, count in Counter(itertools.chain(*names)).items() if count > 1]:
         raise ValueError(f"class names appear more than once: {', '.join(map(repr, repeated))}; rename or merge them")
+    if () in names:
+        raise ValueError(f"class {names.index(())} has no name")
     if not templates:
         raise ValueError("no prompt template given; '{}' alone stands for the bare class name")
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(f"prompt template {template!r} needs exactly one {{}} for the class name")
 
-    prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    embeddings = _normalized(encode_texts(tokenize(prompts)))  # [C * T, E]
-    embeddings = embeddings.reshape(len(class_names), len(templates), -1)  # [C, T, E]
-    return _normalized(embeddings.mean(axis=1))
+    prompts = [template.replace("{}", name) for several in names for name in several for template in templates]
+    embeddings = _normalized(encode_texts(tokenize(prompts)))  # [prompts, E]
+    counts = np.array([len(several) * len(templates) for several in names])
+    starts = np.append(0, np.cumsum(counts)[:-1])
+    return _normalized(np.add.reduceat(embeddings, starts, axis=0) / counts[:, None])
 
 
 def zero_shot_metrics(

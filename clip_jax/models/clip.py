@@ -64,10 +64,20 @@ class CLIP(nnx.Module):
         train: batch norms use the batch's statistics and move their running ones; patches are dropped.
         keys: random keys, [B], one for each image; needed only where patches are dropped.
         """
+        return self.project_image(self.pool_image(images, train=train, keys=keys))
+
+    def pool_image(self, images: jax.Array, *, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
+        """Features before the projection, [B, D]; of a ResNet, whose attention pool is its projection, [B, E].
+
+        Arguments as for `encode_image`. Reference: Radford et al. 2021, appendix A (features of the linear probes).
+        """
         if images.dtype == jnp.uint8:
             images = normalize_images(images, self.config)
-        features = self.visual(constrain_batch(images.astype(self.config.dtypes["dtype"])), train, keys)
-        return constrain_batch(self.visual_projection(features) if self.visual_projection else features)
+        return self.visual(constrain_batch(images.astype(self.config.dtypes["dtype"])), train, keys)
+
+    def project_image(self, pooled: jax.Array) -> jax.Array:
+        """What `pool_image` gives, [B, D], to features [B, E]."""
+        return constrain_batch(self.visual_projection(pooled) if self.visual_projection else pooled)
 
     def encode_text(self, text: jax.Array | PackedText) -> jax.Array:
         """Features [B, E], not normalised, of token ids int32 [B, L], or packed; see `TextTransformer` about both."""

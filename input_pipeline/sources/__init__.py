@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from input_pipeline.sources.array_record import ArrayRecordSource, write_array_record
 from input_pipeline.sources.base import BrokenRecordError, Record, Source, SubsetSource
+from input_pipeline.sources.digits import DigitsSource
 from input_pipeline.sources.folder import FolderSource
 from input_pipeline.sources.table import TableSource
 from input_pipeline.sources.tfds import TfdsSource
@@ -16,6 +17,7 @@ from input_pipeline.sources.webdataset import WebDatasetSource
 __all__ = [
     "ArrayRecordSource",
     "BrokenRecordError",
+    "DigitsSource",
     "FolderSource",
     "Record",
     "Source",

@@ -23,8 +23,9 @@ class TfdsSource:
     """A split of a TFDS dataset prepared with file_format=array_record; needs no TensorFlow.
 
     The dataset must have a feature `image` and one of `captions`, `caption`, `text` (a text, a list of them or, as in
-    COCO, of {"text"}) and `label`. Images stay encoded. The id of a record is NAME/VERSION/SPLIT/index; broken records
-    show when they are read.
+    COCO, of {"text"}), `label` and `labels`. With `labels`, several an image, a record has "labels" and "difficult",
+    tuples of int; the latter are those that `labels_no_difficult`, as VOC has it, lacks. Images stay encoded. The id of
+    a record is NAME/VERSION/SPLIT/index; broken records show when they are read.
 
     Args:
       name: such as "cifar10", "cifar10:3.0.2" or "coco_captions/2014".
@@ -61,10 +62,13 @@ class TfdsSource:
                 f"{name!r} in {data_dir!r} lacks {len(missing)} file(s), the first {missing[0]}; {prepare}"
             )
         self._captions_key = next((key for key in ("captions", "caption", "text") if key in info.features), None)
-        if "image" not in info.features or (self._captions_key is None and "label" not in info.features):
+        labels = next((key for key in ("label", "labels") if key in info.features), None)
+        if "image" not in info.features or (self._captions_key is None and labels is None):
             found = ", ".join(info.features)
-            raise ValueError(f"{name!r} needs image and one of captions, caption, text, label; it has {found}")
-        names = getattr(info.features["label"], "names", None) if "label" in info.features else None
+            raise ValueError(f"{name!r} needs image and one of captions, caption, text, label, labels; it has {found}")
+        label: Any = info.features[labels] if labels else None
+        names = getattr(label.feature if labels == "labels" else label, "names", None)
+        self.multi_label = labels == "labels"
         self.class_names: tuple[str, ...] | None = tuple(names) if names else None
         self.broken: list[tuple[str, str]] = []
         self._paths = sorted(set(files))
@@ -89,11 +93,20 @@ class TfdsSource:
                 record["captions"] = require_captions(clean_captions(captions))
             if "label" in example:
                 record["label"] = int(example["label"])
-                if self.class_names and not 0 <= record["label"] < len(self.class_names):
-                    raise ValueError(f"label {record['label']} is outside [0, {len(self.class_names)})")
+                self._check_label(record["label"])
+            elif self.multi_label:
+                every = {int(label) for label in example["labels"]}
+                sure = {int(label) for label in example.get("labels_no_difficult", example["labels"])}
+                for label in sorted(every):
+                    self._check_label(label)
+                record |= {"labels": tuple(sorted(sure)), "difficult": tuple(sorted(every - sure))}
         except Exception as error:  # the reader raises RuntimeError, the parsers KeyError, DecodeError, ...
             raise BrokenRecordError(record_id, str(error)) from error
         return record
+
+    def _check_label(self, label: int) -> None:
+        if self.class_names and not 0 <= label < len(self.class_names):
+            raise ValueError(f"label {label} is outside [0, {len(self.class_names)})")
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self[index]["captions"]

@@ -3,7 +3,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from clip_jax.evaluators.retrieval import recall_at_k, top_matches
+from clip_jax.benchmarks.retrieval import whole_matrix_ranks
+from clip_jax.evaluators.retrieval import _ranks, caption_embeddings, recall_at_k, top_matches
 
 
 def random_set(seed=0, N=23, M=61, E=17):
@@ -15,7 +16,7 @@ def random_set(seed=0, N=23, M=61, E=17):
 
 
 def recall_only(metrics):
-    return {key: value for key, value in metrics.items() if not key.endswith("_chance")}
+    return {key: value for key, value in metrics.items() if "_r@" in key and not key.endswith("_chance")}
 
 
 def test_a_rigged_model_of_known_recall():
@@ -35,6 +36,7 @@ def test_a_rigged_model_of_known_recall():
         "text_to_image_r@3": 1,
         "text_to_image_r@5": 1,
     }
+    assert (metrics["image_to_text_median_rank"], metrics["text_to_image_median_rank"]) == (3, 3)
 
 
 def test_a_perfect_model():
@@ -47,6 +49,7 @@ def test_a_perfect_model():
 def test_a_collapsed_model_gets_nothing(value):
     metrics = recall_at_k(np.full((13, 1), value), np.ones((26, 1)), np.repeat(np.arange(13), 2), ks=(1, 5, 10))
     assert set(recall_only(metrics).values()) == {0}
+    assert (metrics["image_to_text_median_rank"], metrics["text_to_image_median_rank"]) == (25, 13)
 
 
 def test_the_same_caption_under_two_images_is_a_tie():
@@ -74,13 +77,55 @@ def test_recall_agrees_with_a_double_loop_over_argsort(seed):
         assert metrics[f"text_to_image_r@{k}"] == pytest.approx(np.mean(text_hits))
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 22, 23, 60])
-def test_chunked_equals_plain_at_uneven_sizes(chunk_size):
+@pytest.mark.parametrize("chunk_size", [5, 22, 23, 1024])
+def test_tiles_equal_the_whole_matrix_at_uneven_sizes(chunk_size):
     images, texts, image_of_text = random_set()
-    plain = recall_at_k(images, texts, image_of_text, chunk_size=10_000)
-    assert recall_at_k(images, texts, image_of_text, chunk_size=chunk_size) == plain
+    for ranks, whole in zip(
+        _ranks(images, texts, image_of_text, chunk_size), whole_matrix_ranks(images, texts, image_of_text)
+    ):
+        assert len(set(whole.tolist())) > 5
+        np.testing.assert_array_equal(ranks, whole)
     for one, other in zip(top_matches(images, texts, 5, chunk_size), top_matches(images, texts, 5, 10_000)):
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [128, 1024])
+def test_ties_of_real_numbers_survive_the_tiles(chunk_size):
+    # Rows that stand in many places of many tiles, next to sums of 331 products: one bit's difference would lose ties.
+    images, texts, image_of_text = random_set(seed=1, N=301, M=1201, E=331)
+    rng = np.random.default_rng(2)
+    images, texts = images[rng.integers(101, size=301)], texts[rng.integers(401, size=1201)]
+    images[7], texts[11] = np.nan, np.nan
+    expected = exact_ranks(images, texts, image_of_text)
+    np.testing.assert_array_equal(_ranks(images, texts, image_of_text, chunk_size)[0], expected[0])
+    np.testing.assert_array_equal(_ranks(images, texts, image_of_text, chunk_size)[1], expected[1])
+
+
+def exact_ranks(images, texts, image_of_text):
+    """By the scores of each different image and text once, so that equal ones are equal."""
+    unique_images, image = np.unique(images, axis=0, return_inverse=True)
+    unique_texts, text = np.unique(texts, axis=0, return_inverse=True)
+    scores = (unique_images.astype(np.float64) @ unique_texts.astype(np.float64).T)[np.ix_(image, text)]
+    own = image_of_text == np.arange(len(images))[:, None]
+    best_own = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
+    own_score = scores[image_of_text, np.arange(len(texts))]
+    return np.sum(~(scores < best_own) & ~own, axis=1), np.sum(~(scores < own_score) & ~own, axis=0)
+
+
+def test_the_prompt_goes_before_every_caption():
+    seen = []
+
+    def tokenize(texts):
+        seen.extend(texts)
+        return np.array([[len(text)] for text in texts], np.int32)
+
+    for prefix in ("a photo of", "a photo of "):
+        embeddings = caption_embeddings(lambda tokens: tokens / 2, tokenize, ["a dog", "two cats"], prefix)
+        np.testing.assert_array_equal(embeddings, np.array([[8], [9.5]], np.float32))
+        assert embeddings.dtype == np.float32
+    assert seen == ["a photo of a dog", "a photo of two cats"] * 2
+    caption_embeddings(lambda tokens: tokens, tokenize, [" a dog"])
+    assert seen[4:] == [" a dog"]
 
 
 def test_image_to_text_chance_by_counting_every_draw():

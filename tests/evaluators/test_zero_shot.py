@@ -159,3 +159,13 @@ def test_template_sets():
 def test_an_unknown_template_set_names_the_known_ones():
     with pytest.raises(ValueError, match=r"named 'imagenet': choose one of bare, cifar10, imagenet7, imagenet80, one"):
         load_templates("imagenet")
+
+
+def test_a_class_of_several_names_is_the_mean_of_all_their_prompts():
+    vectors = {"cat": (1, 0), "a cat": (0, 1), "kitty": (0, 1), "a kitty": (0, 1), "dog": (1, 0), "a dog": (1, 0)}
+    found = class_embeddings(encoder_of(vectors), identity_tokens, (("cat", "kitty"), "dog"), ("{}", "a {}"))
+    np.testing.assert_allclose(found, [[0.1**0.5, 0.9**0.5], [1, 0]], rtol=1e-6)
+    with pytest.raises(ValueError, match="class names appear more than once: 'dog'"):
+        class_embeddings(encoder_of(vectors), identity_tokens, (("cat", "dog"), "dog"), ("{}",))
+    with pytest.raises(ValueError, match="class 1 has no name"):
+        class_embeddings(encoder_of(vectors), identity_tokens, ("cat", ()), ("{}",))

@@ -515,6 +515,40 @@ def test_tfds_broken_records_are_reported_when_read(tfds_dir):
     assert found == {"label -1 is outside [0, 3)", "no caption, or only empty ones"}
 
 
+def test_tfds_several_labels_an_image(tmp_path):
+    names = ["ant", "bee", "cow"]
+
+    class SeveralLabels(tfds.core.GeneratorBasedBuilder):
+        """As VOC: all labels, and those that are not difficult."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            labels = tfds.features.Sequence(tfds.features.ClassLabel(names=names))
+            features = {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "labels": labels,
+                "labels_no_difficult": labels,
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, (every, sure) in enumerate([([0, 2], [2]), ([1], [1]), ([], [])]):
+                image = io.BytesIO(jpeg(i))
+                yield i, {"image": image, "labels": every, "labels_no_difficult": sure}
+
+    SeveralLabels(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    source = TfdsSource("several_labels", "test", str(tmp_path))
+    assert (source.class_names, source.multi_label) == (tuple(names), True)
+    records = [source[i] for i in range(3)]
+    found = {(record["labels"], record["difficult"]) for record in records}
+    assert found == {((2,), (0,)), ((1,), ()), ((), ())}
+    assert all("label" not in record and record["captions"] == () for record in records)
+
+
 def test_tfds_errors_name_the_mend(tfds_dir, tmp_path):
     with pytest.raises(ValueError, match=r"no prepared dataset 'cifar10' in .*download_and_prepare"):
         TfdsSource("cifar10", "train", tfds_dir)

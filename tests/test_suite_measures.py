@@ -1,0 +1,208 @@
+"""Probes, few-shot, retrieval, robustness, overlap and bias within a suite, with the model of known answers."""
+
+import json
+
+import numpy as np
+import pytest
+from rigged import NAMES, rigged_model, save_picture
+from test_suite import LABELS, PICTURES, RANKS, TOP1, config_of, draw_one_pixel
+
+from clip_jax import suite, suite_comparisons, suite_probes
+from clip_jax.suite import problems, run_suite
+from input_pipeline.sources import FolderSource
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+@pytest.fixture(autouse=True)
+def rigged(monkeypatch):
+    monkeypatch.setattr(suite, "load", lambda name, **_: rigged_model())
+    draw_one_pixel(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three classes in three splits; in train and validation the first pixel tells the class, in test not always."""
+    root = tmp_path_factory.mktemp("split")
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 11), ("validation", 5), ("test", 5)):
+        for c in range(3):
+            for i in range(number):
+                others = rng.permutation([d for d in range(7) if d != c])[:3]
+                best = (c + 1) % 3 if split == "test" and i == 0 else c
+                order = [best, *(d for d in others if d != best)]
+                save_picture(root / split / NAMES[c] / f"{i}.png", order)
+    return root
+
+
+def test_a_probe_learns_what_the_features_tell_as_scikit_learn_does(photos, tmp_path, monkeypatch):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    seen, linear_probe = [], suite_probes.linear_probe
+
+    def recorded(*splits, **options):
+        seen[:] = splits[:3]
+        return linear_probe(*splits, **options)
+
+    monkeypatch.setattr(suite_probes, "linear_probe", recorded)
+    config = config_of(
+        f"folder:{photos}", measures=("zero_shot", "linear_probe", "few_shot"),
+        few_shot__shots=(1, 4, 16), few_shot__num_seeds=2,
+    )  # fmt: skip
+    row = run_suite(config, "model", tmp_path)["sets"][0]
+    probed, few = row["linear_probe"], row["few_shot"]
+    assert row["zero_shot"]["value"] == pytest.approx(12 / 15)  # one picture of each class shows another
+    train, validation, test = seen
+    peer = linear_model.LogisticRegression(C=1 / probed["strength"], tol=1e-8, max_iter=1000)
+    peer.fit(np.concatenate([train.features, validation.features]), np.concatenate([train.labels, validation.labels]))
+    assert probed["score"] == pytest.approx(peer.score(test.features, test.labels))
+    assert probed["score"] > 0.6
+    assert probed["low"] < probed["score"] < probed["high"]
+    assert (probed["num_train"], probed["num_validation"], probed["count"]) == (33, 15, 15)
+    assert probed["validation_score"] == 1
+    assert [shot["labels_per_class"] for shot in few["shots"]] == [1, 4]
+    assert few["left_out_shots"] == [16]
+    assert few["matches_zero_shot"]["relation"] in ("equal", "at most", "more than")
+    html = (tmp_path / "report.html").read_text()
+    assert 'id="linear-probe"' in html
+    assert 'id="few-shot"' in html
+
+
+def test_a_class_without_training_images_leaves_only_the_probes_out(photos, tmp_path):
+    for file in sorted((photos / "test").rglob("*.png")):
+        for split in ("train", "test"):
+            target = tmp_path / "data" / split / file.parent.name / file.name
+            if split == "test" or file.parent.name != "bee":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+    config = config_of(f"folder:{tmp_path}/data", measures=("zero_shot", "linear_probe", "few_shot"))
+    row = run_suite(config, "model", tmp_path / "out")["sets"][0]
+    assert (row["state"], row["zero_shot"]["value"]) == ("done", pytest.approx(12 / 15))
+    reason = {"absent": "1 of 3 classes have no training images here, the first is 'bee'"}
+    assert row["linear_probe"] == row["few_shot"] == reason
+
+
+def test_what_fails_of_one_measure_leaves_the_others_and_is_told(photos, tmp_path, monkeypatch):
+    seen, lines = {}, []
+
+    def linear_probe(train, validation, test, num_classes, **_):
+        seen.update(train=train, validation=validation, test=test)
+        raise ValueError("no strength is good enough")
+
+    monkeypatch.setattr(suite_probes, "linear_probe", linear_probe)
+    measures = ("zero_shot", "linear_probe")
+    config = config_of(f"folder:{photos}", measures=measures, linear_probe__features="joint")
+    report = run_suite(config, "model", tmp_path, say=lines.append)
+    row = report["sets"][0]
+    assert row["zero_shot"]["value"] == pytest.approx(12 / 15)
+    assert row["state"] == "failed"
+    assert row["reason"] == "linear_probe: no strength is good enough"
+    assert lines == [f"FAILED: folder:{photos}: linear_probe: no strength is good enough"]
+    assert problems(report)["failed"] == [f"folder:{photos}"]
+    html = (tmp_path / "report.html").read_text()
+    assert "linear_probe: no strength is good enough" in html
+    assert "80.0 %" in html
+    # The features that were asked for: after the projection, of unit length.
+    np.testing.assert_allclose(np.linalg.norm(seen["train"].features, axis=1), 1, rtol=1e-6)
+    assert [len(seen[split].labels) for split in ("train", "validation", "test")] == [33, 15, 15]
+
+
+def test_a_set_without_training_split_is_told(photos, tmp_path):
+    config = config_of(f"folder:{photos}/test", measures=("zero_shot", "linear_probe", "few_shot"))
+    row = run_suite(config, "model", tmp_path)["sets"][0]
+    assert row["state"] == "done"
+    assert row["linear_probe"] == row["few_shot"] == {"absent": suite_probes.NO_TRAINING}
+    assert "not measured" in (tmp_path / "report.html").read_text()
+
+
+def test_too_few_images_for_the_fewest_shots_are_told(photos, tmp_path):
+    config = config_of(f"folder:{photos}", measures=("zero_shot", "few_shot"), few_shot__shots=(16,))
+    few = run_suite(config, "model", tmp_path)["sets"][0]["few_shot"]
+    assert few == {"absent": "a class has 11 training images, fewer than the fewest shots, 16"}
+
+
+def test_retrieval_finds_what_the_captions_say_and_counts_pictures_without(tmp_path):
+    pairs = tmp_path / "pairs"
+    for c in range(6):
+        save_picture(pairs / f"{c}.png", [c])
+        caption = {4: "gnu"}.get(c, NAMES[c])  # picture 4 is called by another name
+        if c < 5:
+            (pairs / f"{c}.txt").write_text(f"the {caption}\nsome {caption}\n")
+    config = config_of(measures=("retrieval",), retrieval__source=f"folder:{pairs}")
+    found = run_suite(config, "model", tmp_path / "out")["retrieval"]
+    assert (found["images"], found["captions"], found["num_skipped"]) == (5, 10, 1)
+    assert found["image_to_text_r@1"] == pytest.approx(4 / 5)
+    assert found["text_to_image_r@1"] == pytest.approx(8 / 10)
+    assert 'id="retrieval"' in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_retrieval_without_a_run_is_told(tmp_path, photos):
+    report = run_suite(config_of(f"folder:{photos}/test", measures=("zero_shot", "retrieval")), "model", tmp_path)
+    assert report["retrieval"]["state"] == "absent"
+    assert report["retrieval"]["reason"].startswith("retrieval.source='run' needs --workdir, the run's own data: set")
+    assert problems(report) == {"absent": ["retrieval"], "failed": []}
+
+
+def test_robustness_compares_the_sets_and_the_reference_models(photos, tmp_path):
+    flat = tmp_path / "flat"
+    for i, (label, order) in enumerate(PICTURES):
+        save_picture(flat / NAMES[label] / f"{i}.png", order)
+    models = tmp_path / "models.json"
+    names = (f"folder:{photos}/test", f"folder:{flat}")
+    models.write_text(json.dumps({"weak": {names[0]: 0.5, names[1]: 0.3}, "strong": {names[0]: 0.9, names[1]: 0.7}}))
+    config = config_of(
+        *names, measures=("zero_shot", "robustness"), robustness__reference=names[0], robustness__shifts=(names[1],),
+        robustness__reference_models=str(models), robustness__baseline="weak",
+    )  # fmt: skip
+    found = run_suite(config, "model", tmp_path / "out")["robustness"]
+    assert (found["reference"]["right"], found["reference"]["count"]) == (12, 15)
+    shift = found["shifts"][names[1]]
+    assert (shift["right"], shift["count"]) == (np.sum(RANKS == 0), len(RANKS))
+    assert shift["relative_robustness"] == pytest.approx(TOP1 - 0.3)
+    models.write_text("[1]")
+    report = run_suite(config, "model", tmp_path / "out")
+    assert "must be a JSON file of {model: {set: accuracy}}" in report["robustness"]["reason"]
+    assert problems(report)["failed"] == ["robustness"]
+
+
+@pytest.mark.parametrize("embedding", ["perceptual", "model"])
+def test_overlap_finds_the_copies_among_the_training_images(embedding, photos, tmp_path):
+    training = tmp_path / "training"
+    training.mkdir()
+    test = sorted((photos / "test").rglob("*.png"))
+    for i, file in enumerate(test[:4]):
+        (training / f"{i}.png").write_bytes(file.read_bytes())
+    config = config_of(
+        f"folder:{photos}/test", measures=("zero_shot", "overlap"), overlap__training=f"folder:{training}",
+        overlap__threshold=0.9999, overlap__embedding=embedding,
+    )  # fmt: skip
+    report = run_suite(config, "model", tmp_path / "out")
+    found = report["sets"][0]["overlap"]
+    assert found["overlap"]["count"] == 4
+    assert found["overlap"]["right"] == 3  # the first picture of a class shows another
+    assert (found["clean"]["count"], found["all"]["count"], found["training_images"]) == (11, 15, 4)
+    assert 'id="overlap-with-training"' in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_bias_is_measured_of_the_people_that_are_listed(tmp_path):
+    listing = tmp_path / "people.csv"
+    lines = ["image,group"]
+    for i in range(4):
+        save_picture(tmp_path / f"{i}.png", [i])
+        lines.append(f"{i}.png,{'ab'[i % 2]}")
+    listing.write_text("\n".join(lines))
+    config = config_of(measures=("bias",), bias__people=str(listing))
+    found = run_suite(config, "model", tmp_path / "out")["bias"]
+    assert found["count"] == 4
+    assert set(found["label_sets"]["default"]["group"]) == {"a", "b"}
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert found["text"].split("\n\n")[0][:60] in html
+
+
+def test_sources_by_kind_and_path(tmp_path):
+    save_picture(tmp_path / "a.png", [0])
+    source = suite_comparisons.FilesSource([tmp_path / "a.png"])
+    assert isinstance(suite.open_source("retrieval.source", f"folder:{tmp_path}", None, "train"), FolderSource)
+    assert source[0]["id"] == "a.png"
+    with pytest.raises(ValueError, match=r"overlap.training='photos' must be 'run' or KIND:PATH, as webdataset:DIR"):
+        suite.open_source("overlap.training", "photos", None, "train")
+    assert len(LABELS) == 17
