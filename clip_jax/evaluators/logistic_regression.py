@@ -1,7 +1,7 @@
 """L2-regularised logistic regression on the device, many strengths in a row or at once, rows split over devices.
 
 `logistic_objective` is the definition; what is fitted is the same function of other coordinates, in which L-BFGS needs
-a tenth of the iterations and float32 is enough.
+fewer iterations and float32 is enough.
 
 Reference: Radford et al. 2021, appendix A.3.
 """
