@@ -9,8 +9,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
-
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 # Instructions that move nothing: names for what is there, or the sum of what they call.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -216,8 +214,3 @@ def _bytes(shape: str, slow_only: bool = False) -> int:
 
 def _parameters(body: dict[str, Instruction]) -> dict[str, Instruction]:
     return {i.rest.partition(")")[0]: i for i in body.values() if i.opcode == "parameter"}
-
-
-def program_of(compiled: jax.stages.Compiled) -> Program:
-    """The program that XLA made of a jitted function."""
-    return Program(compiled.as_text() or "")

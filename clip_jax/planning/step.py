@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import re
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -107,10 +109,7 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
     step, state, batch = _traced(config, mesh)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        try:
-            compiled = step.lower(state, batch).compile()
-        except jax.errors.JaxRuntimeError as error:
-            raise read_refusal(error) from error
+        compiled, text = _compile(step.lower(state, batch))
         compile_s = time.perf_counter() - start
         executed_flops = count_flops(step, state, batch)
     plain = dataclasses.replace(
@@ -121,7 +120,7 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
     model_step, *arguments = _traced(plain, mesh)
     with jax.set_mesh(mesh):
         model_flops = count_flops(model_step, *arguments)
-    program = Program(compiled.as_text() or "")
+    program = Program(text)
     memory = _memory(config, mesh, batch, compiled.memory_analysis())
     if chip and memory["peak"] > chip.memory_bytes:  # a GPU's compiler does not look
         raise DoesNotFitError(memory["peak"], chip.memory_bytes)
@@ -140,6 +139,17 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
         samples=config.train.global_batch_size,
         total_samples=config.train.global_batch_size * config.train.total_steps,
     )
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """The compiled program and its text, which XLA writes to a file: of v5p's, `as_text` cannot always be had."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as error:
+            raise read_refusal(error) from error
+        (file,) = Path(folder).glob("*after_optimizations.txt")
+        return compiled, file.read_text()
 
 
 def _traced(config: Config, mesh: Mesh) -> tuple[Any, Any, Any]:
