@@ -97,6 +97,8 @@ def commands(place: Path) -> dict[str, list[str]]:
         "embed help": ["embed", "--help"],
         "classify help": ["classify", photo, "--help"],
         "bench help": ["bench", "step", "--help"],
+        "topology": ["plan", "--config=tiny", "--topology=v9:2x2", f"--output={place / 'plan'}"],
+        "devices of a step": ["plan", "--config=tiny", "--num_devices=4"],
         "kinds": ["bench"],
         "kinds help": ["bench", "--help"],
         "command": ["trian"],
@@ -195,6 +197,8 @@ def outcomes(place) -> dict[str, Outcome]:
 
 
 MESSAGES = {
+    "topology": "topology 'v9:2x2' is not one to plan for: use the chip and the slice's shape, such as v4:4x4x4 (v4: ",
+    "devices of a step": "--num_devices is for --params; a step is compiled for a --topology",
     "command": "unknown command 'trian'\nusage: clip-jax COMMAND [--flags]",
     "kind": "unknown kind 'stp'\nusage: clip-jax bench KIND [--flags]\n  step ",
     "word after a kind": "unexpected argument 'loss': flags begin with --",

@@ -1,0 +1,41 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+from PIL import Image
+
+from clip_jax.config import make_config
+from clip_jax.plan import describe
+from clip_jax.planning.fit import Setting
+from clip_jax.planning.step import compile_step
+from clip_jax.topology import CHIPS
+from configs import tiny
+
+
+def test_the_command_writes_what_it_prints(tmp_path, compile_once):
+    flags = ["--config=tiny", "--config.sharding.fsdp=2", f"--output={tmp_path / 'new' / 'plan'}", "--json"]
+    done = subprocess.run([sys.executable, "-m", "clip_jax.plan", *flags], capture_output=True, text=True, check=True)
+    record = json.loads(done.stdout)
+    assert record == json.loads((tmp_path / "new" / "plan" / "plan.json").read_text())
+    assert sorted(file.name for file in (tmp_path / "new" / "plan").iterdir()) == ["memory.png", "plan.json"]
+    with Image.open(tmp_path / "new" / "plan" / "memory.png") as picture:
+        assert picture.width > 600
+    assert record["settings"] == {"remat": "full", "fsdp": 2, "num_microbatches": 1}
+    assert (record["num_devices"], record["parameters"], record["samples"]) == (8, 322_113, 128)
+    assert record["mfu"] is record["hours"] is None  # of a CPU's peak nothing is known
+    assert done.stderr.startswith("compiling for 8 cpu --config.model.remat=full --config.sharding.fsdp=2")
+
+
+def test_a_person_reads_three_digits():
+    config = make_config(tiny.get_config().to_dict())
+    step = compile_step(config, jax.devices()[:1])
+    step = dataclasses.replace(
+        step, chip=CHIPS["TPU v5 lite"], executed_flops=123_456 * 10**12, bytes_moved=819 * 10**6
+    )
+    rows = [line.rsplit("  ", 1) for line in describe(config, "here", Setting.of(config), step).splitlines()]
+    told = {row[0].strip(): row[1].strip() for row in rows[2:] if len(row) == 2}
+    assert told["TFLOPs of a step, all devices"] == "123,456"
+    assert told["GB to and from a device's memory in a step"] == "0.819"
+    assert told["least time of a step, s: compute, memory, network"].startswith("627, 0.00100, ")
