@@ -69,8 +69,11 @@ class StateDict(Mapping[str, np.ndarray]):
     def __getitem__(self, key: str) -> np.ndarray:
         try:
             return self._handles[key].get_tensor(key)
-        except (SafetensorError, TypeError) as error:
-            raise ValueError(f"{key} cannot be read: {error}") from None
+        except (SafetensorError, TypeError, AttributeError) as error:  # the last: NumPy has no such dtype, as float8
+            dtype = self._handles[key].get_slice(key).get_dtype()
+            raise ValueError(
+                f"{key} cannot be read as {dtype} ({error}): write the file anew in float32, float16 or bfloat16"
+            ) from None
 
     def drop(self, key: str) -> None:
         """Leaves the key out from now on."""
@@ -164,7 +167,7 @@ def download(repo: str) -> Path:
             patterns = [HF_CONFIG, HF_WEIGHTS, HF_INDEX, "model-*.safetensors", *beside]
             folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ValueError(
             f"cannot get {repo} from the Hugging Face Hub, and it is not in the local cache: {reason}. Without a "
             f"network, run `hf download {repo}` where there is one and give the folder's path"

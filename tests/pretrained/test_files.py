@@ -48,6 +48,19 @@ def test_files_that_are_something_else(tmp_path, content):
     assert "cannot be read as safetensors" in refusal(tmp_path / "model.safetensors")
 
 
+def test_numbers_that_numpy_does_not_have(exported):
+    """float8: as many bytes as the uint8 that stand here, under another name."""
+    file = exported / "model.safetensors"
+    state_dict = load_file(file)
+    key = "visual_projection.weight"
+    save_file({**state_dict, key: state_dict[key].astype(np.uint8)}, file)
+    data = file.read_bytes()
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    renamed = header.replace(b'"U8"', b'"F8_E4M3"')
+    file.write_bytes(len(renamed).to_bytes(8, "little") + renamed + data[8 + len(header) :])
+    assert refusal(exported).startswith(f"{file}: {key} cannot be read as F8_E4M3 (")
+
+
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl"])
 def test_pickles_are_never_opened(tmp_path, suffix):
     class Bomb:
@@ -169,7 +182,7 @@ def test_the_hub_while_offline(monkeypatch):
 
     def offline(repo, **kwargs):
         asked.append(repo)
-        raise ConnectionError("Name or service\n   not known")
+        raise ConnectionError("Name or service\n   not known.")
 
     fake_hub(monkeypatch, offline)
     expected = (
