@@ -212,7 +212,7 @@ def load(
       ValueError: see `load_pretrained`; a mesh or batch_size that does not fit.
       CheckpointError: a run's checkpoints cannot be read.
     """
-    mesh = mesh or make_mesh(ShardingConfig(), jax.devices()[:1])
+    mesh = mesh or make_mesh(ShardingConfig(), jax.local_devices()[:1])
     pretrained, tokenizer = open_model(
         name_or_path,
         activation=activation,

@@ -1,8 +1,10 @@
 """Embeds pictures and captions: `python -m clip_jax.embed --model=ViT-B/32 --path=photos --output=embeddings`.
 
 The output is shards of normalised embeddings and manifest.json, which says what they were made from. A shard is a fixed
-range of the source's records, whatever the number of machines: part i of n makes the shards i, i + n, ... Shards that
-are there are skipped, so the same command goes on where it was stopped.
+range of the source's records, whatever the number of machines: part i of n makes the shards i, i + n, ... Processes of
+a cluster find their parts by themselves, as in training; --part says them by hand, and then none waits for another.
+Each encodes with all devices of its own. Shards that are there are skipped, so the same command goes on where it was
+stopped.
 
 parquet: part-00000-of-00012.parquet with the columns id, image_embedding, captions, label (null where there is none)
 and text_embeddings, one for each caption. npy: image_embeddings-00000-of-00012.npy [n, E], text_embeddings-....npy
@@ -18,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,11 +30,12 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from clip_jax import cli
+from clip_jax import cli, distributed
 from clip_jax.api import Model, load
 from clip_jax.embedding_shards import Row, Shards
 from clip_jax.metrics import format_table
 from clip_jax.read_ahead import load_ahead
+from clip_jax.sharding import make_mesh
 from input_pipeline.pipeline import BROKEN_REMEMBERED, FEW_RECORDS, check_broken_share, load_image
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 
@@ -41,9 +44,8 @@ FORMATS = ("parquet", "npy")
 DTYPES = ("float32", "float16")
 BATCHES_AHEAD = 2  # handed to the device's thread while the next one is prepared; also how far decoding runs ahead
 
-flags.declare_key_flag("model")
-flags.declare_key_flag("activation")
-flags.declare_key_flag("output")
+for flag in ("model", "activation", "output", *cli.HOST_FLAGS):
+    flags.declare_key_flag(flag)
 SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, f"Form of the data: {', '.join(SOURCES)}.")
 PATH = flags.DEFINE_string("path", None, "Where the data lies: folder, tars, table; for tfds DATA_DIR/NAME.")
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.")
@@ -52,7 +54,7 @@ FORMAT = flags.DEFINE_enum(  # `convert` has another --format, and tests import 
 )
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the embeddings that are written: float32 or float16.")
 SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "Records of a shard.", lower_bound=1)
-PART = flags.DEFINE_string("part", None, "This machine's part of the shards, as 0/4; by default its place in jax's.")
+PART = flags.DEFINE_string("part", None, "This machine's part of the shards, as 0/4; else its place in a cluster.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images or texts encoded at once.", lower_bound=1)
 TEXTS = flags.DEFINE_bool("texts", True, "Embed the captions, too.")
 MAX_BROKEN_SHARE = flags.DEFINE_float(
@@ -250,24 +252,30 @@ def main() -> int:
     name = cli.required(cli.MODEL, "ViT-B/32")
     path = cli.required(PATH, "photos")
     output = Path(cli.required(cli.OUTPUT, "embeddings"))
-    part = parse_part(PART.value)
-    source = make_source(SOURCE.value, path, SPLIT.value)
-    model, preprocess, tokenize = load(name, activation=cli.ACTIVATION.value, batch_size=BATCH_SIZE.value)
-    summary = embed(
-        model,
-        preprocess,
-        tokenize,
-        source,
-        output,
-        texts=TEXTS.value,
-        file_format=FORMAT.value,
-        dtype=DTYPE.value,
-        shard_size=SHARD_SIZE.value,
-        part=part,
-        batch_size=BATCH_SIZE.value,
-        max_broken_share=MAX_BROKEN_SHARE.value,
-    )
-    print(describe(summary, output))
+    with distributed.joined(**cli.host_options()) if PART.value is None else nullcontext():
+        part = parse_part(PART.value)
+        source = make_source(SOURCE.value, path, SPLIT.value)
+        model, preprocess, tokenize = load(
+            name,
+            activation=cli.ACTIVATION.value,
+            batch_size=BATCH_SIZE.value,
+            mesh=make_mesh(devices=jax.local_devices()),
+        )
+        summary = embed(
+            model,
+            preprocess,
+            tokenize,
+            source,
+            output,
+            texts=TEXTS.value,
+            file_format=FORMAT.value,
+            dtype=DTYPE.value,
+            shard_size=SHARD_SIZE.value,
+            part=part,
+            batch_size=BATCH_SIZE.value,
+            max_broken_share=MAX_BROKEN_SHARE.value,
+        )
+        print(describe(summary, output))
     return 0
 
 

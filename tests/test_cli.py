@@ -367,7 +367,7 @@ def test_bench_lists_its_kinds_and_each_is_a_module(outcomes):
                     "part",
                     "batch_size",
                 ),
-                *("texts", "max_broken_share", "traceback"),
+                *("texts", "max_broken_share", "traceback", *HOST_FLAGS),
             },
         ),
         ("classify", {"activation", "model", "labels", "template", "top", "json", "traceback"}),

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -599,8 +600,8 @@ def test_the_table_at_the_end(tmp_path):
 def test_the_command(photos, tmp_path, monkeypatch, capsys):
     calls = []
 
-    def load(name, *, activation, batch_size):
-        calls.append((name, activation, batch_size))
+    def load(name, *, activation, batch_size, mesh):
+        calls.append((name, activation, batch_size, mesh.devices.tolist()))
         return StubModel(), preprocess, StubTokenize()
 
     monkeypatch.setattr(embed_module, "load", load)
@@ -609,7 +610,7 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
     values = {"model": "some model", "path": str(photos), "output": str(tmp_path / "out"), "format": "npy"}
     with flagsaver.flagsaver(**values, shard_size=SHARD_SIZE, batch_size=BATCH_SIZE, dtype="float16", part="1/2"):
         assert embed_module.main() == 0
-    assert calls == [("some model", None, BATCH_SIZE)]
+    assert calls == [("some model", None, BATCH_SIZE, [[[device]] for device in jax.local_devices()])]
     run(photos, tmp_path / "direct", file_format="npy", dtype="float16", part=(1, 2))
     assert contents(tmp_path / "out") == contents(tmp_path / "direct")
     printed = capsys.readouterr().out

@@ -25,10 +25,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from test_train import miniature, picture
 
+import clip_jax
 from clip_jax import evaluation, run, train
 from clip_jax.distributed import check_equal, describe_differences, from_first, gather, process_count
+from clip_jax.losses import normalize
 from clip_jax.metrics import ProgressLog, read_metrics
 from clip_jax.rendezvous import HostsError, meet
 from clip_jax.sharding import ShardingConfig, local_rows, make_mesh
@@ -438,9 +441,14 @@ def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
     assert list((tmp_path / "a" / "run").iterdir()) == []
 
 
+def run_module(name: str, *options: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", f"clip_jax.{name}", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env={**os.environ, **environment}, text=True, **pipes)
+
+
 def run_command(*options: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "clip_jax.train", "--config=tiny", *options]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    return run_module("train", "--config=tiny", *options, **environment)
 
 
 def test_the_command_finds_its_processes_by_slurm_and_names_the_one_with_another_config(tmp_path):
@@ -470,6 +478,28 @@ def test_the_command_names_the_missing_process(tmp_path):
     assert err.splitlines()[0] == (
         f"clip-jax: error: processes 1, 2 of 3 did not arrive at {place}:{port} within 1 s; there were 0 ({place})"
     )
+
+
+def test_embed_gives_each_process_its_shards(goldens, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(11):
+        pixels = np.random.default_rng(i).integers(256, size=(40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i:02d}.png")
+    options = [f"--model={goldens / 'hf_clip'}", f"--path={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
+    options += ["--notexts", "--format=npy", "--shard_size=4", f"--coordinator=localhost:{free_port()}"]
+    processes = [run_module("embed", *options, "--num_processes=2", f"--process_id={i}") for i in range(2)]
+    # Of three shards the first process makes the first and the last.
+    for process, images, files in zip(processes, (7, 4), (4, 2)):
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        row = out.splitlines()[-3].split()
+        assert (row[0], row[-1]) == (str(images), str(files))
+    shards = [np.load(file) for file in sorted((tmp_path / "out").glob("image_embeddings-*.npy"))]
+    assert [len(shard) for shard in shards] == [4, 4, 3]
+    model, preprocess, _ = clip_jax.load(goldens / "hf_clip")
+    images = np.stack([preprocess(file) for file in sorted((tmp_path / "photos").iterdir())])
+    # Measured: 1.2e-7, sums in another order.
+    np.testing.assert_allclose(np.concatenate(shards), normalize(model.encode_image(images)), rtol=0, atol=1e-6)
 
 
 def meet_all(places: list[tuple[int, int]], timeout_s: float) -> list[Any]:
