@@ -203,7 +203,8 @@ MESSAGES = {
     "kind": "unknown kind 'stp'\nusage: clip-jax bench KIND [--flags]\n  step ",
     "word after a kind": "unexpected argument 'loss': flags begin with --",
     "setting": "--ways: 'remt=full' is not SETTING=VALUE with one of remat, compute_dtype, patch_dropout, ",
-    "value": "--ways: 'remat=all' cannot be: model.remat='all' must be one of 'none', 'dots', 'named', 'full'",
+    "value": "--ways: 'remat=all' cannot be: model.remat='all' must be one of 'none', 'dots', 'named', "
+    "'attention', 'full'",
     "no number": "--ways: 'block_size=full' cannot be: it must be a whole number",
     "positions": "--ways: 'text=99' cannot be: it must be padded, short, packed, or positions, from 2 to 16",
     "no patches": "--ways: 'patch_dropout=0.5' cannot be: a ResNet has no patches",
