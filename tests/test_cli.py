@@ -1,18 +1,25 @@
 """The command line as a user meets it. One process imports everything once and forks for each command."""
 
+import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from conftest import GOLDENS
 from PIL import Image
 
 from clip_jax.benchmarks import KINDS
 from clip_jax.cli import HOST_FLAGS
-from clip_jax.config import record_config
+from clip_jax.config import make_config, record_config
+from clip_jax.planning.params import as_table, param_table
+from clip_jax.pretrained import load_pretrained
 from configs.tiny import get_config
 from input_pipeline.tokenizers import train_sentencepiece
 
@@ -65,11 +72,13 @@ def run_all(folder: Path, commands: dict[str, list[str]]) -> dict[str, Outcome]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """empty: a folder without data. photo: one picture. tokenizer.model: 60 pieces. other: a run of configs/tiny.py."""
+    """empty: a folder without data. photo: one picture. tokenizer.model: 60 pieces. other: a run of configs/tiny.py.
+    weights.pt: a pickle."""
     place = tmp_path_factory.mktemp("cli")
     (place / "empty").mkdir()
     (place / "other").mkdir()
     (place / "photo").mkdir()
+    (place / "weights.pt").write_bytes(b"\x80\x04N.")
     Image.new("RGB", (11, 13)).save(place / "photo" / "a.png")
     train_sentencepiece(["a red cat and a blue dog", "the quick brown fox jumps"] * 20, 60, place / "tokenizer.model")
     record_config(get_config().to_dict(), place / "other")
@@ -186,6 +195,12 @@ def commands(place: Path) -> dict[str, list[str]]:
         "no picture": classify("README.md", photo),
         "folder to classify": classify(photo, f"{place / 'photo'}"),
         "flag of another command": classify(photo, "--shard_size=5"),
+        "nothing to convert": ["convert", "--output=o"],
+        "output that exists": ["convert", "--model=m", f"--output={place / 'empty'}"],
+        "pickle": ["convert", f"--model={place / 'weights.pt'}", f"--output={place / 'out'}"],
+        "devices to plan": ["plan", "--config=tiny", "--params", "--num_devices=7", "--config.sharding.fsdp=2"],
+        "converted": ["convert", f"--model={GOLDENS / 'openclip_vit'}", f"--output={place / 'converted'}"],
+        "parameters": ["plan", "--config=tiny", "--params", "--num_devices=64", "--config.sharding.fsdp=2"],
     }
 
 
@@ -285,6 +300,10 @@ MESSAGES = {
     "no picture": "README.md: not an image of a known format",
     "folder to classify": "{place}/photo is a folder: clip-jax embed is for folders, this command for single pictures",
     "flag of another command": "Unknown command line flag 'shard_size'",
+    "nothing to convert": "--model is missing: for instance --model=runs/tiny",
+    "output that exists": "--output={place}/empty exists already: remove it or choose another folder",
+    "pickle": "{place}/weights.pt is a pickle, which can run any code when it is opened, so clip_jax does not read it",
+    "devices to plan": "sharding data=-1, fsdp=2, tensor=1 does not multiply to the 7 devices: set one of them to -1",
 }
 
 
@@ -310,7 +329,30 @@ def test_every_mistake_is_tried(outcomes):
         "bench help",
         "kinds",
         "kinds help",
+        "converted",
+        "parameters",
     }
+
+
+def test_convert_tells_what_it_wrote(outcomes, place):
+    outcome = outcomes["converted"]
+    assert (outcome.code, outcome.err) == (0, "")
+    header, _, *rows = outcome.out.splitlines()
+    assert header.split() == [str(place / "converted"), "huggingface"]
+    cells = dict(re.split(r" {2,}", row.strip()) for row in rows)
+    written, read = (load_pretrained(folder) for folder in (place / "converted", GOLDENS / "openclip_vit"))
+    assert cells["parameters"] == f"{sum(leaf.size for leaf in jax.tree.leaves(read.variables)):,}"
+    assert cells["files"] == "config.json, model.safetensors, preprocessor_config.json"
+    assert written.config == read.config
+    jax.tree.map(np.testing.assert_array_equal, written.variables, read.variables)
+
+
+def test_plan_lists_every_parameter(outcomes):
+    outcome = outcomes["parameters"]
+    assert (outcome.code, outcome.err) == (0, "")
+    config = make_config(get_config().to_dict())
+    sharding = dataclasses.replace(config.sharding, fsdp=2)
+    assert outcome.out == as_table(param_table(config.model, config.optimizer, sharding, 64)) + "\n"
 
 
 def test_help_lists_the_commands(outcomes):
