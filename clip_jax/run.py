@@ -79,6 +79,11 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     mesh = make_mesh(config.sharding)
     check_batch(config, mesh)
     schedule = make_schedule(config.optimizer, config.train.total_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    frozen_towers, has_ema = config.optimizer.frozen, config.optimizer.has_ema
+    # Before any work, for it refuses a mesh that does not divide the parameters; the tokenizer changes no shape.
+    target = abstract_state(config.model, optimizer, mesh, frozen=frozen_towers, has_ema=has_ema)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     image_size = config.model.vision.image_size
     source, validation = make_sources(config.data, image_size)
     preflight.check_data(source, validation)
@@ -93,9 +98,6 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     if given:
         _check_start(config, given, given_tokenizer, model, tokenizer)
     graph = model_graph(model)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    target = abstract_state(model, optimizer, mesh, frozen=config.optimizer.frozen, has_ema=config.optimizer.has_ema)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     text_packer = _make_text_packer(config, model, source, tokenizer, mesh)
     encoder = Encoder(model, mesh, config.evaluation.batch_size)
     evaluator = Evaluator(config.evaluation, encoder, tokenizer, validation, image_size)

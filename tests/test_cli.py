@@ -149,6 +149,7 @@ def commands(place: Path) -> dict[str, list[str]]:
         "batch": train("--config.train.global_batch_size=12"),
         "batch below": train("--config.train.global_batch_size=5"),
         "devices": train("--config.sharding.fsdp=3"),
+        "heads over devices": [*train("--config.sharding.tensor=8"), f"--workdir={place / 'untouched'}"],
         "image size": train("--config.vision.image_size=33", "--config.vision.patch_size=8"),
         "heads": train("--config.text.width=128", "--config.text.num_heads=7"),
         "warm-up": train("--config.optimizer.warmup_steps=7", "--config.train.total_steps=7"),
@@ -208,6 +209,7 @@ def commands(place: Path) -> dict[str, list[str]]:
 def outcomes(place) -> dict[str, Outcome]:
     outcomes = run_all(place, commands(place))
     assert not (place / "new" / "config.json").exists()  # nothing that was refused binds the workdir
+    assert not (place / "untouched").exists()  # nor was anything read or trained before it was refused
     return outcomes
 
 
@@ -253,6 +255,7 @@ MESSAGES = {
     "batch": "train.global_batch_size=12 is not divisible by the 8 devices that share a batch: use 8 or 16",
     "batch below": "train.global_batch_size=5 is not divisible by the 8 devices that share a batch: use 8",
     "devices": "sharding data=-1, fsdp=3, tensor=1 does not multiply to the 8 devices: set one of them to -1",
+    "heads over devices": "sharding.tensor=8 does not divide the 4 of text/transformer/blocks/attn/",
     "image size": "vision.image_size=33 is not divisible by vision.patch_size=8: use an image_size such as 32 or 40",
     "heads": "width=128 is not divisible by num_heads=7: use width=126 or 133, or num_heads=4 or 8",
     "warm-up": "optimizer.warmup_steps=7 must lie between 0 and train.total_steps=7",
