@@ -28,6 +28,8 @@ from clip_jax.watchdog import NO_PROGRESS
 
 T = TypeVar("T")
 AUTOMATIC = ("gcetpu", "gketpu", "slurm", "ompi")  # surroundings that are looked for unasked
+# What mpirun tells each process. Until Open MPI 4 it tells of a coordinator, too, which JAX looks for.
+OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
 POLL_S = 1.0
 GRACE_S = 3.0  # after another process failed: the time to say so oneself
 LEAVE_TIMEOUT_S = 15.0
@@ -56,8 +58,9 @@ def joined(
       coordinator: "HOST:PORT" of process 0.
       num_processes: of the run.
       process_id: this one.
-      cluster: where those come from that are not given: "auto" looks for TPU metadata, Slurm and Open MPI, any other
-        name is one of JAX's detectors ("k8s", "mpi4py", ...), "none" looks nowhere.
+      cluster: where those come from that are not given: "auto" looks for TPU metadata, Slurm and Open MPI, which from
+        its version 5 on tells no coordinator; any other name is one of JAX's detectors ("k8s", "mpi4py", ...), "none"
+        looks nowhere.
       timeout_s: how long the slowest process may take to arrive.
 
     Raises HostsError: a process is missing, or counts otherwise.
@@ -101,9 +104,17 @@ def _start(
     if None in (coordinator, num_processes, process_id) and cluster != "none":
         detector = _find_cluster(cluster)
         if detector is not None and (num_processes or detector.get_process_count()) > 1:
-            coordinator, num_processes, process_id, devices = ClusterEnv.auto_detect_unset_distributed_params(
-                coordinator, num_processes, process_id, None, detector.name, int(timeout_s)
-            )
+            try:
+                coordinator, num_processes, process_id, devices = ClusterEnv.auto_detect_unset_distributed_params(
+                    coordinator, num_processes, process_id, None, detector.name, int(timeout_s)
+                )
+            except RuntimeError as error:
+                raise HostsError(f"{error}, as {detector.name} tells it: give --coordinator=HOST:PORT") from error
+        elif detector is None and all(name in os.environ for name in OPEN_MPI):
+            count, place, local = (int(os.environ[name]) for name in OPEN_MPI)
+            if (num_processes or count) > 1:
+                num_processes, process_id = num_processes or count, place if process_id is None else process_id
+                devices = [local]
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given) or num_processes == 1:

@@ -30,7 +30,15 @@ from test_train import miniature, picture
 
 import clip_jax
 from clip_jax import evaluation, run, train
-from clip_jax.distributed import check_equal, describe_differences, from_first, gather, process_count
+from clip_jax.distributed import (
+    OPEN_MPI,
+    check_equal,
+    describe_differences,
+    from_first,
+    gather,
+    joined,
+    process_count,
+)
 from clip_jax.losses import normalize
 from clip_jax.metrics import ProgressLog, read_metrics
 from clip_jax.rendezvous import HostsError, meet
@@ -540,6 +548,55 @@ def test_processes_meet_and_learn_who_is_there():
 )
 def test_all_that_came_learn_what_is_wrong(places, message):
     assert meet_all(places, 1) == [message] * len(places)
+
+
+SURROUNDINGS = {
+    "Open MPI 4": {"OMPI_MCA_orte_hnp_uri": "{job}.0;tcp://127.0.0.1:1"},
+    "Open MPI 5": {},
+    "GKE": {
+        "TPU_WORKER_HOSTNAMES": "127.0.0.1,h1",
+        "TPU_WORKER_ID": "0",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "MEGASCALE_COORDINATOR_ADDRESS": "127.0.0.1",
+        "MEGASCALE_NUM_SLICES": "1",
+        "MEGASCALE_SLICE_ID": "0",
+    },
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_a_process_learns_its_place_from_what_surrounds_it(monkeypatch, name):
+    port = free_port(SLURM_PORTS)
+    variables = SURROUNDINGS[name]
+    if name == "GKE":
+        monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
+        monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
+    else:
+        variables = variables | dict(zip(OPEN_MPI, "200"))
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value.format(job=2**12 * (port - SLURM_PORTS[0])))
+    coordinator = f"localhost:{port}" if name == "Open MPI 5" else None
+    message = rf"^process 1 of 2 did not arrive at \S+:{port} within 1 s; there were 0 "
+    with pytest.raises(HostsError, match=message), joined(coordinator, timeout_s=1):
+        raise AssertionError("it went on alone")
+
+
+def test_a_coordinator_without_an_address_is_named(monkeypatch):
+    monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
+    for variable, value in SURROUNDINGS["GKE"].items():
+        monkeypatch.setenv(variable, value.replace("127.0.0.1", "nowhere.invalid"))
+    message = (
+        "^Failed to recognize coordinator address nowhere.invalid, as gketpu tells it: give --coordinator=HOST:PORT$"
+    )
+    with pytest.raises(HostsError, match=message), joined(timeout_s=0):
+        raise AssertionError("it went on alone")
+
+
+def test_open_mpi_5_without_a_coordinator_is_no_run_of_one_process(monkeypatch):
+    for variable, value in zip(OPEN_MPI, "210"):
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(HostsError, match=r"^--coordinator missing: outside of a cluster"), joined():
+        raise AssertionError("it went on alone")
 
 
 def test_a_coordinator_that_never_comes_is_named():
