@@ -124,7 +124,7 @@ class Host:
         self._code: int | None = None
         self.pid = ask(request)
 
-    def code(self, timeout_s: float = 60) -> int:
+    def code(self, timeout_s: float = 240) -> int:
         deadline = time.monotonic() + timeout_s
         while self._code is None:
             self._code = self._ask({"wait": self.pid})
@@ -177,7 +177,7 @@ def start(ask, tmp_path_factory):
                 "sections": sections[process] if isinstance(sections, list) else sections,
                 "workdir": str(folders[process] / workdir if folders else workdir),
                 "notes": str(notes),
-                "options": {**options, "timeout_s": 60},
+                "options": {**options, "timeout_s": 240},
                 "patch": patch,
             }
             streams = {name: str(notes / f"{name}_{process}") for name in ("out", "err")}
