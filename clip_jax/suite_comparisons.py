@@ -31,7 +31,7 @@ def retrieval(bench: Bench, source: Source) -> Results:
     key = {
         **bench.features.model_id,
         "tokenizer": bench.features.tokenizer_id,
-        "source": source.fingerprint(),
+        "source": bench.features.source_id(source),
         "settings": dataclasses.asdict(settings),
     }
 
@@ -99,7 +99,7 @@ def overlap(bench: Bench, labelled: LabelledSet, training: Source) -> Results:
     key = {
         **data_key(bench, labelled, ["test"]),
         "tokenizer": bench.features.tokenizer_id,
-        "training": training.fingerprint(),
+        "training": bench.features.source_id(training),
         "prompts": list(bench.prompts(labelled)[bench.config.zero_shot.headline]),
         "settings": dataclasses.asdict(settings),
     }
@@ -157,7 +157,7 @@ def bias(bench: Bench) -> Results:
     key = {
         **bench.features.model_id,
         "tokenizer": bench.features.tokenizer_id,
-        "source": source.fingerprint(),
+        "source": bench.features.source_id(source),
         "groups": groups,
         "settings": dataclasses.asdict(settings),
     }
