@@ -16,11 +16,19 @@ from clip_jax.metrics import format_table
 from clip_jax.report import write_report
 from clip_jax.result_store import Results, ResultStore
 from clip_jax.sharding import ShardingConfig, make_mesh
-from clip_jax.suite_comparisons import bias, overlap, overlap_picture, retrieval, robustness
+from clip_jax.suite_comparisons import (
+    bias,
+    listed_people,
+    overlap,
+    overlap_picture,
+    read_reference_models,
+    retrieval,
+    robustness,
+)
 from clip_jax.suite_config import SuiteConfig
 from clip_jax.suite_measures import Bench, zero_shot
 from clip_jax.suite_probes import few_shot_curve, probe
-from clip_jax.suite_sources import RunSources, open_run_sources, open_source
+from clip_jax.suite_sources import RUN, open_run_sources, open_source
 from input_pipeline.sources import Source
 
 
@@ -70,8 +78,7 @@ def run_suite(
     if {"zero_shot", "retrieval", "bias"} & set(settings.measures):
         tokenizer(["a"])  # where there is none, it says so now
     opened = {name: _open(config, name, model.image_size) for name in settings.datasets}
-    run = open_run_sources(Path(model_name), model.image_size, data_path) if is_run else None
-    sources = _open_others(config, run)
+    sources = _open_others(config, Path(model_name) if is_run else None, model.image_size, data_path)
     output.mkdir(parents=True, exist_ok=True)
     bench = Bench(
         config=config,
@@ -141,19 +148,28 @@ def _open(config: SuiteConfig, name: str, image_size: int) -> LabelledSet | Abse
         return error
 
 
-def _open_others(config: SuiteConfig, run: RunSources | None) -> dict[str, Source | AbsentError]:
-    """The sources of the measures that need one, opened before long work starts."""
-    wanted = {
+def _open_others(
+    config: SuiteConfig, workdir: Path | None, image_size: int, data_path: str | None
+) -> dict[str, Source | AbsentError]:
+    """The sources of the measures that need one, opened before long work starts, and other files read once."""
+    every = {
         "retrieval": ("retrieval.source", config.retrieval.source, "validation"),
         "overlap": ("overlap.training", config.overlap.training, "train"),
     }
+    wanted = {measure: value for measure, value in every.items() if measure in config.suite.measures}
+    # A run is measured on other data also where its own is not.
+    of_run = any(value == RUN for _, value, _ in wanted.values())
+    run = open_run_sources(workdir, image_size, data_path) if workdir and of_run else None
     found: dict[str, Source | AbsentError] = {}
     for measure, (key, value, part) in wanted.items():
-        if measure in config.suite.measures:
-            try:
-                found[measure] = open_source(key, value, run, part)
-            except AbsentError as error:
-                found[measure] = error
+        try:
+            found[measure] = open_source(key, value, run, part)
+        except AbsentError as error:
+            found[measure] = error
+    if "robustness" in config.suite.measures:
+        read_reference_models(config.robustness)
+    if "bias" in config.suite.measures:
+        listed_people(config.bias)
     return found
 
 
@@ -211,8 +227,8 @@ def _measure_others(
         makers["retrieval"] = lambda: retrieval(bench, pairs)
     if "robustness" in measures:
         settings = bench.config.robustness
-        missing = [name for name in (settings.reference, *settings.shifts) if name not in done]
-        missed = AbsentError(f"it needs zero-shot results of {', '.join(missing)}")
+        missing = [name for name in (settings.reference, *settings.shifts) if "top1" not in done.get(name, {})]
+        missed = AbsentError(f"it needs zero-shot accuracies of {', '.join(missing)}")
         makers["robustness"] = _raise(missed) if missing else lambda: robustness(bench, done)
     overlaps = {row["title"]: row["overlap"] for row in rows if "all" in row.get("overlap", {})}
     if overlaps:

@@ -1,11 +1,13 @@
 """Probes, few-shot, retrieval, robustness, overlap and bias within a suite, with the model of known answers."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rigged import NAMES, rigged_model, save_picture
-from test_suite import LABELS, PICTURES, RANKS, TOP1, config_of, draw_one_pixel
+from test_suite import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of, draw_one_pixel
 
 from clip_jax import suite, suite_comparisons, suite_probes
 from clip_jax.suite import problems, run_suite
@@ -158,10 +160,42 @@ def test_robustness_compares_the_sets_and_the_reference_models(photos, tmp_path)
     shift = found["shifts"][names[1]]
     assert (shift["right"], shift["count"]) == (np.sum(RANKS == 0), len(RANKS))
     assert shift["relative_robustness"] == pytest.approx(TOP1 - 0.3)
-    models.write_text("[1]")
-    report = run_suite(config, "model", tmp_path / "out")
-    assert "must be a JSON file of {model: {set: accuracy}}" in report["robustness"]["reason"]
-    assert problems(report)["failed"] == ["robustness"]
+    assert shift["note"].endswith("has other classes than " + names[0] + ", so that their accuracies do not compare")
+    assert shift["note"] in (tmp_path / "out" / "report.html").read_text()
+    for content, message in (
+        ("[1]", "must be a JSON file of {model: {set: accuracy}}"),
+        ('{"weak": {"a": 50}}', "reference model 'weak' has accuracy 50.0 on 'a'"),
+        ('{"strong": {"a": 0.5}}', "baseline 'weak' is not among the reference models: strong"),
+    ):
+        models.write_text(content)
+        with pytest.raises(ValueError, match=re.escape(message)):  # before anything is measured
+            run_suite(config, "model", tmp_path / "not begun")
+    assert not (tmp_path / "not begun").exists()
+
+
+def test_robustness_of_a_set_without_accuracy_is_told(tmp_path, monkeypatch):
+    change_labels(monkeypatch, several=True)
+    names = (f"folder:{tmp_path}/clean", f"folder:{tmp_path}/shifted")
+    for name in names:
+        for i, (label, order) in enumerate(PICTURES):
+            save_picture(Path(name.removeprefix("folder:")) / NAMES[label] / f"{i}.png", order)
+    config = config_of(
+        *names, measures=("zero_shot", "robustness"), robustness__reference=names[0], robustness__shifts=names[1:]
+    )
+    found = run_suite(config, "model", tmp_path / "out")["robustness"]
+    assert found == {"state": "absent", "reason": f"it needs zero-shot accuracies of {', '.join(names)}"}
+
+
+def test_the_data_of_a_run_is_opened_only_for_what_needs_it(photos, tmp_path, monkeypatch):
+    def gone(*_):
+        raise ValueError("the data has moved")
+
+    monkeypatch.setattr(suite, "open_run_sources", gone)
+    data = f"folder:{photos}/test"
+    report = run_suite(config_of(data), "model", tmp_path / "out", is_run=True)
+    assert report["sets"][0]["state"] == "done"
+    with pytest.raises(ValueError, match="the data has moved"):
+        run_suite(config_of(data, measures=("retrieval",)), "model", tmp_path / "out", is_run=True)
 
 
 @pytest.mark.parametrize("embedding", ["perceptual", "model"])
@@ -194,6 +228,10 @@ def test_bias_is_measured_of_the_people_that_are_listed(tmp_path):
     found = run_suite(config, "model", tmp_path / "out")["bias"]
     assert found["count"] == 4
     assert set(found["label_sets"]["default"]["group"]) == {"a", "b"}
+    wrong = config_of(measures=("bias",), bias__people=str(listing), bias__group_columns=("race",))
+    with pytest.raises(ValueError, match="has no column 'race': there are image, group"):
+        run_suite(wrong, "model", tmp_path / "not begun")
+    assert not (tmp_path / "not begun").exists()
     html = (tmp_path / "out" / "report.html").read_text()
     assert found["text"].split("\n\n")[0][:60] in html
 
