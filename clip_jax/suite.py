@@ -10,7 +10,7 @@ import jax
 from clip_jax.api import load
 from clip_jax.config import environment, write_json
 from clip_jax.evaluators.datasets import dataset_names, load_card
-from clip_jax.feature_store import FeatureStore
+from clip_jax.feature_store import FeatureStore, content_hash
 from clip_jax.labelled_sets import AbsentError, LabelledSet, open_labelled_set
 from clip_jax.metrics import format_table
 from clip_jax.report import write_report
@@ -132,7 +132,7 @@ def as_table(report: Results) -> str:
                 found.get("chance", ""),
                 probed.get("score", ""),
                 found.get("count", probed.get("count", "")),
-                found.get("num_skipped", ""),
+                found.get("num_skipped", probed.get("num_skipped", {}).get("test", "")),
             ]
         )
     for measure in ("retrieval", "robustness", "bias"):
@@ -187,6 +187,8 @@ def _measure_set(
         return {"name": name, "title": title, "state": "absent", "reason": str(labelled)}
     row: Results = {"name": name, "title": labelled.title, "state": "done", "metric": labelled.metric}
     row |= {"note": labelled.note, "classes": len(labelled.class_names)}
+    row["hashes"] = {split: content_hash(bench.features.source_id(source)) for split, source in labelled.splits.items()}
+    row["hashes"]["names and prompts"] = content_hash([labelled.class_names, bench.prompts(labelled)])
     makers: dict[str, Callable[[], Results]] = {
         "zero_shot": lambda: zero_shot(bench, labelled),
         "linear_probe": lambda: probe(bench, labelled),

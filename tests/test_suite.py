@@ -237,6 +237,17 @@ def test_other_settings_measure_anew_without_encoding_and_other_data_encodes(pho
     assert len(rigged) == 5
 
 
+def test_the_report_has_a_hash_of_each_splits_data_and_of_the_names_and_prompts(photos, output, rigged):
+    first = sets_of(output)[0]["hashes"]
+    assert set(first) == {"test", "names and prompts"}
+    other = config_of(f"folder:{photos}", zero_shot__templates=("the {}",))
+    found = run_suite(other, "model", output)["sets"][0]["hashes"]
+    assert found["test"] == first["test"]
+    assert found["names and prompts"] != first["names and prompts"]
+    html = (output / "report.html").read_text()
+    assert f"names and prompts&quot;: &quot;{found['names and prompts']}" in html
+
+
 def test_other_weights_measure_anew(photos, output, rigged):
     other = run_suite(config_of(f"folder:{photos}"), "damaged model", output)
     assert len(rigged) == 17

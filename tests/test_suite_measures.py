@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from rigged import NAMES, rigged_model, save_picture
 from test_suite import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of, draw_one_pixel
 
 from clip_jax import suite, suite_comparisons, suite_probes
-from clip_jax.suite import problems, run_suite
+from clip_jax.suite import as_table, problems, run_suite
 from input_pipeline.sources import FolderSource
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -67,6 +68,31 @@ def test_a_probe_learns_what_the_features_tell_as_scikit_learn_does(photos, tmp_
     html = (tmp_path / "report.html").read_text()
     assert 'id="linear-probe"' in html
     assert 'id="few-shot"' in html
+
+
+def test_a_probe_counts_the_pictures_of_each_split_that_do_not_decode(photos, tmp_path):
+    data = shutil.copytree(photos, tmp_path / "data")
+    for name in ("train/ant/0.png", "train/bee/1.png", "test/cow/0.png"):
+        (data / name).write_bytes(b"no picture")
+    report = run_suite(config_of(f"folder:{data}", measures=("linear_probe",)), "model", tmp_path / "out")
+    found = report["sets"][0]["linear_probe"]
+    assert found["num_skipped"] == {"train": 2, "validation": 0, "test": 1}
+    assert (found["num_train"], found["num_validation"], found["count"]) == (31, 15, 14)
+    cells = as_table(report).splitlines()[2].split()
+    assert cells[-2:] == ["14", "1"]
+    html = (tmp_path / "out" / "report.html").read_text()
+    probe = html.split('id="linear-probe"')[1]
+    assert '<td class="n">14</td><td class="n">3</td><td>yes</td>' in probe
+
+
+def test_strengths_at_once_are_asked_for(photos, tmp_path, monkeypatch):
+    given, linear_probe = {}, suite_probes.linear_probe
+    monkeypatch.setattr(suite_probes, "linear_probe", lambda *a, **o: given.update(o) or linear_probe(*a, **o))
+    config = config_of(f"folder:{photos}", measures=("linear_probe",), linear_probe__num_parallel=3)
+    assert run_suite(config, "model", tmp_path)["sets"][0]["state"] == "done"
+    assert given["num_parallel"] == 3
+    with pytest.raises(ValueError, match=r"linear_probe\.num_parallel=0 must be at least 1"):
+        config_of(f"folder:{photos}", linear_probe__num_parallel=0)
 
 
 def test_a_class_without_training_images_leaves_only_the_probes_out(photos, tmp_path):
