@@ -172,6 +172,10 @@ def bias(page: Page) -> str:
     if "label_sets" not in found:
         return ""
     parts: list[str] = [paragraph(words) for words in found["text"].split("\n\n")]
+    skipped = (
+        f"; {found['num_skipped']:,} more could not be decoded and are not counted" if found["num_skipped"] else ""
+    )
+    parts.append(paragraph(f"{found['count']:,} pictures{skipped}.", "soft"))
     for label_set, columns in found["label_sets"].items():
         for column, groups in columns.items():
             categories = list(next(iter(groups.values())))

@@ -249,10 +249,12 @@ def test_bias_is_measured_of_the_people_that_are_listed(tmp_path):
     for i in range(4):
         save_picture(tmp_path / f"{i}.png", [i])
         lines.append(f"{i}.png,{'ab'[i % 2]}")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    lines.append("broken.png,c")
     listing.write_text("\n".join(lines))
     config = config_of(measures=("bias",), bias__people=str(listing))
     found = run_suite(config, "model", tmp_path / "out")["bias"]
-    assert found["count"] == 4
+    assert (found["count"], found["num_skipped"]) == (4, 1)
     assert set(found["label_sets"]["default"]["group"]) == {"a", "b"}
     wrong = config_of(measures=("bias",), bias__people=str(listing), bias__group_columns=("race",))
     with pytest.raises(ValueError, match="has no column 'race': there are image, group"):
@@ -260,6 +262,7 @@ def test_bias_is_measured_of_the_people_that_are_listed(tmp_path):
     assert not (tmp_path / "not begun").exists()
     html = (tmp_path / "out" / "report.html").read_text()
     assert found["text"].split("\n\n")[0][:60] in html
+    assert "4 pictures; 1 more could not be decoded and are not counted." in html
 
 
 def test_sources_by_kind_and_path(tmp_path):
