@@ -1,10 +1,8 @@
 """Features on the disk: each set is encoded once, and only again when weights, preprocessing or data change."""
 
-import hashlib
 import json
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_jax.api import MissingTokenizer, Model, Preprocess
+from clip_jax.array_files import content_hash, read_arrays, write_arrays
 from clip_jax.evaluators.datasets import ClassName
 from clip_jax.evaluators.overlap import PERCEPTUAL_SIZE, perceptual_embedding
 from clip_jax.evaluators.zero_shot import class_embeddings
@@ -206,13 +205,12 @@ class FeatureStore:
         file = self._folder / f"{kind}-{content_hash({'format': FORMAT, **key})}.npz"
         if file.is_file():
             try:
-                return _read_arrays(file)
-            # RuntimeError: a flipped bit may say that it is encrypted, or compressed in an unknown way.
-            except (ValueError, OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+                return read_arrays(file)
+            except (ValueError, OSError) as error:
                 self._say(f"the cache {file.name} of {title} is damaged ({error}): it is made again")
         arrays = make()
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write_arrays(file, arrays)
+        write_arrays(file, arrays)
         return arrays
 
 
@@ -258,11 +256,6 @@ def _read(
                 yield found
 
 
-def content_hash(value: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _labels(records: Sequence[Record], C: int) -> dict[str, np.ndarray]:
     if all("label" in record for record in records):
         return {"labels": np.array([record["label"] for record in records], np.int64)}
@@ -279,26 +272,3 @@ def _labels(records: Sequence[Record], C: int) -> dict[str, np.ndarray]:
 def _unit(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    sha = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()
-
-
-def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
-        np.savez(stream, **arrays, sha256=np.array(_checksum(arrays)))  # type: ignore[arg-type]
-    partial.replace(file)
-
-
-def _read_arrays(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    if str(arrays.pop("sha256")) != _checksum(arrays):
-        raise ValueError("its checksum does not fit")
-    return arrays

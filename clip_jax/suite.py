@@ -8,9 +8,10 @@ from pathlib import Path
 import jax
 
 from clip_jax.api import load
+from clip_jax.array_files import content_hash
 from clip_jax.config import environment, write_json
 from clip_jax.evaluators.datasets import dataset_names, load_card
-from clip_jax.feature_store import FeatureStore, content_hash
+from clip_jax.feature_store import FeatureStore
 from clip_jax.labelled_sets import AbsentError, LabelledSet, open_labelled_set
 from clip_jax.metrics import format_table
 from clip_jax.report import write_report
@@ -138,7 +139,13 @@ def as_table(report: Results) -> str:
     for measure in ("retrieval", "robustness", "bias"):
         if (found := report.get(measure, {})).get("state"):
             notes.append(f"{found['state'].upper()}: {measure}: {found['reason']}")
-    return "\n\n".join([format_table(header, cells), *notes])
+    tables = [format_table(header, cells)] if cells else []
+    if "images" in (found := report.get("retrieval", {})):
+        ways = {"image to text": "image_to_text_r@{}", "text to image": "text_to_image_r@{}"}
+        title = f"retrieval ({found['images']} images, {found['captions']} captions)"
+        recalls = [[words, *(found[key.format(k)] for k in (1, 5, 10))] for words, key in ways.items()]
+        tables.append(format_table([title, "R@1", "R@5", "R@10"], recalls))
+    return "\n\n".join([*tables, *notes])
 
 
 def _open(config: SuiteConfig, name: str, image_size: int) -> LabelledSet | AbsentError:

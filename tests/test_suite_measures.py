@@ -156,7 +156,11 @@ def test_retrieval_finds_what_the_captions_say_and_counts_pictures_without(tmp_p
         if c < 5:
             (pairs / f"{c}.txt").write_text(f"the {caption}\nsome {caption}\n")
     config = config_of(measures=("retrieval",), retrieval__source=f"folder:{pairs}")
-    found = run_suite(config, "model", tmp_path / "out")["retrieval"]
+    report = run_suite(config, "model", tmp_path / "out")
+    found = report["retrieval"]
+    title, _, *recalls = as_table(report).splitlines()
+    assert title.split("  ")[0] == "retrieval (5 images, 10 captions)"
+    assert [line.split()[3:] for line in recalls] == [["0.800", "0.800", "1.000"], ["0.800", "1.000", "1.000"]]
     assert (found["images"], found["captions"], found["num_skipped"]) == (5, 10, 1)
     assert found["image_to_text_r@1"] == pytest.approx(4 / 5)
     assert found["text_to_image_r@1"] == pytest.approx(8 / 10)
