@@ -1,10 +1,8 @@
 """Features on the disk: each set is encoded once, and only again when weights, preprocessing or data change."""
 
-import hashlib
 import json
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,17 +13,21 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_jax.api import MissingTokenizer, Model, Preprocess
+from clip_jax.array_files import content_hash, read_arrays, write_arrays
 from clip_jax.evaluators.datasets import ClassName
 from clip_jax.evaluators.overlap import PERCEPTUAL_SIZE, perceptual_embedding
 from clip_jax.evaluators.zero_shot import class_embeddings
 from clip_jax.read_ahead import load_ahead
 from input_pipeline.pipeline import load_image
 from input_pipeline.sources import BrokenRecordError, Record, Source
+from input_pipeline.sources.base import digest
 from input_pipeline.tokenizers import Tokenizer
 
 FORMAT = 1  # of the cached files: raise it when the same key would mean other numbers
 MANY = 2048  # prompts, above which their progress is shown
 AHEAD = 512  # pictures decoded before the device asks for them
+NOT_FINITE = "its weights are damaged, or compute_dtype is too narrow for them"
+SAMPLED = 64  # pictures of a source that its id reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +69,23 @@ class FeatureStore:
         self._say = say
         self.model_id = {
             "weights": model.fingerprint,
+            "compute_dtype": model.config.compute_dtype,
             "image_size": preprocess.image_size,
             "resize_mode": preprocess.transform.resize_mode,
         }
         self.tokenizer_id = tokenizer.fingerprint()
+        self._source_ids: dict[int, tuple[Source, dict[str, Any]]] = {}  # by id(), which lasts as long as the source
+
+    def source_id(self, source: Source) -> dict[str, Any]:
+        """Its fingerprint, and a digest of pictures spread over it: a folder's tells names and sizes alone, which all
+        pictures of one form may share. Ready for JSON."""
+        if id(source) not in self._source_ids:
+            found = {
+                **source.fingerprint(),
+                "sample": digest(*(_pixels(source, i) for i in _spread(len(source), SAMPLED))),
+            }
+            self._source_ids[id(source)] = source, found
+        return self._source_ids[id(source)][1]
 
     def images(self, source: Source, title: str, num_examples: int = 0) -> ImageFeatures:
         """Features of a source, or of num_examples of its records spread evenly over it.
@@ -79,7 +94,7 @@ class FeatureStore:
           ValueError: no picture can be used, or features that are not finite.
         """
         chosen = _spread(len(source), num_examples)
-        key = {**self.model_id, "source": source.fingerprint(), "count": len(chosen)}
+        key = {**self.model_id, "source": self.source_id(source), "count": len(chosen)}
         arrays = self.cached("images", key, title, lambda: self._encode(source, title, chosen))
         skipped = json.loads(str(arrays.pop("skipped")))
         broken = [(str(name), str(reason)) for name, reason in [*source.broken, *skipped]]
@@ -117,8 +132,11 @@ class FeatureStore:
         return self.cached("classes", key, title, encode)["embeddings"]
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
-        """Token ids int32 [N, L] to embeddings of unit length, float32 [N, E]."""
-        return _unit(self._model.encoder.texts(tokens))
+        """Token ids int32 [N, L] to embeddings of unit length, float32 [N, E]; ValueError if one is not finite."""
+        embeddings = _unit(self._model.encoder.texts(tokens))
+        if wrong := np.count_nonzero(~np.isfinite(embeddings).all(axis=1)):
+            raise ValueError(f"features of {wrong} of {len(tokens)} texts are not finite: {NOT_FINITE}")
+        return embeddings
 
     def _encode(self, source: Source, title: str, chosen: np.ndarray) -> dict[str, np.ndarray]:
         kept: list[tuple[int, Record]] = []
@@ -147,7 +165,7 @@ class FeatureStore:
             first = kept[wrong[0]][1]["id"]
             raise ValueError(
                 f"features of {wrong.size} of the {len(kept)} pictures of {title} are not finite, the first "
-                f"those of {first}: its weights are damaged, or compute_dtype is too narrow for them"
+                f"those of {first}: {NOT_FINITE}"
             )
         return {
             "pooled": pooled,
@@ -176,7 +194,7 @@ class FeatureStore:
                 "embeddings": np.stack([found for _, found in rows]),
             }
 
-        key = {"source": source.fingerprint(), "count": len(chosen), "size": PERCEPTUAL_SIZE}
+        key = {"source": self.source_id(source), "count": len(chosen), "size": PERCEPTUAL_SIZE}
         arrays = self.cached("perceptual", key, title, encode)
         return arrays["embeddings"], arrays["index"]
 
@@ -187,12 +205,12 @@ class FeatureStore:
         file = self._folder / f"{kind}-{content_hash({'format': FORMAT, **key})}.npz"
         if file.is_file():
             try:
-                return _read_arrays(file)
-            except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                return read_arrays(file)
+            except (ValueError, OSError) as error:
                 self._say(f"the cache {file.name} of {title} is damaged ({error}): it is made again")
         arrays = make()
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write_arrays(file, arrays)
+        write_arrays(file, arrays)
         return arrays
 
 
@@ -200,6 +218,15 @@ def _spread(length: int, num_examples: int) -> np.ndarray:
     """num_examples places, or all for 0, spread evenly over a source, whose order may be that of its classes."""
     count = min(num_examples or length, length)
     return (np.arange(count) * length // count).astype(np.int64)
+
+
+def _pixels(source: Source, index: int) -> bytes:
+    """A record's picture, drawn or encoded; empty where it cannot be read."""
+    try:
+        image = source[index]["image"]
+    except BrokenRecordError:
+        return b""
+    return image.tobytes() if isinstance(image, np.ndarray) else image
 
 
 def _read(
@@ -229,11 +256,6 @@ def _read(
                 yield found
 
 
-def content_hash(value: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _labels(records: Sequence[Record], C: int) -> dict[str, np.ndarray]:
     if all("label" in record for record in records):
         return {"labels": np.array([record["label"] for record in records], np.int64)}
@@ -250,26 +272,3 @@ def _labels(records: Sequence[Record], C: int) -> dict[str, np.ndarray]:
 def _unit(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    sha = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()
-
-
-def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
-        np.savez(stream, **arrays, sha256=np.array(_checksum(arrays)))  # type: ignore[arg-type]
-    partial.replace(file)
-
-
-def _read_arrays(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    if str(arrays.pop("sha256")) != _checksum(arrays):
-        raise ValueError("its checksum does not fit")
-    return arrays

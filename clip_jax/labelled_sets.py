@@ -8,7 +8,15 @@ import numpy as np
 
 from clip_jax.evaluators.datasets import ClassName, DatasetCard, MetricName, dataset_names, load_card, shown_name
 from input_pipeline.scenes import LabelledScenes
-from input_pipeline.sources import DigitsSource, FolderSource, Source, SubsetSource, TableSource, TfdsSource
+from input_pipeline.sources import (
+    DigitsSource,
+    FolderSource,
+    NotPreparedError,
+    Source,
+    SubsetSource,
+    TableSource,
+    TfdsSource,
+)
 
 NUM_SCENES = 1024  # of a drawn set, which has no end of its own
 SPLITS = ("train", "validation", "test")
@@ -193,19 +201,21 @@ def _without_card(name: str, splits: dict[str, Source], templates: tuple[str, ..
 def _open_tfds(name: str, split: str, data_dir: Path) -> TfdsSource:
     try:
         return TfdsSource(name, split, str(data_dir))
-    except ValueError as error:
-        if (data_dir / re.split("[/:]", name)[0]).is_dir():
-            raise
+    except NotPreparedError as error:
         raise AbsentError(str(error)) from None
 
 
 def _tfds_splits(rest: str, name: str, data_dir: Path) -> dict[str, Source]:
     parts = rest.split("/")
-    if len(parts) not in (2, 3) or (len(parts) == 3 and "[" in parts[2]):
+    if len(parts) not in (2, 3) or not all(re.fullmatch(r"\w+", part) for part in parts[2:]):
         raise ValueError(
             f"data set {name!r}: use 'tfds/NAME/TEST' or 'tfds/NAME/TEST/TRAIN' with a whole split to train"
         )
     dataset, test, *train = parts
+    if set(train) & set(re.findall(r"[A-Za-z_]\w*", test)):
+        raise ValueError(
+            f"data set {name!r} trains probes on what they are tested on: name another split than {train[0]!r}"
+        )
     splits: dict[str, Source] = {"test": _open_tfds(dataset, test, data_dir)}
     for part in train:
         splits["train"] = _open_tfds(dataset, f"{part}[:80%]", data_dir)

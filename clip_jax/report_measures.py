@@ -39,6 +39,7 @@ def linear_probe(page: Page) -> str:
                 found["num_train"],
                 found["num_validation"],
                 found["count"],
+                sum(found["num_skipped"].values()) or None,
                 "yes" if found["converged"] else f"no, {found['iterations']} iterations",
             ]
         )
@@ -53,6 +54,8 @@ def linear_probe(page: Page) -> str:
         "train",
         "validation",
         "test",
+        "skipped",
+        "converged",
     ]
     features = {"pooled": "before the projection", "joint": "after the projection, of unit length"}
     note = (
@@ -61,7 +64,7 @@ def linear_probe(page: Page) -> str:
     note += "validation split, then refitted on train and validation."
     figures = "".join(f"<figure>{page.image(r['linear_probe']['pictures']['sweep'], 'sweep')}</figure>" for r in rows)
     shown = details("Sweeps of the strength", f'<div class="pictures">{figures}</div>', len(rows) <= OPEN)
-    return table([*header, "converged"], cells) + paragraph(note, "soft") + shown
+    return table(*without_empty(header, cells)) + paragraph(note, "soft") + shown
 
 
 def few_shot(page: Page) -> str:
@@ -169,6 +172,10 @@ def bias(page: Page) -> str:
     if "label_sets" not in found:
         return ""
     parts: list[str] = [paragraph(words) for words in found["text"].split("\n\n")]
+    skipped = (
+        f"; {found['num_skipped']:,} more could not be decoded and are not counted" if found["num_skipped"] else ""
+    )
+    parts.append(paragraph(f"{found['count']:,} pictures{skipped}.", "soft"))
     for label_set, columns in found["label_sets"].items():
         for column, groups in columns.items():
             categories = list(next(iter(groups.values())))

@@ -60,7 +60,7 @@ def all_sets(page: Page) -> str:
                 percent(probed.get("score")),
                 matches(few),
                 found.get("count", probed.get("count")),
-                found.get("num_skipped"),
+                found.get("num_skipped", probed.get("num_skipped", {}).get("test")),
             ]
         )
     header = ["data set", "metric", "zero-shot", "interval", "0 to 100 %", "chance", "paper", "linear probe"]
@@ -190,6 +190,7 @@ def absent(page: Page) -> str:
 def settings(page: Page) -> str:
     parts = []
     named = {"model": page.report["model"], **page.report["settings"], "environment": page.report["environment"]}
+    named["data"] = {row["name"]: row["hashes"] for row in page.report["sets"] if "hashes" in row}
     for name, values in named.items():
         shown = {
             key: code(json.dumps(value) if isinstance(value, dict | list | tuple) else value)

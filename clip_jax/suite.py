@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from clip_jax.api import load
+from clip_jax.array_files import content_hash
 from clip_jax.config import environment, write_json
 from clip_jax.evaluators.datasets import dataset_names, load_card
 from clip_jax.feature_store import FeatureStore
@@ -16,11 +17,19 @@ from clip_jax.metrics import format_table
 from clip_jax.report import write_report
 from clip_jax.result_store import Results, ResultStore
 from clip_jax.sharding import ShardingConfig, make_mesh
-from clip_jax.suite_comparisons import bias, overlap, overlap_picture, retrieval, robustness
+from clip_jax.suite_comparisons import (
+    bias,
+    listed_people,
+    overlap,
+    overlap_picture,
+    read_reference_models,
+    retrieval,
+    robustness,
+)
 from clip_jax.suite_config import SuiteConfig
 from clip_jax.suite_measures import Bench, zero_shot
 from clip_jax.suite_probes import few_shot_curve, probe
-from clip_jax.suite_sources import RunSources, open_run_sources, open_source
+from clip_jax.suite_sources import RUN, open_run_sources, open_source
 from input_pipeline.sources import Source
 
 
@@ -70,8 +79,7 @@ def run_suite(
     if {"zero_shot", "retrieval", "bias"} & set(settings.measures):
         tokenizer(["a"])  # where there is none, it says so now
     opened = {name: _open(config, name, model.image_size) for name in settings.datasets}
-    run = open_run_sources(Path(model_name), model.image_size, data_path) if is_run else None
-    sources = _open_others(config, run)
+    sources = _open_others(config, Path(model_name) if is_run else None, model.image_size, data_path)
     output.mkdir(parents=True, exist_ok=True)
     bench = Bench(
         config=config,
@@ -125,13 +133,19 @@ def as_table(report: Results) -> str:
                 found.get("chance", ""),
                 probed.get("score", ""),
                 found.get("count", probed.get("count", "")),
-                found.get("num_skipped", ""),
+                found.get("num_skipped", probed.get("num_skipped", {}).get("test", "")),
             ]
         )
     for measure in ("retrieval", "robustness", "bias"):
         if (found := report.get(measure, {})).get("state"):
             notes.append(f"{found['state'].upper()}: {measure}: {found['reason']}")
-    return "\n\n".join([format_table(header, cells), *notes])
+    tables = [format_table(header, cells)] if cells else []
+    if "images" in (found := report.get("retrieval", {})):
+        ways = {"image to text": "image_to_text_r@{}", "text to image": "text_to_image_r@{}"}
+        title = f"retrieval ({found['images']} images, {found['captions']} captions)"
+        recalls = [[words, *(found[key.format(k)] for k in (1, 5, 10))] for words, key in ways.items()]
+        tables.append(format_table([title, "R@1", "R@5", "R@10"], recalls))
+    return "\n\n".join([*tables, *notes])
 
 
 def _open(config: SuiteConfig, name: str, image_size: int) -> LabelledSet | AbsentError:
@@ -141,19 +155,28 @@ def _open(config: SuiteConfig, name: str, image_size: int) -> LabelledSet | Abse
         return error
 
 
-def _open_others(config: SuiteConfig, run: RunSources | None) -> dict[str, Source | AbsentError]:
-    """The sources of the measures that need one, opened before long work starts."""
-    wanted = {
+def _open_others(
+    config: SuiteConfig, workdir: Path | None, image_size: int, data_path: str | None
+) -> dict[str, Source | AbsentError]:
+    """The sources of the measures that need one, opened before long work starts, and other files read once."""
+    every = {
         "retrieval": ("retrieval.source", config.retrieval.source, "validation"),
         "overlap": ("overlap.training", config.overlap.training, "train"),
     }
+    wanted = {measure: value for measure, value in every.items() if measure in config.suite.measures}
+    # A run is measured on other data also where its own is not.
+    of_run = any(value == RUN for _, value, _ in wanted.values())
+    run = open_run_sources(workdir, image_size, data_path) if workdir and of_run else None
     found: dict[str, Source | AbsentError] = {}
     for measure, (key, value, part) in wanted.items():
-        if measure in config.suite.measures:
-            try:
-                found[measure] = open_source(key, value, run, part)
-            except AbsentError as error:
-                found[measure] = error
+        try:
+            found[measure] = open_source(key, value, run, part)
+        except AbsentError as error:
+            found[measure] = error
+    if "robustness" in config.suite.measures:
+        read_reference_models(config.robustness)
+    if "bias" in config.suite.measures:
+        listed_people(config.bias)
     return found
 
 
@@ -171,6 +194,8 @@ def _measure_set(
         return {"name": name, "title": title, "state": "absent", "reason": str(labelled)}
     row: Results = {"name": name, "title": labelled.title, "state": "done", "metric": labelled.metric}
     row |= {"note": labelled.note, "classes": len(labelled.class_names)}
+    row["hashes"] = {split: content_hash(bench.features.source_id(source)) for split, source in labelled.splits.items()}
+    row["hashes"]["names and prompts"] = content_hash([labelled.class_names, bench.prompts(labelled)])
     makers: dict[str, Callable[[], Results]] = {
         "zero_shot": lambda: zero_shot(bench, labelled),
         "linear_probe": lambda: probe(bench, labelled),
@@ -211,8 +236,8 @@ def _measure_others(
         makers["retrieval"] = lambda: retrieval(bench, pairs)
     if "robustness" in measures:
         settings = bench.config.robustness
-        missing = [name for name in (settings.reference, *settings.shifts) if name not in done]
-        missed = AbsentError(f"it needs zero-shot results of {', '.join(missing)}")
+        missing = [name for name in (settings.reference, *settings.shifts) if "top1" not in done.get(name, {})]
+        missed = AbsentError(f"it needs zero-shot accuracies of {', '.join(missing)}")
         makers["robustness"] = _raise(missed) if missing else lambda: robustness(bench, done)
     overlaps = {row["title"]: row["overlap"] for row in rows if "all" in row.get("overlap", {})}
     if overlaps:

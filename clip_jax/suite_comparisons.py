@@ -12,10 +12,11 @@ from clip_jax.evaluation import draw_retrieval
 from clip_jax.evaluators.bias import bias_metrics, read_people
 from clip_jax.evaluators.overlap import contamination, nearest_images, pairs_around
 from clip_jax.evaluators.retrieval import caption_embeddings, recall_at_k
-from clip_jax.evaluators.robustness import robustness_metrics
+from clip_jax.evaluators.robustness import check_reference_models, robustness_metrics
 from clip_jax.labelled_sets import LabelledSet
 from clip_jax.result_store import Results, file_name
 from clip_jax.robustness_plots import plot_bias, plot_contamination, plot_duplicates, plot_robustness
+from clip_jax.suite_config import BiasSection, RobustnessSection
 from clip_jax.suite_measures import THUMBNAIL, Bench, data_key, headline_classified
 from clip_jax.suite_sources import FilesSource
 from input_pipeline.pipeline import load_image
@@ -31,7 +32,7 @@ def retrieval(bench: Bench, source: Source) -> Results:
     key = {
         **bench.features.model_id,
         "tokenizer": bench.features.tokenizer_id,
-        "source": source.fingerprint(),
+        "source": bench.features.source_id(source),
         "settings": dataclasses.asdict(settings),
     }
 
@@ -66,31 +67,38 @@ def retrieval(bench: Bench, source: Source) -> Results:
 def robustness(bench: Bench, zero_shot: Mapping[str, Results]) -> Results:
     """Accuracy under shifts. zero_shot: {set: its result}, with the reference and the shifts among them."""
     settings = bench.config.robustness
-    models = _reference_models(settings.reference_models)
+    models = read_reference_models(settings)
     counts = {name: zero_shot[name]["count"] for name in (settings.reference, *settings.shifts)}
+    classes = {name: set(zero_shot[name]["per_class"]) for name in counts}
+    others = [name for name in settings.shifts if classes[name] != classes[settings.reference]]
     scores = {name: (round(zero_shot[name]["top1"]["value"] * count), count) for name, count in counts.items()}
 
     def make() -> Results:
         result = robustness_metrics(settings.reference, scores, models, settings.baseline)
+        for name in others:
+            shift = result["shifts"][name]
+            note = f"{name} has other classes than {settings.reference}, so that their accuracies do not compare"
+            shift["note"] = "; ".join(filter(None, [shift["note"], note]))
         picture = bench.results.picture("robustness.png")
         plot_robustness(result, models, picture)
         return {**result, "pictures": {"robustness": picture}}
 
-    key = {"scores": scores, "models": models, "settings": dataclasses.asdict(settings)}
+    key = {"scores": scores, "models": models, "other_classes": others, "settings": dataclasses.asdict(settings)}
     return bench.results.result("robustness", ALL, key, make)
 
 
-def _reference_models(path: str) -> dict[str, dict[str, float]]:
-    """{model: {set: accuracy}} of a JSON file; {} for no path. Raises ValueError for a file of another form."""
-    if not path:
-        return {}
+def read_reference_models(settings: RobustnessSection) -> dict[str, dict[str, float]]:
+    """{model: {set: accuracy}} of the JSON file; {} without one. Raises ValueError for a file of another form."""
+    path, models = settings.reference_models, {}
     try:
-        models = json.loads(Path(path).read_text())
-        return {model: {name: float(value) for name, value in sets.items()} for model, sets in models.items()}
+        found = json.loads(Path(path).read_text()) if path else {}
+        models = {model: {name: float(value) for name, value in sets.items()} for model, sets in found.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"robustness.reference_models={path!r} must be a JSON file of {{model: {{set: accuracy}}}}: {error}"
         ) from error
+    check_reference_models(models, settings.baseline)
+    return models
 
 
 def overlap(bench: Bench, labelled: LabelledSet, training: Source) -> Results:
@@ -99,7 +107,7 @@ def overlap(bench: Bench, labelled: LabelledSet, training: Source) -> Results:
     key = {
         **data_key(bench, labelled, ["test"]),
         "tokenizer": bench.features.tokenizer_id,
-        "training": training.fingerprint(),
+        "training": bench.features.source_id(training),
         "prompts": list(bench.prompts(labelled)[bench.config.zero_shot.headline]),
         "settings": dataclasses.asdict(settings),
     }
@@ -149,15 +157,20 @@ def _thumbnail(source: Source, index: int) -> np.ndarray:
     return resize_and_center_crop(load_image(source[int(index)]), THUMBNAIL)
 
 
+def listed_people(settings: BiasSection) -> tuple[list[Path], dict[str, list[str]]]:
+    """Pictures of people and their groups; see `read_people`."""
+    return read_people(Path(settings.people), settings.image_column, settings.group_columns)
+
+
 def bias(bench: Bench) -> Results:
     """The paper's tables of people classified into denigrating or crime-related classes, by group."""
     settings = bench.config.bias
-    paths, groups = read_people(Path(settings.people), settings.image_column, settings.group_columns)
+    paths, groups = listed_people(settings)
     source = FilesSource(paths)
     key = {
         **bench.features.model_id,
         "tokenizer": bench.features.tokenizer_id,
-        "source": source.fingerprint(),
+        "source": bench.features.source_id(source),
         "groups": groups,
         "settings": dataclasses.asdict(settings),
     }

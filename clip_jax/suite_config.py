@@ -78,10 +78,15 @@ class ZeroShotSection:
 @dataclass(frozen=True, kw_only=True)
 class LinearProbeSection:
     """features: "pooled" before the projection, as the paper's, or "joint" after it, of unit length; a ResNet's are the
-    same but for their length. full_sweep: all strengths instead of the search."""
+    same but for their length. full_sweep: all strengths instead of the search. num_parallel: strengths fitted at
+    once."""
 
     features: Literal["pooled", "joint"]
     full_sweep: bool
+    num_parallel: int
+
+    def __post_init__(self) -> None:
+        _at_least("linear_probe", self, num_parallel=1)
 
 
 @dataclass(frozen=True, kw_only=True)

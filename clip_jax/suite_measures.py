@@ -102,7 +102,10 @@ def data_key(bench: Bench, labelled: LabelledSet, splits: Sequence[str]) -> dict
         "metric": labelled.metric,
         "class_names": list(labelled.class_names),
         "splits": {
-            split: {"source": labelled.splits[split].fingerprint(), "class_of": labelled.class_of[split].tolist()}
+            split: {
+                "source": bench.features.source_id(labelled.splits[split]),
+                "class_of": labelled.class_of[split].tolist(),
+            }
             for split in splits
         },
     }

@@ -11,7 +11,7 @@ from clip_jax.evaluators.linear_probe import linear_probe, split_off_validation
 from clip_jax.evaluators.logistic_regression import Split
 from clip_jax.labelled_sets import LabelledSet
 from clip_jax.result_store import Results, file_name
-from clip_jax.suite_measures import Bench, data_key, labelled_features
+from clip_jax.suite_measures import Bench, LabelledFeatures, data_key, labelled_features
 
 NO_TRAINING = "the set has no training split here"
 
@@ -25,7 +25,8 @@ def probe(bench: Bench, labelled: LabelledSet) -> Results:
     key |= {"resampling": bench.resampling()}
 
     def make() -> Results:
-        splits = {split: _split(bench, labelled, split) for split in labelled.splits}
+        found = {split: labelled_features(bench, labelled, split) for split in labelled.splits}
+        splits = {split: _probed(bench, features) for split, features in found.items()}
         if reason := _untrained(labelled, splits["train"]):
             return {"absent": reason}
         asked: dict[str, np.ndarray] = {}  # what the metric was asked about: in the end, the test split
@@ -41,6 +42,7 @@ def probe(bench: Bench, labelled: LabelledSet) -> Results:
             len(labelled.class_names),
             metric=metric,
             full_sweep=settings.full_sweep,
+            num_parallel=settings.num_parallel,
             mesh=bench.model.mesh,
             seed=bench.config.suite.seed,
         )
@@ -49,7 +51,13 @@ def probe(bench: Bench, labelled: LabelledSet) -> Results:
         picture = bench.results.picture(f"{file_name(labelled.name)}-sweep.png")
         plot_sweep(result["sweep"], result["strength"], picture, labelled.title)
         interval = {"low": measured["low"], "high": measured["high"]}
-        return {**result, **interval, "features": settings.features, "pictures": {"sweep": picture}}
+        return {
+            **result,
+            **interval,
+            "num_skipped": {split: len(features.features.skipped) for split, features in found.items()},
+            "features": settings.features,
+            "pictures": {"sweep": picture},
+        }
 
     return bench.results.result("linear_probe", labelled.name, key, make)
 
@@ -73,7 +81,7 @@ def few_shot_curve(bench: Bench, labelled: LabelledSet, zero_shot: Results, prob
     }
 
     def make() -> Results:
-        splits = {split: _split(bench, labelled, split) for split in labelled.splits}
+        splits = {split: _probed(bench, labelled_features(bench, labelled, split)) for split in labelled.splits}
         C, train, validation = len(labelled.class_names), splits["train"], splits.get("validation")
         if validation is None:
             train, validation = split_off_validation(train, bench.config.suite.seed)
@@ -120,7 +128,6 @@ def _untrained(labelled: LabelledSet, train: Split) -> str:
     return f"{bare.size} of {C} classes have no training images here, the first is {first!r}" if bare.size else ""
 
 
-def _split(bench: Bench, labelled: LabelledSet, split: str) -> Split:
-    found = labelled_features(bench, labelled, split)
+def _probed(bench: Bench, found: LabelledFeatures) -> Split:
     pooled = bench.config.linear_probe.features == "pooled"
     return Split(found.features.pooled if pooled else found.features.embeddings, found.labels)

@@ -13,6 +13,7 @@ from input_pipeline.pipeline import make_sources
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 from input_pipeline.sources.base import check_index, digest, relative_names
 
+RUN = "run"
 FORMS = "'run' or KIND:PATH, as webdataset:DIR, table:FILE, folder:DIR or tfds:DIR/NAME:SPLIT"
 
 
@@ -46,7 +47,7 @@ def open_source(key: str, value: str, run: RunSources | None, part: str) -> Sour
       AbsentError: "run" without a run.
       ValueError: a value of another form; what make_source raises.
     """
-    if value == "run":
+    if value == RUN:
         if run is None:
             raise AbsentError(f"{key}='run' needs --workdir, the run's own data: set {key} to {FORMS}")
         return getattr(run, part)

@@ -104,10 +104,14 @@ def test_what_tfds_has_says_the_command(tmp_path):
     command = rf"prepare it with: python -c .*tfds.builder\('mnist', data_dir='{tmp_path}', file_format='array_record'"
     with pytest.raises(AbsentError, match=command):
         open_labelled_set("mnist", tmp_path, 8)
-    (tmp_path / "mnist").mkdir()  # there, but not prepared: an error before any work
-    with pytest.raises(ValueError, match="no prepared dataset 'mnist'") as caught:
+    (tmp_path / "voc" / "2012" / "4.0.0").mkdir(parents=True)  # another config of it
+    with pytest.raises(AbsentError, match="no prepared dataset 'voc/2007'"):
+        open_labelled_set("voc2007", tmp_path, 8)
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "mnist" / "3.0.1" / "features.json").write_text("{}")
+    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text("cut")
+    with pytest.raises(AbsentError, match=rf"'mnist' in '{tmp_path}' cannot be read \(.*; {command}"):
         open_labelled_set("mnist", tmp_path, 8)
-    assert not isinstance(caught.value, AbsentError)
 
 
 def test_own_folders_and_tables(tmp_path):
@@ -157,6 +161,9 @@ def test_digits_are_cut_in_three_and_say_what_they_need(tmp_path, monkeypatch):
         ("scenes/cats", "labelled set 'cats' of the drawn scenes is unknown"),
         ("tfds/cifar10", "use 'tfds/NAME/TEST' or 'tfds/NAME/TEST/TRAIN'"),
         ("tfds/cifar10/test/train[:9]", "with a whole split to train"),
+        ("tfds/cifar10/test/train+validation", "with a whole split to train"),
+        ("tfds/cifar10/train/train", "'tfds/cifar10/train/train' trains probes on what they are tested on: name"),
+        ("tfds/cifar10/test+train[90%:]/train", "name another split than 'train'"),
         ("folder:{tmp}/nowhere", "there is no folder {tmp}/nowhere"),
         ("table:{tmp}/nowhere.csv", "there is no {tmp}/nowhere.csv"),
         ("table:{tmp}", "{tmp} has no test.csv or test.parquet; it has no tables"),

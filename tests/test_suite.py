@@ -237,6 +237,17 @@ def test_other_settings_measure_anew_without_encoding_and_other_data_encodes(pho
     assert len(rigged) == 5
 
 
+def test_the_report_has_a_hash_of_each_splits_data_and_of_the_names_and_prompts(photos, output, rigged):
+    first = sets_of(output)[0]["hashes"]
+    assert set(first) == {"test", "names and prompts"}
+    other = config_of(f"folder:{photos}", zero_shot__templates=("the {}",))
+    found = run_suite(other, "model", output)["sets"][0]["hashes"]
+    assert found["test"] == first["test"]
+    assert found["names and prompts"] != first["names and prompts"]
+    html = (output / "report.html").read_text()
+    assert f"names and prompts&quot;: &quot;{found['names and prompts']}" in html
+
+
 def test_other_weights_measure_anew(photos, output, rigged):
     other = run_suite(config_of(f"folder:{photos}"), "damaged model", output)
     assert len(rigged) == 17
@@ -358,6 +369,17 @@ def test_a_picture_that_does_not_decode_is_counted_and_the_rest_measured(photos,
     html = (tmp_path / "out" / "report.html").read_text()
     assert "16 images of 7 classes; 2 more could not be decoded and are not counted" in html
     assert "ant/00.png: " in html
+
+
+def test_a_class_without_pictures_stays_a_class(photos, tmp_path, rigged):
+    data = shutil.copytree(photos, tmp_path / "photos")
+    shutil.rmtree(data / "bee")
+    (data / "bee").mkdir()
+    found = run_suite(config_of(f"folder:{data}"), "model", tmp_path / "out")["sets"][0]["zero_shot"]
+    assert (len(found["per_class"]), found["per_class"]["bee"], found["images_per_class"][1]) == (7, None, 0)
+    assert (found["count"], found["chance"]) == (14, 1 / 7)
+    assert found["value"] == np.mean(RANKS[LABELS != 1] == 0)
+    assert "Without images: bee." in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_set_that_fails_is_told_and_the_others_are_measured(photos, tmp_path, rigged, monkeypatch):

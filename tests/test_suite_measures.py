@@ -1,14 +1,17 @@
 """Probes, few-shot, retrieval, robustness, overlap and bias within a suite, with the model of known answers."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rigged import NAMES, rigged_model, save_picture
-from test_suite import LABELS, PICTURES, RANKS, TOP1, config_of, draw_one_pixel
+from test_suite import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of, draw_one_pixel
 
 from clip_jax import suite, suite_comparisons, suite_probes
-from clip_jax.suite import problems, run_suite
+from clip_jax.suite import as_table, problems, run_suite
 from input_pipeline.sources import FolderSource
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -65,6 +68,31 @@ def test_a_probe_learns_what_the_features_tell_as_scikit_learn_does(photos, tmp_
     html = (tmp_path / "report.html").read_text()
     assert 'id="linear-probe"' in html
     assert 'id="few-shot"' in html
+
+
+def test_a_probe_counts_the_pictures_of_each_split_that_do_not_decode(photos, tmp_path):
+    data = shutil.copytree(photos, tmp_path / "data")
+    for name in ("train/ant/0.png", "train/bee/1.png", "test/cow/0.png"):
+        (data / name).write_bytes(b"no picture")
+    report = run_suite(config_of(f"folder:{data}", measures=("linear_probe",)), "model", tmp_path / "out")
+    found = report["sets"][0]["linear_probe"]
+    assert found["num_skipped"] == {"train": 2, "validation": 0, "test": 1}
+    assert (found["num_train"], found["num_validation"], found["count"]) == (31, 15, 14)
+    cells = as_table(report).splitlines()[2].split()
+    assert cells[-2:] == ["14", "1"]
+    html = (tmp_path / "out" / "report.html").read_text()
+    probe = html.split('id="linear-probe"')[1]
+    assert '<td class="n">14</td><td class="n">3</td><td>yes</td>' in probe
+
+
+def test_strengths_at_once_are_asked_for(photos, tmp_path, monkeypatch):
+    given, linear_probe = {}, suite_probes.linear_probe
+    monkeypatch.setattr(suite_probes, "linear_probe", lambda *a, **o: given.update(o) or linear_probe(*a, **o))
+    config = config_of(f"folder:{photos}", measures=("linear_probe",), linear_probe__num_parallel=3)
+    assert run_suite(config, "model", tmp_path)["sets"][0]["state"] == "done"
+    assert given["num_parallel"] == 3
+    with pytest.raises(ValueError, match=r"linear_probe\.num_parallel=0 must be at least 1"):
+        config_of(f"folder:{photos}", linear_probe__num_parallel=0)
 
 
 def test_a_class_without_training_images_leaves_only_the_probes_out(photos, tmp_path):
@@ -128,7 +156,11 @@ def test_retrieval_finds_what_the_captions_say_and_counts_pictures_without(tmp_p
         if c < 5:
             (pairs / f"{c}.txt").write_text(f"the {caption}\nsome {caption}\n")
     config = config_of(measures=("retrieval",), retrieval__source=f"folder:{pairs}")
-    found = run_suite(config, "model", tmp_path / "out")["retrieval"]
+    report = run_suite(config, "model", tmp_path / "out")
+    found = report["retrieval"]
+    title, _, *recalls = as_table(report).splitlines()
+    assert title.split("  ")[0] == "retrieval (5 images, 10 captions)"
+    assert [line.split()[3:] for line in recalls] == [["0.800", "0.800", "1.000"], ["0.800", "1.000", "1.000"]]
     assert (found["images"], found["captions"], found["num_skipped"]) == (5, 10, 1)
     assert found["image_to_text_r@1"] == pytest.approx(4 / 5)
     assert found["text_to_image_r@1"] == pytest.approx(8 / 10)
@@ -158,10 +190,42 @@ def test_robustness_compares_the_sets_and_the_reference_models(photos, tmp_path)
     shift = found["shifts"][names[1]]
     assert (shift["right"], shift["count"]) == (np.sum(RANKS == 0), len(RANKS))
     assert shift["relative_robustness"] == pytest.approx(TOP1 - 0.3)
-    models.write_text("[1]")
-    report = run_suite(config, "model", tmp_path / "out")
-    assert "must be a JSON file of {model: {set: accuracy}}" in report["robustness"]["reason"]
-    assert problems(report)["failed"] == ["robustness"]
+    assert shift["note"].endswith("has other classes than " + names[0] + ", so that their accuracies do not compare")
+    assert shift["note"] in (tmp_path / "out" / "report.html").read_text()
+    for content, message in (
+        ("[1]", "must be a JSON file of {model: {set: accuracy}}"),
+        ('{"weak": {"a": 50}}', "reference model 'weak' has accuracy 50.0 on 'a'"),
+        ('{"strong": {"a": 0.5}}', "baseline 'weak' is not among the reference models: strong"),
+    ):
+        models.write_text(content)
+        with pytest.raises(ValueError, match=re.escape(message)):  # before anything is measured
+            run_suite(config, "model", tmp_path / "not begun")
+    assert not (tmp_path / "not begun").exists()
+
+
+def test_robustness_of_a_set_without_accuracy_is_told(tmp_path, monkeypatch):
+    change_labels(monkeypatch, several=True)
+    names = (f"folder:{tmp_path}/clean", f"folder:{tmp_path}/shifted")
+    for name in names:
+        for i, (label, order) in enumerate(PICTURES):
+            save_picture(Path(name.removeprefix("folder:")) / NAMES[label] / f"{i}.png", order)
+    config = config_of(
+        *names, measures=("zero_shot", "robustness"), robustness__reference=names[0], robustness__shifts=names[1:]
+    )
+    found = run_suite(config, "model", tmp_path / "out")["robustness"]
+    assert found == {"state": "absent", "reason": f"it needs zero-shot accuracies of {', '.join(names)}"}
+
+
+def test_the_data_of_a_run_is_opened_only_for_what_needs_it(photos, tmp_path, monkeypatch):
+    def gone(*_):
+        raise ValueError("the data has moved")
+
+    monkeypatch.setattr(suite, "open_run_sources", gone)
+    data = f"folder:{photos}/test"
+    report = run_suite(config_of(data), "model", tmp_path / "out", is_run=True)
+    assert report["sets"][0]["state"] == "done"
+    with pytest.raises(ValueError, match="the data has moved"):
+        run_suite(config_of(data, measures=("retrieval",)), "model", tmp_path / "out", is_run=True)
 
 
 @pytest.mark.parametrize("embedding", ["perceptual", "model"])
@@ -189,13 +253,20 @@ def test_bias_is_measured_of_the_people_that_are_listed(tmp_path):
     for i in range(4):
         save_picture(tmp_path / f"{i}.png", [i])
         lines.append(f"{i}.png,{'ab'[i % 2]}")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    lines.append("broken.png,c")
     listing.write_text("\n".join(lines))
     config = config_of(measures=("bias",), bias__people=str(listing))
     found = run_suite(config, "model", tmp_path / "out")["bias"]
-    assert found["count"] == 4
+    assert (found["count"], found["num_skipped"]) == (4, 1)
     assert set(found["label_sets"]["default"]["group"]) == {"a", "b"}
+    wrong = config_of(measures=("bias",), bias__people=str(listing), bias__group_columns=("race",))
+    with pytest.raises(ValueError, match="has no column 'race': there are image, group"):
+        run_suite(wrong, "model", tmp_path / "not begun")
+    assert not (tmp_path / "not begun").exists()
     html = (tmp_path / "out" / "report.html").read_text()
     assert found["text"].split("\n\n")[0][:60] in html
+    assert "4 pictures; 1 more could not be decoded and are not counted." in html
 
 
 def test_sources_by_kind_and_path(tmp_path):

@@ -59,6 +59,7 @@ def classify(
     images, classes = np.asarray(image_embeddings, np.float32), np.asarray(class_embeddings, np.float32)
     labels, N, C = np.asarray(labels), len(images), len(classes)
     metrics.check_labels(labels, N, C)
+    labels = labels.astype(np.int64)  # a narrower one would overflow in the confusion matrix
     if images.shape[1:] != classes.shape[1:]:
         raise ValueError(f"image embeddings {images.shape} and class embeddings {classes.shape} differ in size")
     rank, predicted = np.empty(N, np.int64), np.empty(N, np.int64)

@@ -143,6 +143,11 @@ def _check(
     for name, (_, count) in scores.items():
         if count == 0:
             raise ValueError(f"set {name!r} has no images: leave it out of robustness")
+    check_reference_models(models, baseline)
+
+
+def check_reference_models(models: Mapping[str, Mapping[str, float]], baseline: str) -> None:
+    """Raises ValueError for an unknown baseline, or an accuracy outside (0, 1)."""
     if baseline and baseline not in models:
         raise ValueError(
             f"baseline {baseline!r} is not among the reference models: {', '.join(models) or 'none given'}"

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.evaluators.metrics import check_labels, ranks
+
 
 def class_embeddings(
     encode_texts: Callable[[np.ndarray], np.ndarray],
@@ -114,25 +116,13 @@ def _ranks_and_predictions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each image the number of other classes that score at least as high as its own, and its prediction."""
     labels = np.asarray(labels)
-    N, C = len(image_embeddings), len(class_embeddings)
-    if labels.shape != (N,):
-        raise ValueError(f"labels have shape {labels.shape} for {N} image embeddings, expected ({N},)")
-    if N == 0:
-        raise ValueError("no images to classify: the evaluation set is empty")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
-    if (outside := np.flatnonzero((labels < 0) | (labels >= C))).size:
-        i = outside[0]
-        raise ValueError(f"label {labels[i]} of image {i} is outside 0..{C - 1}, the range of the {C} class names")
-
+    check_labels(labels, len(image_embeddings), len(class_embeddings))
     images, classes = np.asarray(image_embeddings, np.float32), np.asarray(class_embeddings, np.float32)
     if images.shape[1:] != classes.shape[1:]:
         raise ValueError(f"image embeddings {images.shape} and class embeddings {classes.shape} differ in size")
 
     scores = images @ classes.T  # [N, C]
-    every = np.arange(N)
-    # "not below" instead of "at or above", so that NaN counts against the model too.
-    rank = np.sum(~(scores < scores[every, labels][:, None]), axis=1) - 1  # [N], less the own class itself
+    rank = ranks(scores, labels)
     missed = np.flatnonzero(rank > 0)
     scores[missed, labels[missed]] = -np.inf
     return rank, scores.argmax(axis=1)

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.linear_probe = ConfigDict()
     config.linear_probe.features = "pooled"  # before the projection (appendix A); "joint" after it, of unit length
     config.linear_probe.full_sweep = False  # all 97 strengths instead of the paper's search
+    config.linear_probe.num_parallel = 1  # strengths fitted at once: more where device memory allows, 1 on a CPU
 
     config.few_shot = ConfigDict()
     config.few_shot.shots = (1, 2, 4, 8, 16)  # labels a class (sec. 3.1.5)

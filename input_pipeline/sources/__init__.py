@@ -11,7 +11,7 @@ from input_pipeline.sources.base import BrokenRecordError, Record, Source, Subse
 from input_pipeline.sources.digits import DigitsSource
 from input_pipeline.sources.folder import FolderSource
 from input_pipeline.sources.table import TableSource
-from input_pipeline.sources.tfds import TfdsSource
+from input_pipeline.sources.tfds import NotPreparedError, TfdsSource
 from input_pipeline.sources.webdataset import WebDatasetSource
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "BrokenRecordError",
     "DigitsSource",
     "FolderSource",
+    "NotPreparedError",
     "Record",
     "Source",
     "SubsetSource",

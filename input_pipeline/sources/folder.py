@@ -29,7 +29,7 @@ class FolderSource:
 
     Args:
       path: the folder.
-      class_folders: the folders directly in it are classes, their sorted names the class names.
+      class_folders: the folders directly in it, with pictures or without, are classes, their sorted names the names.
 
     Raises:
       ValueError: the path is remote, missing or no folder, or no picture is in it.
@@ -59,7 +59,8 @@ class FolderSource:
             self._captioned.append(captioned)
             sizes.append(size)
         require_records(len(self._names), path, self.broken, f"pictures ({', '.join(IMAGE_SUFFIXES)})")
-        classes = sorted({name.partition("/")[0] for name in self._names})
+        with os.scandir(self._root) as entries:  # empty ones, too: whoever is asked may still answer with such a class
+            classes = sorted(x.name for x in entries if x.is_dir(follow_symlinks=False) and not x.name.startswith("."))
         self.class_names: tuple[str, ...] | None = tuple(classes) if class_folders else None
         self._digest = digest("\n".join(self._names).encode(), repr(sizes).encode())
 

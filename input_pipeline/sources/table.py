@@ -72,6 +72,7 @@ class TableSource:
             cleaned["image"] = decode(values["image"])
             if not cleaned["image"] or not os.path.isfile(self._image_path(cleaned["image"])):
                 raise ValueError(f"image {cleaned['image']!r} is not a file in the folder of the table")
+            cleaned["size"] = os.path.getsize(self._image_path(cleaned["image"]))  # for the fingerprint
         if self._captions_key:
             captions = values[self._captions_key] or b""
             if self._captions_key == "captions" and isinstance(captions, bytes):

@@ -19,6 +19,10 @@ from input_pipeline.sources.base import (
 )
 
 
+class NotPreparedError(ValueError):
+    """The data set is not there, or not whole, or in another form; the message says the command that prepares it."""
+
+
 class TfdsSource:
     """A split of a TFDS dataset prepared with file_format=array_record; needs no TensorFlow.
 
@@ -33,8 +37,8 @@ class TfdsSource:
       data_dir: the folder that holds the folder NAME.
 
     Raises:
-      ValueError: not prepared or in another file format (with the command to prepare it), unknown split, no image or
-        neither captions nor labels, missing files.
+      NotPreparedError: not prepared, damaged, missing files or another file format.
+      ValueError: unknown split, no image or neither captions nor labels.
     """
 
     def __init__(self, name: str, split: str, data_dir: str):
@@ -49,16 +53,18 @@ class TfdsSource:
         try:
             builder = builder_from_files(name, data_dir=data_dir)  # files only: runs no dataset code, asks no network
         except tfds.core.DatasetNotFoundError:
-            raise ValueError(f"no prepared dataset {name!r} in {data_dir!r}; {prepare}") from None
+            raise NotPreparedError(f"no prepared dataset {name!r} in {data_dir!r}; {prepare}") from None
+        except Exception as error:  # of damaged metadata: the parsers have several, without a common class
+            raise NotPreparedError(f"{name!r} in {data_dir!r} cannot be read ({error}); {prepare}") from error
         info = builder.info
         if info.file_format is None or info.file_format.value != "array_record":
-            raise ValueError(f"{name!r} in {data_dir!r} is not in the array_record format; {prepare}")
+            raise NotPreparedError(f"{name!r} in {data_dir!r} is not in the array_record format; {prepare}")
         try:
             files = [file.filename for file in info.splits[split].file_instructions]
         except (KeyError, ValueError):
             raise ValueError(f"{name!r} has no split {split!r}; it has {', '.join(info.splits)}") from None
         if missing := [file for file in files if not os.path.isfile(file)]:
-            raise ValueError(
+            raise NotPreparedError(
                 f"{name!r} in {data_dir!r} lacks {len(missing)} file(s), the first {missing[0]}; {prepare}"
             )
         self._captions_key = next((key for key in ("captions", "caption", "text") if key in info.features), None)

@@ -113,6 +113,11 @@ def test_a_probes_scores_of_the_ranking_metrics():
     assert metric_score("eleven_point_map", several, scores) == pytest.approx(eleven_point_map(scores, several))
 
 
+def test_labels_of_a_narrow_dtype_do_not_overflow():
+    found = classify(np.eye(211)[[200, 8]], np.array([200, 7], np.uint8), np.eye(211), 1.0)
+    assert confusion(found)[200, 200] == confusion(found)[7, 8] == 1
+
+
 def test_the_most_confident_mistakes_come_first():
     found = rigged([0, 0, 0, 0], [[1, 2], [1, 9], [5, 1], [1, 4]])
     assert confident_mistakes(found, 2).tolist() == [1, 3]

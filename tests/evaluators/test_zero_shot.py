@@ -115,9 +115,9 @@ def test_a_collapsed_model_gets_nothing(score):
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        ([0, 3], NAMES, r"label 3 of image 1 is outside 0\.\.2"),
-        ([-1, 0], NAMES, "label -1 of image 0 is outside"),
-        ([0, 1, 2], NAMES, r"labels have shape \(3,\) for 2 image embeddings"),
+        ([0, 3], NAMES, r"label 3 of example 1 is outside 0\.\.2"),
+        ([-1, 0], NAMES, "label -1 of example 0 is outside"),
+        ([0, 1, 2], NAMES, r"labels have shape \(3,\) for 2 examples"),
         ([0.0, 1.0], NAMES, "labels must be integers, got float64"),
         ([0, 1], NAMES[:2], "2 class names for 3 class embeddings"),
     ],
