@@ -17,9 +17,9 @@ from clip_jax.config import load_config, write_json
 from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator, Results, as_table
 from clip_jax.restore import restore_run
-from clip_jax.suite import as_table as as_suite_table
-from clip_jax.suite import problems, run_suite
-from clip_jax.suite_config import make_suite_config
+from clip_jax.suites.config import make_suite_config
+from clip_jax.suites.runner import as_table as as_suite_table
+from clip_jax.suites.runner import problems, run_suite
 from input_pipeline.pipeline import make_sources
 
 for flag in ("workdir", "config", "model", "activation", *cli.HOST_FLAGS):

@@ -26,7 +26,7 @@ from input_pipeline.tokenizers import train_sentencepiece
 RUNNER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
-import clip_jax.suite, clip_jax.run  # what takes long; the commands define flags of the same names
+import clip_jax.suites.runner, clip_jax.run  # what takes long; the commands define flags of the same names
 from clip_jax import cli
 
 for number, argv in enumerate(json.loads(sys.argv[2])):

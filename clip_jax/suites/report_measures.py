@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.report_html import (
+from clip_jax.suites.report_html import (
     METRICS,
     OPEN,
     Markup,

@@ -8,16 +8,12 @@ from pathlib import Path
 import jax
 
 from clip_jax.api import load
-from clip_jax.array_files import content_hash
 from clip_jax.config import environment, write_json
 from clip_jax.evaluators.datasets import dataset_names, load_card
-from clip_jax.feature_store import FeatureStore
-from clip_jax.labelled_sets import AbsentError, LabelledSet, open_labelled_set
 from clip_jax.metrics import format_table
-from clip_jax.report import write_report
-from clip_jax.result_store import Results, ResultStore
 from clip_jax.sharding import ShardingConfig, make_mesh
-from clip_jax.suite_comparisons import (
+from clip_jax.suites.array_files import content_hash
+from clip_jax.suites.comparisons import (
     bias,
     listed_people,
     overlap,
@@ -26,10 +22,14 @@ from clip_jax.suite_comparisons import (
     retrieval,
     robustness,
 )
-from clip_jax.suite_config import SuiteConfig
-from clip_jax.suite_measures import Bench, zero_shot
-from clip_jax.suite_probes import few_shot_curve, probe
-from clip_jax.suite_sources import RUN, open_run_sources, open_source
+from clip_jax.suites.config import SuiteConfig
+from clip_jax.suites.feature_store import FeatureStore
+from clip_jax.suites.labelled_sets import AbsentError, LabelledSet, open_labelled_set
+from clip_jax.suites.measures import Bench, zero_shot
+from clip_jax.suites.probes import few_shot_curve, probe
+from clip_jax.suites.report import write_report
+from clip_jax.suites.result_store import Results, ResultStore
+from clip_jax.suites.sources import RUN, open_run_sources, open_source
 from input_pipeline.sources import Source
 
 
@@ -46,7 +46,7 @@ def run_suite(
     """Measures a model on a suite; writes report.json, report.html, pictures, results and features into `output`.
 
     Args:
-      config: see `clip_jax.suite_config`.
+      config: see `clip_jax.suites.config`.
       model_name: workdir, exported folder or name, as `clip_jax.load` takes it.
       output: folder; made when missing. Finished results and features that lie there are used again where weights,
         data and settings are the same.

@@ -19,7 +19,7 @@ class SuiteSection:
 
     Attributes:
       name: title of the report.
-      datasets: see `clip_jax.labelled_sets.open_labelled_set`; may be empty for retrieval or bias alone.
+      datasets: see `clip_jax.suites.labelled_sets.open_labelled_set`; may be empty for retrieval or bias alone.
       measures: which of them.
       data_dir: where prepared sets lie.
       num_examples: of each split, spread evenly over it; 0 takes all.

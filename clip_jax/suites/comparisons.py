@@ -13,12 +13,12 @@ from clip_jax.evaluators.bias import bias_metrics, read_people
 from clip_jax.evaluators.overlap import contamination, nearest_images, pairs_around
 from clip_jax.evaluators.retrieval import caption_embeddings, recall_at_k
 from clip_jax.evaluators.robustness import check_reference_models, robustness_metrics
-from clip_jax.labelled_sets import LabelledSet
-from clip_jax.result_store import Results, file_name
 from clip_jax.robustness_plots import plot_bias, plot_contamination, plot_duplicates, plot_robustness
-from clip_jax.suite_config import BiasSection, RobustnessSection
-from clip_jax.suite_measures import THUMBNAIL, Bench, data_key, headline_classified
-from clip_jax.suite_sources import FilesSource
+from clip_jax.suites.config import BiasSection, RobustnessSection
+from clip_jax.suites.labelled_sets import LabelledSet
+from clip_jax.suites.measures import THUMBNAIL, Bench, data_key, headline_classified
+from clip_jax.suites.result_store import Results, file_name
+from clip_jax.suites.sources import FilesSource
 from input_pipeline.pipeline import load_image
 from input_pipeline.sources import Source
 from input_pipeline.transforms import resize_and_center_crop

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from clip_jax.report_html import (
+from clip_jax.suites.report_html import (
     METRICS,
     OPEN,
     Markup,

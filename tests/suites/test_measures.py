@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rigged import NAMES, rigged_model, save_picture
-from test_suite import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of, draw_one_pixel
+from test_runner import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of, draw_one_pixel
 
-from clip_jax import suite, suite_comparisons, suite_probes
-from clip_jax.suite import as_table, problems, run_suite
+from clip_jax.suites import comparisons, probes, runner
+from clip_jax.suites.runner import as_table, problems, run_suite
 from input_pipeline.sources import FolderSource
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 
 @pytest.fixture(autouse=True)
 def rigged(monkeypatch):
-    monkeypatch.setattr(suite, "load", lambda name, **_: rigged_model())
+    monkeypatch.setattr(runner, "load", lambda name, **_: rigged_model())
     draw_one_pixel(monkeypatch)
 
 
@@ -40,13 +40,13 @@ def photos(tmp_path_factory):
 
 def test_a_probe_learns_what_the_features_tell_as_scikit_learn_does(photos, tmp_path, monkeypatch):
     linear_model = pytest.importorskip("sklearn.linear_model")
-    seen, linear_probe = [], suite_probes.linear_probe
+    seen, linear_probe = [], probes.linear_probe
 
     def recorded(*splits, **options):
         seen[:] = splits[:3]
         return linear_probe(*splits, **options)
 
-    monkeypatch.setattr(suite_probes, "linear_probe", recorded)
+    monkeypatch.setattr(probes, "linear_probe", recorded)
     config = config_of(
         f"folder:{photos}", measures=("zero_shot", "linear_probe", "few_shot"),
         few_shot__shots=(1, 4, 16), few_shot__num_seeds=2,
@@ -86,8 +86,8 @@ def test_a_probe_counts_the_pictures_of_each_split_that_do_not_decode(photos, tm
 
 
 def test_strengths_at_once_are_asked_for(photos, tmp_path, monkeypatch):
-    given, linear_probe = {}, suite_probes.linear_probe
-    monkeypatch.setattr(suite_probes, "linear_probe", lambda *a, **o: given.update(o) or linear_probe(*a, **o))
+    given, linear_probe = {}, probes.linear_probe
+    monkeypatch.setattr(probes, "linear_probe", lambda *a, **o: given.update(o) or linear_probe(*a, **o))
     config = config_of(f"folder:{photos}", measures=("linear_probe",), linear_probe__num_parallel=3)
     assert run_suite(config, "model", tmp_path)["sets"][0]["state"] == "done"
     assert given["num_parallel"] == 3
@@ -116,7 +116,7 @@ def test_what_fails_of_one_measure_leaves_the_others_and_is_told(photos, tmp_pat
         seen.update(train=train, validation=validation, test=test)
         raise ValueError("no strength is good enough")
 
-    monkeypatch.setattr(suite_probes, "linear_probe", linear_probe)
+    monkeypatch.setattr(probes, "linear_probe", linear_probe)
     measures = ("zero_shot", "linear_probe")
     config = config_of(f"folder:{photos}", measures=measures, linear_probe__features="joint")
     report = run_suite(config, "model", tmp_path, say=lines.append)
@@ -138,7 +138,7 @@ def test_a_set_without_training_split_is_told(photos, tmp_path):
     config = config_of(f"folder:{photos}/test", measures=("zero_shot", "linear_probe", "few_shot"))
     row = run_suite(config, "model", tmp_path)["sets"][0]
     assert row["state"] == "done"
-    assert row["linear_probe"] == row["few_shot"] == {"absent": suite_probes.NO_TRAINING}
+    assert row["linear_probe"] == row["few_shot"] == {"absent": probes.NO_TRAINING}
     assert "not measured" in (tmp_path / "report.html").read_text()
 
 
@@ -220,7 +220,7 @@ def test_the_data_of_a_run_is_opened_only_for_what_needs_it(photos, tmp_path, mo
     def gone(*_):
         raise ValueError("the data has moved")
 
-    monkeypatch.setattr(suite, "open_run_sources", gone)
+    monkeypatch.setattr(runner, "open_run_sources", gone)
     data = f"folder:{photos}/test"
     report = run_suite(config_of(data), "model", tmp_path / "out", is_run=True)
     assert report["sets"][0]["state"] == "done"
@@ -271,9 +271,9 @@ def test_bias_is_measured_of_the_people_that_are_listed(tmp_path):
 
 def test_sources_by_kind_and_path(tmp_path):
     save_picture(tmp_path / "a.png", [0])
-    source = suite_comparisons.FilesSource([tmp_path / "a.png"])
-    assert isinstance(suite.open_source("retrieval.source", f"folder:{tmp_path}", None, "train"), FolderSource)
+    source = comparisons.FilesSource([tmp_path / "a.png"])
+    assert isinstance(runner.open_source("retrieval.source", f"folder:{tmp_path}", None, "train"), FolderSource)
     assert source[0]["id"] == "a.png"
     with pytest.raises(ValueError, match=r"overlap.training='photos' must be 'run' or KIND:PATH, as webdataset:DIR"):
-        suite.open_source("overlap.training", "photos", None, "train")
+        runner.open_source("overlap.training", "photos", None, "train")
     assert len(LABELS) == 17

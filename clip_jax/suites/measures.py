@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.api import Model
-from clip_jax.evaluation_plots import plot_reliability
 from clip_jax.evaluators.classification import (
     Classified,
     classify,
@@ -20,11 +19,12 @@ from clip_jax.evaluators.classification import (
     single_label_metrics,
 )
 from clip_jax.evaluators.prompts import load_templates
-from clip_jax.feature_store import FeatureStore, ImageFeatures
-from clip_jax.labelled_sets import LabelledSet
 from clip_jax.plots import plot_confusion
-from clip_jax.result_store import Results, ResultStore, file_name
-from clip_jax.suite_config import OWN, SuiteConfig
+from clip_jax.suites.config import OWN, SuiteConfig
+from clip_jax.suites.feature_store import FeatureStore, ImageFeatures
+from clip_jax.suites.labelled_sets import LabelledSet
+from clip_jax.suites.plots import plot_reliability
+from clip_jax.suites.result_store import Results, ResultStore, file_name
 from input_pipeline.pipeline import load_image
 from input_pipeline.sources import Source
 from input_pipeline.transforms import resize_and_center_crop

@@ -7,9 +7,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from clip_jax import report_measures as measures
-from clip_jax import report_sections as sections
-from clip_jax.report_html import Markup, Page, pairs
+from clip_jax.suites import report_measures as measures
+from clip_jax.suites import report_sections as sections
+from clip_jax.suites.report_html import Markup, Page, pairs
 
 # What makes the HTML of each section, by its heading.
 SECTIONS: dict[str, Callable[[Page], str]] = {
@@ -47,7 +47,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
             f'<section id="{anchors[title]}"><h2>{escape(title)}</h2>{body}</section>' for title, body in bodies.items()
         ),
     }
-    template = Template(files("clip_jax").joinpath("report.html").read_text(encoding="utf-8"))
+    template = Template(files("clip_jax.suites").joinpath("report.html").read_text(encoding="utf-8"))
     partial = folder / ".report.html.partial"
     partial.write_text(template.substitute(values), encoding="utf-8")
     partial.replace(folder / "report.html")

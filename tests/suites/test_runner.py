@@ -18,10 +18,11 @@ from absl.testing import flagsaver
 from PIL import Image
 from rigged import LOGIT_SCALE, NAMES, rigged_model, save_picture
 
-from clip_jax import evaluate, suite, suite_measures
+from clip_jax import evaluate
 from clip_jax.evaluators.metrics import eleven_point_map
-from clip_jax.suite import as_table, problems, run_suite
-from clip_jax.suite_config import make_suite_config
+from clip_jax.suites import measures, runner
+from clip_jax.suites.config import make_suite_config
+from clip_jax.suites.runner import as_table, problems, run_suite
 from configs.suites import folder, paper, scenes
 
 # (label, classes by how well they fit): 7 classes, 17 pictures, so that batches of 4 leave an uneven last one.
@@ -82,7 +83,7 @@ def rigged(monkeypatch):
         monkeypatch.setattr(model.encoder, "pooled_images", counting)
         return model, preprocess, tokenizer
 
-    monkeypatch.setattr(suite, "load", load)
+    monkeypatch.setattr(runner, "load", load)
     draw_one_pixel(monkeypatch)
     return encoded
 
@@ -91,8 +92,8 @@ def draw_one_pixel(monkeypatch) -> None:
     def one_pixel(what, *rest):
         Image.new("RGB", (1, 1)).save(next(argument for argument in rest if isinstance(argument, Path)))
 
-    monkeypatch.setattr(suite_measures, "plot_confusion", one_pixel)
-    monkeypatch.setattr(suite_measures, "plot_reliability", one_pixel)
+    monkeypatch.setattr(measures, "plot_confusion", one_pixel)
+    monkeypatch.setattr(measures, "plot_reliability", one_pixel)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def finished(photos, tmp_path_factory) -> Path:
     """The output of a finished run, to be copied."""
     output = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "load", lambda name, **_: rigged_model())
+        patch.setattr(runner, "load", lambda name, **_: rigged_model())
         draw_one_pixel(patch)
         run_suite(config_of(f"folder:{photos}"), "model", output)
     return output
@@ -141,8 +142,8 @@ def test_a_rigged_model_gets_the_known_numbers(name, photos, tmp_path, rigged):
     [("mean_per_class", MEAN_PER_CLASS, 1 / 7), ("mean_top1_top5", (TOP1 + TOP5) / 2, (1 / 7 + 5 / 7) / 2)],
 )
 def test_the_headline_is_the_sets_own_metric(metric, value, chance, photos, tmp_path, rigged, monkeypatch):
-    open_set = suite.open_labelled_set
-    monkeypatch.setattr(suite, "open_labelled_set", lambda *a: dataclasses.replace(open_set(*a), metric=metric))
+    open_set = runner.open_labelled_set
+    monkeypatch.setattr(runner, "open_labelled_set", lambda *a: dataclasses.replace(open_set(*a), metric=metric))
     found = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]["zero_shot"]
     assert (found["metric"], found["value"]) == (metric, pytest.approx(value))
     assert found["chance"] == pytest.approx(chance)
@@ -175,7 +176,7 @@ class OtherLabels:
 
 
 def change_labels(monkeypatch, **changes):
-    open_set = suite.open_labelled_set
+    open_set = runner.open_labelled_set
 
     def changed(*arguments):
         found = open_set(*arguments)
@@ -184,7 +185,7 @@ def change_labels(monkeypatch, **changes):
         metric = "eleven_point_map" if several else "accuracy"
         return dataclasses.replace(found, splits=splits, multi_label=several, metric=metric)
 
-    monkeypatch.setattr(suite, "open_labelled_set", changed)
+    monkeypatch.setattr(runner, "open_labelled_set", changed)
 
 
 def test_a_label_outside_the_names_is_told(photos, tmp_path, rigged, monkeypatch):
@@ -298,16 +299,16 @@ def test_whole_files_of_other_numbers_are_told_too(photos, output, rigged):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-import test_suite
-test_suite.run_and_die({photos!r}, {output!r})
+import test_runner
+test_runner.run_and_die({photos!r}, {output!r})
 """
 
 
 def run_and_die(photos: str, output: str) -> None:
     """Two sets with the rigged model; SIGKILL once the second one's features are on the disk."""
-    write = suite.FeatureStore.cached
+    write = runner.FeatureStore.cached
     patch = pytest.MonkeyPatch()
-    patch.setattr(suite, "load", lambda name, **_: rigged_model())
+    patch.setattr(runner, "load", lambda name, **_: rigged_model())
     draw_one_pixel(patch)
 
     def cached(self, kind, key, title, make):
@@ -316,7 +317,7 @@ def run_and_die(photos: str, output: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return arrays
 
-    patch.setattr(suite.FeatureStore, "cached", cached)
+    patch.setattr(runner.FeatureStore, "cached", cached)
     run_suite(config_of(f"folder:{photos}", f"folder:{photos}/../again"), "model", Path(output))
 
 
@@ -486,7 +487,9 @@ def test_the_report_is_whole_and_needs_no_network(photos, output, rigged):
 
 
 def test_the_papers_number_stands_beside_that_of_the_same_model_alone(photos, output, rigged, monkeypatch):
-    monkeypatch.setattr("clip_jax.report_sections.paper_scores", lambda: {f"folder:{photos}": {"ViT-B/32": 0.632}})
+    monkeypatch.setattr(
+        "clip_jax.suites.report_sections.paper_scores", lambda: {f"folder:{photos}": {"ViT-B/32": 0.632}}
+    )
     run_suite(config_of(f"folder:{photos}"), "ViT-B/32", output)
     assert "63.2 %" in (output / "report.html").read_text()
     run_suite(config_of(f"folder:{photos}"), "other", output)

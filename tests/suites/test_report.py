@@ -3,9 +3,20 @@
 import pytest
 from PIL import Image
 
-from clip_jax.report import write_report
-from clip_jax.report_html import Markup, Page, bar, interval, matches, percent, points, table, text, without_empty
-from clip_jax.report_sections import paper_scores
+from clip_jax.suites.report import write_report
+from clip_jax.suites.report_html import (
+    Markup,
+    Page,
+    bar,
+    interval,
+    matches,
+    percent,
+    points,
+    table,
+    text,
+    without_empty,
+)
+from clip_jax.suites.report_sections import paper_scores
 
 
 @pytest.mark.parametrize(
