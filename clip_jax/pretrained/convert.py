@@ -21,7 +21,8 @@ def to_variables(state_dict: Mapping[str, np.ndarray], name: LayoutName, config:
       config: of the model.
 
     Raises:
-      ValueError: lists every key that is missing, left over, of another shape or not of floating-point numbers.
+      ValueError: lists every key that is missing, left over, of another shape, not of floating-point numbers or not
+        finite.
     """
     expected = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     flat = flatten_dict(expected, sep="/")
@@ -43,7 +44,7 @@ def to_variables(state_dict: Mapping[str, np.ndarray], name: LayoutName, config:
                 for key, array in zip(keys, arrays)
                 if _is_float(places[0]) and not _is_float(array)
             ]
-            wrong += mistyped or _fill(places, arrays, keys, entry)
+            wrong += mistyped or _fill(places, arrays, keys, entry) or _not_finite(places, keys)
         unfilled -= set(entry.paths)
     assert not unfilled, f"the layout {name} knows no key for {unfilled}"
     leftover = sorted(set(state_dict) - used)
@@ -65,6 +66,12 @@ def to_state_dict(variables: Variables, name: LayoutName, config: ModelConfig) -
         for keys, values in _places(entry, arrays):
             state_dict |= zip(keys, (np.asarray(value, order="C") for value in entry.turn_back(*values)))
     return state_dict
+
+
+def _not_finite(places: list[np.ndarray], keys: list[str]) -> list[str]:
+    if all(np.isfinite(place).all() for place in places):
+        return []
+    return [f"{' or '.join(keys)} has NaN, infinity or numbers beyond {places[0].dtype}"]
 
 
 def _places(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[list[str], list[np.ndarray]]]:

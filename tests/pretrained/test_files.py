@@ -61,6 +61,18 @@ def test_numbers_that_numpy_does_not_have(exported):
     assert refusal(exported).startswith(f"{file}: {key} cannot be read as F8_E4M3 (")
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e39])
+def test_numbers_that_are_none_in_float32(exported, value):
+    file = exported / "model.safetensors"
+    state_dict = load_file(file)
+    key = "visual_projection.weight"
+    array = state_dict[key].astype(np.float64)
+    array[1, 2] = value
+    save_file({**state_dict, key: array}, file)
+    with np.errstate(over="ignore"):
+        assert f"{key} has NaN, infinity or numbers beyond float32" in refusal(exported)
+
+
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl"])
 def test_pickles_are_never_opened(tmp_path, suffix):
     class Bomb:
