@@ -40,69 +40,28 @@ class Chip:
     example: str = ""
 
 
-# By jax.Device.device_kind. TPUs: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the page of each;
-# GPUs: NVIDIA's data sheets, dense products.
+# TPUs: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the page of each; GPUs: NVIDIA's data sheets. By
+# jax.Device.device_kind: name, GiB, TFLOP/s, those of float32 products, GB/s of memory, GB/s of network, a slice.
+_TABLE: dict[str, tuple[str, float, float, float, float, float, str]] = {
+    "TPU v4": ("v4", 30.75, 275, 275, 1228, 300, "v4:4x4x4"),
+    "TPU v5 lite": ("v5e", 15.75, 197, 197, 819, 200, "v5e:16x16"),
+    "TPU v5": ("v5p", 95.73, 459, 459, 2765, 600, "v5p:4x4x4"),
+    "TPU v6 lite": ("v6e", 31.24, 918, 918, 1640, 448, "v6e:16x16"),
+    "NVIDIA A100-SXM4-80GB": ("A100", 74.5, 312, 156, 2039, 300, ""),
+    "NVIDIA H100 80GB HBM3": ("H100", 74.5, 989, 494, 3350, 450, ""),
+    "NVIDIA H200": ("H200", 131.3, 989, 494, 4800, 450, ""),
+}
 CHIPS = {
-    "TPU v4": Chip(
-        name="v4",
-        memory_bytes=30.75 * 2**30,
-        flops=275e12,
-        float32_flops=275e12,
-        memory_bandwidth=1228e9,
-        network_bandwidth=300e9,
-        example="v4:4x4x4",
-    ),
-    "TPU v5 lite": Chip(
-        name="v5e",
-        memory_bytes=15.75 * 2**30,
-        flops=197e12,
-        float32_flops=197e12,
-        memory_bandwidth=819e9,
-        network_bandwidth=200e9,
-        example="v5e:16x16",
-    ),
-    "TPU v5": Chip(
-        name="v5p",
-        memory_bytes=95.73 * 2**30,
-        flops=459e12,
-        float32_flops=459e12,
-        memory_bandwidth=2765e9,
-        network_bandwidth=600e9,
-        example="v5p:4x4x4",
-    ),
-    "TPU v6 lite": Chip(
-        name="v6e",
-        memory_bytes=31.24 * 2**30,
-        flops=918e12,
-        float32_flops=918e12,
-        memory_bandwidth=1640e9,
-        network_bandwidth=448e9,
-        example="v6e:16x16",
-    ),
-    "NVIDIA A100-SXM4-80GB": Chip(
-        name="A100",
-        memory_bytes=80e9,
-        flops=312e12,
-        float32_flops=156e12,
-        memory_bandwidth=2039e9,
-        network_bandwidth=300e9,
-    ),
-    "NVIDIA H100 80GB HBM3": Chip(
-        name="H100",
-        memory_bytes=80e9,
-        flops=989e12,
-        float32_flops=494e12,
-        memory_bandwidth=3350e9,
-        network_bandwidth=450e9,
-    ),
-    "NVIDIA H200": Chip(
-        name="H200",
-        memory_bytes=141e9,
-        flops=989e12,
-        float32_flops=494e12,
-        memory_bandwidth=4800e9,
-        network_bandwidth=450e9,
-    ),
+    kind: Chip(
+        name=name,
+        memory_bytes=gib * 2**30,
+        flops=flops * 1e12,
+        float32_flops=float32 * 1e12,
+        memory_bandwidth=memory * 1e9,
+        network_bandwidth=network * 1e9,
+        example=example,
+    )
+    for kind, (name, gib, flops, float32, memory, network, example) in _TABLE.items()
 }
 FAMILIES = {chip.name: chip for chip in CHIPS.values() if chip.example}
 

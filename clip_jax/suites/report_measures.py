@@ -21,6 +21,7 @@ from clip_jax.suites.report_html import (
 
 
 def linear_probe(page: Page) -> str:
+    """Scores, chosen strengths and the sweep of each probed set."""
     rows = page.measured("linear_probe")
     if not rows:
         return ""
@@ -68,6 +69,7 @@ def linear_probe(page: Page) -> str:
 
 
 def few_shot(page: Page) -> str:
+    """The curve of each set, and the labels a class that match zero-shot."""
     rows = page.measured("few_shot")
     if not rows:
         return ""
@@ -93,6 +95,7 @@ def _mean_and_half(shot: Mapping[str, Any]) -> Markup:
 
 
 def retrieval(page: Page) -> str:
+    """Recall both ways beside chance, and queries with their best matches."""
     found = page.report.get("retrieval", {})
     if "images" not in found:
         return ""
@@ -109,6 +112,7 @@ def retrieval(page: Page) -> str:
 
 
 def robustness(page: Page) -> str:
+    """Accuracy under each shift beside what the fit predicts."""
     found = page.report.get("robustness", {})
     if "shifts" not in found:
         return ""
@@ -136,6 +140,7 @@ def robustness(page: Page) -> str:
 
 
 def overlap(page: Page) -> str:
+    """Accuracy with and without near-duplicates of training images."""
     rows = page.measured("overlap")
     if not rows:
         return ""
@@ -168,6 +173,7 @@ def overlap(page: Page) -> str:
 
 
 def bias(page: Page) -> str:
+    """Shares of people put into harmful classes, by group, with the method's limits."""
     found = page.report.get("bias", {})
     if "label_sets" not in found:
         return ""

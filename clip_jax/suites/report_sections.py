@@ -40,6 +40,7 @@ def _paper(page: Page, name: str) -> float | None:
 
 
 def all_sets(page: Page) -> str:
+    """A row a set: our number with its interval, chance, the paper's, the probe's."""
     rows, kinds = [], []
     for row in page.report["sets"]:
         kinds.append("" if row["state"] == "done" else row["state"])
@@ -78,6 +79,7 @@ def all_sets(page: Page) -> str:
 
 
 def prompts(page: Page) -> str:
+    """Every prompt set on every data set."""
     rows = page.measured("zero_shot")
     names = list(dict.fromkeys(name for row in rows for name in row["zero_shot"]["prompts"]))
     if len(names) < 2:
@@ -110,6 +112,7 @@ def prompts(page: Page) -> str:
 
 
 def zero_shot(page: Page) -> str:
+    """Each set with its pictures and most confident mistakes."""
     parts: list[str] = []
     for place, row in enumerate(page.measured("zero_shot")):
         found = row["zero_shot"]
@@ -168,6 +171,7 @@ def _mistakes(page: Page, found: Mapping[str, Any]) -> str:
 
 
 def absent(page: Page) -> str:
+    """What was not there, failed or was skipped, with the reason."""
     rows = [
         [r["title"], r["state"], Markup(f'<div class="reason">{code(r["reason"])}</div>')]
         for r in page.report["sets"]
@@ -188,6 +192,7 @@ def absent(page: Page) -> str:
 
 
 def settings(page: Page) -> str:
+    """Every setting, version and hash."""
     parts = []
     named = {"model": page.report["model"], **page.report["settings"], "environment": page.report["environment"]}
     named["data"] = {row["name"]: row["hashes"] for row in page.report["sets"] if "hashes" in row}
