@@ -40,8 +40,8 @@ class Chip:
     example: str = ""
 
 
-# TPUs: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the page of each; GPUs: NVIDIA's data sheets. By
-# jax.Device.device_kind: name, GiB, TFLOP/s, those of float32 products, GB/s of memory, GB/s of network, a slice.
+# By jax.Device.device_kind: name, GiB, TFLOP/s, those of float32 products, GB/s of memory, GB/s of network, a slice. Of
+# TPUs: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the page of each; of GPUs NVIDIA's data sheets.
 _TABLE: dict[str, tuple[str, float, float, float, float, float, str]] = {
     "TPU v4": ("v4", 30.75, 275, 275, 1228, 300, "v4:4x4x4"),
     "TPU v5 lite": ("v5e", 15.75, 197, 197, 819, 200, "v5e:16x16"),
