@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDENS
 from PIL import Image
 
 from clip_jax.benchmarks import KINDS
@@ -23,6 +22,7 @@ from clip_jax.pretrained import load_pretrained
 from configs.tiny import get_config
 from input_pipeline.tokenizers import train_sentencepiece
 
+GOLDENS = Path(__file__).parent / "goldens"
 RUNNER = """
 import json, os, signal, sys, traceback
 from pathlib import Path

@@ -370,12 +370,13 @@ train.place_batch = get_stuck
 
 hang_watch = train.hang_watch
 @contextlib.contextmanager
-def watch_after_compilation(*args):
+def watch_after_compilation(timeout_s, on_hang):
+    timeout_s *= 10 if process == 0 else 1  # else either may be the first to notice
     with contextlib.ExitStack() as stack:
         beats = []
         def beat(where):
             if where == "step 2":
-                beats.append(stack.enter_context(hang_watch(*args)))
+                beats.append(stack.enter_context(hang_watch(timeout_s, on_hang)))
             for each in beats:
                 each(where)
         yield beat
@@ -403,9 +404,7 @@ def test_a_process_that_is_stuck_shows_where_and_all_end(start, tmp_path):
     assert "clip-jax: no progress for 3 s since step 2; all threads:" in second
     assert "in get_stuck" in second
     assert "clip-jax: error: no progress for 3 s since step 2 (train.hang_timeout_s)" in second
-    # It noticed by itself, or was told first.
-    told = f"process 1 ({socket.gethostname()}) has ended: no progress for 3 s since step 2"
-    assert told in first or "clip-jax: error: no progress for 3 s since step " in first
+    assert f"process 1 ({socket.gethostname()}) has ended: no progress for 3 s since step 2" in first
 
 
 def write_tar(path: Path, captions: list[str]) -> None:
