@@ -82,7 +82,6 @@ class Fitter:
         found = [
             Setting(remat, fsdp, microbatches)
             for remat in REMATS
-            if remat != "attention" or not is_resnet(self._config.model)  # has one layer of it, outside the blocks
             for fsdp in self._fsdp_sizes()
             for microbatches in _powers_of_two(1, max(rows // least, 1))
             if rows % microbatches == 0

@@ -54,7 +54,7 @@ def test_the_guess_is_state_and_what_is_kept(large):
 def test_a_resnets_filters_limit_fsdp_and_its_batch_norms_the_parts():
     settings = set(Fitter(RESNET, 2).settings())  # 64 rows a device
     assert {setting.num_microbatches for setting in settings} == {1, 2}
-    assert {setting.remat for setting in settings} == {"none", "dots", "named", "full"}
+    assert {setting.remat for setting in settings} == {"none", "dots", "named", "attention", "full"}
     narrow = dataclasses.replace(RESNET, train=dataclasses.replace(RESNET.train, global_batch_size=4096))
     assert max(setting.fsdp for setting in Fitter(narrow, 64).settings()) == 8
 

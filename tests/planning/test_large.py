@@ -14,7 +14,7 @@ PLANS = {
     "clip_vit_b32": ("v5e:4x4", Setting("attention", 1, 1), 12.7, 1.194),
     "clip_vit_l14": ("v5e:16x16", Setting("named", 2, 1), 14.3, 1.093),
     "clip_vit_l14_336": ("v5e:16x16", Setting("attention", 8, 1), 13.4, 1.206),
-    "clip_rn50x64": ("v5e:16x16", Setting("full", 4, 4), 14.6, 1.646),
+    "clip_rn50x64": ("v5e:16x16", Setting("attention", 4, 4), 14.6, 1.646),
 }
 
 
