@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "measure a trained model",
     "embed": "embed a folder or a data set of pictures and captions",
     "classify": "tell which of your labels fit pictures",
+    "tokenizer": "train a vocabulary on a data set's captions",
     "convert": "read weights of any layout, write them in another",
     "bench": "measure speed and memory, of several kinds",
 }

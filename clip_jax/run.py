@@ -1,14 +1,11 @@
 """What a training run needs, made and checked before long work starts."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -40,8 +37,9 @@ from clip_jax.train_state import (
 )
 from clip_jax.train_step import TrainStep, make_train_step
 from input_pipeline.pipeline import BatchIterator, DataConfig, Examples, make_sources
-from input_pipeline.sources import BrokenRecordError, Source
-from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer, train_sentencepiece
+from input_pipeline.sources import Source
+from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer
+from input_pipeline.vocabulary import sample_captions, train_on_sample
 
 TOKENIZER_RECORDS = 20_000  # whose captions train the tokenizer
 MEASURED_RECORDS = 2_000  # whose captions' lengths decide the rows of packed text
@@ -164,7 +162,8 @@ def _open_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> bool:
     check_workdir(sections, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / "config.json").exists():
-        (workdir / TOKENIZER_FILE).unlink(missing_ok=True)  # left by a config that was refused
+        for name in (TOKENIZER_FILE, f"{TOKENIZER_FILE}.json"):  # left by a config that was refused
+            (workdir / name).unlink(missing_ok=True)
     return not saved_steps(workdir)
 
 
@@ -218,7 +217,7 @@ def store_tokenizer(
         file.write_bytes(next(iter(start.files().values())))
         return
     if data.tokenizer == "sentencepiece" and not data.tokenizer_file:
-        train_sentencepiece(_captions(source, TOKENIZER_RECORDS), model.text.vocab_size, file)
+        train_on_sample(source, model.text.vocab_size, file, TOKENIZER_RECORDS)
         return
     given = find_clip_vocab(data.tokenizer_file or None) if data.tokenizer == "clip_bpe" else Path(data.tokenizer_file)
     tokenizer = make_tokenizer(data.tokenizer, given, model.text.context_length)
@@ -235,20 +234,13 @@ def _make_text_packer(
         return None
     return make_text_packer(
         model,
-        _captions(source, MEASURED_RECORDS),
+        sample_captions(source, MEASURED_RECORDS),
         tokenizer,
         mesh,
         config.train.global_batch_size,
         config.data.seed,
         config.train.num_microbatches,
     )
-
-
-def _captions(source: Source, num_records: int) -> Iterator[str]:
-    spread = np.linspace(0, len(source) - 1, min(len(source), num_records)).astype(int)
-    for index in spread.tolist():
-        with suppress(BrokenRecordError):  # met and counted in training
-            yield from source.captions(index)
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:

@@ -3,22 +3,19 @@
 import gzip
 import hashlib
 import html
-import io
-import itertools
 import json
 import os
-import re
 import string
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import ftfy
 import numpy as np
 import tokenizers
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 
@@ -128,7 +125,11 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = model
 
     def token_ids(self, text: str) -> list[int]:
-        return self._model.encode(_without_surrogates(text))
+        return self._model.encode(without_surrogates(text))
+
+    def pieces(self, text: str) -> list[str]:
+        """What the ids stand for, for people to look at."""
+        return self._model.encode(without_surrogates(text), out_type=str)
 
     def files(self) -> dict[str, bytes]:
         return {"tokenizer.model": self._model.serialized_model_proto()}
@@ -159,7 +160,7 @@ class SiglipTokenizer(Tokenizer):
 
     def token_ids(self, text: str) -> list[int]:
         words = text.lower().replace("_", " ").translate(str.maketrans("", "", string.punctuation)).split()
-        return self._model.encode(_without_surrogates(" ".join(words)))
+        return self._model.encode(without_surrogates(" ".join(words)))
 
     def encode(self, text: str) -> tuple[np.ndarray, bool]:
         ids = self.token_ids(text)
@@ -170,70 +171,6 @@ class SiglipTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         return {"spiece.model": self._model.serialized_model_proto()}
-
-
-def train_sentencepiece(
-    captions: Iterable[str],
-    vocab_size: int,
-    model_file: str | os.PathLike[str],
-    *,
-    max_captions: int = 2_000_000,
-) -> None:
-    """Trains a SentencePiece model for `SentencePieceTokenizer` and writes it whole or not at all.
-
-    The same captions in the same order give the same bytes: one thread, no sampling. Merges are byte-pair and text is
-    case-folded, as CLIP's. Ids: 0 padding, 1 unknown, 2 start, 3 end. From a vocabulary of 512 on, 256 pieces are
-    bytes, so that no text is unknown; in a smaller one they would leave too little for words.
-
-    Args:
-      captions: only the first `max_captions` are used: shuffle first if later ones differ.
-      vocab_size: an upper limit. Captions with too few distinct words give a smaller vocabulary
-        (`SentencePieceTokenizer.vocab_size` says which); a larger embedding table does no harm.
-      model_file: where to write; missing folders are made.
-
-    Raises:
-      ValueError: there are no captions, or `vocab_size` is below what the captions' characters need.
-
-    Reference: Kudo & Richardson 2018, https://arxiv.org/abs/1808.06226.
-    """
-    texts = [_without_surrogates(text) for text in itertools.islice(captions, max_captions) if text.strip()]
-    if not texts:
-        raise ValueError("cannot train a tokenizer: there are no captions, or all are empty")
-    model = io.BytesIO()
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            byte_fallback=vocab_size >= 512,
-            normalization_rule_name="nmt_nfkc_cf",
-            num_threads=1,
-            shuffle_input_sentence=False,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
-        if too_small:
-            raise ValueError(
-                f"vocab_size {vocab_size} is too small to train a tokenizer on these captions: "
-                f"their characters and the special tokens alone need {too_small[1]}"
-            ) from error
-        raise ValueError(f"SentencePiece cannot train {vocab_size} pieces on these captions: {error}") from error
-
-    path = Path(model_file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(model.getvalue())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class ClipBytePairTokenizer(Tokenizer):
@@ -285,9 +222,17 @@ class ClipBytePairTokenizer(Tokenizer):
             if word_ids is None:
                 if len(self._word_cache) >= WORD_CACHE_SIZE:
                     self._word_cache.clear()
-                word_ids = self._word_cache[word] = self._word_tokenizer.encode(word).ids
+                word_ids = self._word_cache[word] = self.merge_words(word)
             ids += word_ids
         return ids
+
+    def merge_words(self, text: str) -> list[int]:
+        """The ids of cleaned text, without the cache of words."""
+        return self._word_tokenizer.encode(text).ids
+
+    def forget_words(self) -> None:
+        """Empties the cache of words."""
+        self._word_cache.clear()
 
     def files(self) -> dict[str, bytes]:
         start, end = "<|startoftext|>", "<|endoftext|>"
@@ -378,6 +323,6 @@ def _read_clip_merges(file: str | os.PathLike[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """SentencePiece rejects lone surrogates, which JSON escapes can hold; they become question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -19,7 +19,7 @@ from clip_jax.models import PUBLISHED, TextConfig, VisionConfig, normalize_image
 from clip_jax.pretrained import ImageTransform
 from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import init_variables, model_graph
-from input_pipeline.tokenizers import train_sentencepiece
+from input_pipeline.vocabulary import train_sentencepiece
 
 EOT = 95  # of openclip_vit
 ATOL = 2e-6  # float32 sums in batches of other sizes; measured 5e-7

@@ -20,7 +20,7 @@ from clip_jax.config import make_config, record_config
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.pretrained import load_pretrained
 from configs.tiny import get_config
-from input_pipeline.tokenizers import train_sentencepiece
+from input_pipeline.vocabulary import train_sentencepiece
 
 GOLDENS = Path(__file__).parent / "goldens"
 RUNNER = """
@@ -73,11 +73,14 @@ def run_all(folder: Path, commands: dict[str, list[str]]) -> dict[str, Outcome]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """empty: a folder without data. photo: one picture. tokenizer.model: 60 pieces. other: a run of configs/tiny.py.
-    weights.pt: a pickle."""
+    captioned: one picture with captions. weights.pt: a pickle."""
     place = tmp_path_factory.mktemp("cli")
     (place / "empty").mkdir()
     (place / "other").mkdir()
     (place / "photo").mkdir()
+    (place / "captioned").mkdir()
+    Image.new("RGB", (11, 13)).save(place / "captioned" / "a.png")
+    (place / "captioned" / "a.txt").write_text("a red cat and a blue dog\nthe quick brown fox jumps\n" * 20)
     (place / "weights.pt").write_bytes(b"\x80\x04N.")
     Image.new("RGB", (11, 13)).save(place / "photo" / "a.png")
     train_sentencepiece(["a red cat and a blue dog", "the quick brown fox jumps"] * 20, 60, place / "tokenizer.model")
@@ -196,6 +199,12 @@ def commands(place: Path) -> dict[str, list[str]]:
         "no picture": classify("README.md", photo),
         "folder to classify": classify(photo, f"{place / 'photo'}"),
         "flag of another command": classify(photo, "--shard_size=5"),
+        "vocabulary of nothing": ["tokenizer", f"--output={place / 'v.model'}"],
+        "vocabulary that exists": ["tokenizer", "--path=p", f"--output={place / 'tokenizer.model'}"],
+        "pieces": [
+            *("tokenizer", "--source=folder", f"--path={place / 'captioned'}"),
+            *("--vocab_size=60", f"--output={place / 'v.model'}"),
+        ],
         "nothing to convert": ["convert", "--output=o"],
         "output that exists": ["convert", "--model=m", f"--output={place / 'empty'}"],
         "pickle": ["convert", f"--model={place / 'weights.pt'}", f"--output={place / 'out'}"],
@@ -303,6 +312,8 @@ MESSAGES = {
     "no picture": "README.md: not an image of a known format",
     "folder to classify": "{place}/photo is a folder: clip-jax embed is for folders, this command for single pictures",
     "flag of another command": "Unknown command line flag 'shard_size'",
+    "vocabulary of nothing": "--path is missing: for instance --path=DIR",
+    "vocabulary that exists": "--output={place}/tokenizer.model exists: a run may depend on it, so name another file",
     "nothing to convert": "--model is missing: for instance --model=runs/tiny",
     "output that exists": "--output={place}/empty exists already: remove it or choose another folder",
     "pickle": "{place}/weights.pt is a pickle, which can run any code when it is opened, so clip_jax does not read it",
@@ -334,7 +345,18 @@ def test_every_mistake_is_tried(outcomes):
         "kinds help",
         "converted",
         "parameters",
+        "pieces",
     }
+
+
+def test_a_vocabulary_is_trained_and_shown(outcomes, place):
+    outcome = outcomes["pieces"]
+    assert (outcome.code, outcome.err) == (0, "")
+    cells = dict(re.split(r" {2,}", row.strip()) for row in outcome.out.splitlines()[2:7])
+    assert (cells["captions"], cells["pieces"]) == ("40", "60")
+    assert (place / "v.model").read_bytes() == (place / "tokenizer.model").read_bytes()
+    assert outcome.out.splitlines()[7] == "a red cat and a blue dog"
+    assert outcome.out.splitlines()[8].replace(" ", "").replace("\u2581", " ").strip() == "a red cat and a blue dog"
 
 
 def test_convert_tells_what_it_wrote(outcomes, place):
@@ -368,6 +390,7 @@ def test_help_lists_the_commands(outcomes):
             "evaluate",
             "embed",
             "classify",
+            "tokenizer",
             "convert",
             "bench",
             "clip-jax",

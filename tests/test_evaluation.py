@@ -18,7 +18,8 @@ from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import init_variables, model_graph
 from input_pipeline.scenes import LabelledScenes, SceneSource
 from input_pipeline.sources import WebDatasetSource
-from input_pipeline.tokenizers import SentencePieceTokenizer, train_sentencepiece
+from input_pipeline.tokenizers import SentencePieceTokenizer
+from input_pipeline.vocabulary import train_sentencepiece
 
 IMAGE_SIZE, CONTEXT_LENGTH, VOCAB_SIZE = 16, 11, 300
 TOLERANCE = 2e-6  # float32 sums of other batch sizes, in another order; differences of up to 4e-7 were seen

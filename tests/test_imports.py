@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.sources.base": set(),
     "input_pipeline.tokenizers": set(),
     "input_pipeline.transforms": set(),
+    "input_pipeline.vocabulary": {"input_pipeline.sources.", "input_pipeline.tokenizers"},
     "input_pipeline.packing": set(),
     "input_pipeline.pipeline": {"input_pipeline."},
     "clip_jax.sharding": set(),
@@ -111,6 +112,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.evaluate": {"clip_jax.", "input_pipeline."},
     "clip_jax.embed": {"clip_jax.", "input_pipeline."},
     "clip_jax.embedding_shards": set(),
+    "clip_jax.tokenizer": {"clip_jax.", "input_pipeline."},
     "clip_jax.classify": {"clip_jax.", "input_pipeline."},
     "clip_jax.cli": set(),  # but for the entry points, and those only when they are asked for
 }
@@ -118,6 +120,7 @@ ENTRY_POINTS = {
     "clip_jax.train",
     "clip_jax.evaluate",
     "clip_jax.embed",
+    "clip_jax.tokenizer",
     "clip_jax.classify",
     "clip_jax.convert",
     "clip_jax.plan",
@@ -136,6 +139,7 @@ ONLY_IN = {
         "clip_jax.train",
         "clip_jax.evaluate",
         "clip_jax.embed",
+        "clip_jax.tokenizer",
         "clip_jax.classify",
         "clip_jax.convert",
         "clip_jax.plan",

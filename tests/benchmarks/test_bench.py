@@ -1,5 +1,6 @@
 """Each kind through its own main, on a tiny model and with few runs; one process imports everything and forks."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -7,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from input_pipeline.tokenizers import train_sentencepiece
+from input_pipeline.tokenizers import CLIP_NUM_MERGES
+from input_pipeline.vocabulary import train_sentencepiece
 
 ROOT = Path(__file__).parent.parent.parent
 RUNNER = """
@@ -30,7 +33,7 @@ SMALL = [
     "--num_runs=2",
     "--max_minutes=0",
 ]
-
+SMALL_WORDS = ["--vocab_size=60", "--num_runs=2", "--max_minutes=0"]
 
 PARTS = "remat=full+num_microbatches=2+block_size=8"
 
@@ -40,6 +43,14 @@ def reports(tmp_path_factory):
     """By kind, what was written as JSON."""
     folder = tmp_path_factory.mktemp("bench")
     train_sentencepiece(["a red cat and a blue dog", "the quick brown fox jumps"] * 20, 60, folder / "tokenizer.model")
+    # As many merges as the released vocabulary, of bytes that UTF-8 never uses; a picture with two captions.
+    parts = (
+        part for length in itertools.count(2) for part in itertools.product("\u00c0\u00c1\u00f5\u00f6", repeat=length)
+    )
+    merges = [f"{''.join(start)} {end}" for *start, end in itertools.islice(parts, CLIP_NUM_MERGES)]
+    (folder / "merges").write_text("\n".join(["#version: 0.2", *merges]))
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "a.txt").write_text("a red cat\nthe quick brown fox jumps over\n" * 20)
     tokenizer = f"--config.data.tokenizer_file={folder / 'tokenizer.model'}"
     ways = "--ways=remat=none,remat=full+num_microbatches=2+block_size=8,text=packed"
     kinds = {
@@ -54,6 +65,7 @@ def reports(tmp_path_factory):
             "--num_devices=2",
         ],
         "input": [*SMALL, tokenizer, "--batch_size=4", "--num_batches=2", "--num_records=5", "--images_per_s=700"],
+        "tokenizers": ["--source=folder", f"--path={folder}", f"--vocabulary={folder / 'merges'}", *SMALL_WORDS],
     }
     commands = [[kind, *flags, f"--json={folder / kind}.json"] for kind, flags in kinds.items()]
     flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the devices are the commands' own
@@ -113,3 +125,10 @@ def test_the_input_tells_stages_and_cores(reports):
     ((_, needs),) = reports["input"]["needs"].items()
     seconds = sum(pipeline["seconds"]["1 workers"]) / 2  # the median of two
     assert needs == {"images/s": 700.0, "cores": pytest.approx(700 * seconds / 8)}
+
+
+def test_tokenizers_are_compared_on_equal_captions(reports):
+    (table,) = reports["tokenizers"]["tables"]
+    assert table["title"] == "40 captions, one core"
+    assert list(table["seconds"]) == ["byte pairs, warm", "byte pairs, cold", "byte pairs, no cache", "SentencePiece"]
+    assert table["rates"] == {"captions": 40}

@@ -4,8 +4,6 @@ import itertools
 import json
 import pickle
 import random
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -24,8 +22,8 @@ from input_pipeline.tokenizers import (
     clean_clip_text,
     find_clip_vocab,
     make_tokenizer,
-    train_sentencepiece,
 )
+from input_pipeline.vocabulary import train_sentencepiece
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 GOLDEN_TEXTS = json.loads((GOLDENS / "clip_bpe_tokens.json").read_text())
@@ -315,75 +313,6 @@ def test_trained_vocabulary(sp_model):
     ids = tokenizer.token_ids(text)
     assert min(ids) > 3
     assert model.decode(ids) == "zebra \u65e5\u672c <s> </s> \u00e9?"
-
-
-def test_training_is_a_function_of_the_captions(sp_model, tmp_path):
-    script = (
-        "import json, sys; from input_pipeline.tokenizers import train_sentencepiece; "
-        "train_sentencepiece(json.load(sys.stdin), 521, sys.argv[1])"
-    )
-    again = tmp_path / "again.model"
-    subprocess.run(
-        [sys.executable, "-c", script, str(again)],
-        input=json.dumps(CAPTIONS),
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert again.read_bytes() == sp_model.read_bytes()
-
-
-def test_vocabulary_shrinks_to_what_the_captions_hold(tmp_path):
-    train_sentencepiece(["a red circle", "a blue square on green"], 8009, tmp_path / "model")
-    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "model"))
-    assert 260 < model.vocab_size() < 400
-    assert model.decode(SentencePieceTokenizer(tmp_path / "model", 7).token_ids("A Blue Circle")) == "a blue circle"
-
-
-def test_small_vocabulary_spends_nothing_on_bytes(tmp_path):
-    train_sentencepiece(CAPTIONS, 97, tmp_path / "model")
-    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "model"))
-    assert model.vocab_size() == 97
-    assert not any(model.is_byte(i) for i in range(97))
-
-
-def test_training_reads_no_more_than_max_captions(tmp_path):
-    captions = iter(CAPTIONS)
-    train_sentencepiece(captions, 521, tmp_path / "limited", max_captions=53)
-    assert next(captions) == CAPTIONS[53]
-    train_sentencepiece(CAPTIONS[:53], 521, tmp_path / "first")
-    assert (tmp_path / "limited").read_bytes() == (tmp_path / "first").read_bytes()
-
-
-def test_training_rejects_what_cannot_work(tmp_path):
-    model = tmp_path / "model"
-    for captions in ([], ["", " \n"]):
-        with pytest.raises(ValueError, match="there are no captions, or all are empty"):
-            train_sentencepiece(captions, 521, model)
-    with pytest.raises(ValueError, match=r"vocab_size 13 is too small .* need (\d+)$") as error:
-        train_sentencepiece(CAPTIONS, 13, model)
-    needed = int(str(error.value).split()[-1])
-    with pytest.raises(ValueError, match=f"vocab_size {needed - 1} is too small"):
-        train_sentencepiece(CAPTIONS, needed - 1, model)
-    assert list(tmp_path.iterdir()) == []
-    train_sentencepiece(CAPTIONS, needed, model)
-    assert SentencePieceTokenizer(model, 7).vocab_size == needed
-
-
-def test_failed_write_leaves_the_old_model_and_no_rubbish(tmp_path, monkeypatch):
-    model = tmp_path / "new" / "model"
-    train_sentencepiece(CAPTIONS, 521, model)
-    before = model.read_bytes()
-
-    def disk_full(path, data):
-        path.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", disk_full)
-    with pytest.raises(OSError, match="No space left on device"):
-        train_sentencepiece(CAPTIONS[:31], 521, model)
-    assert [path.name for path in model.parent.iterdir()] == ["model"]
-    assert model.read_bytes() == before
 
 
 @pytest.mark.parametrize(
