@@ -24,6 +24,7 @@ TILES_ACROSS = 6
 TILE_INCHES = 2.2
 CHARACTERS_ACROSS = 33  # that fit under a tile
 MAX_LINES = 6
+BULLET = "· "
 # Tried in this order for a letter that matplotlib's own font lacks, where they are installed.
 FALLBACK_FONTS = ("Noto Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Unifont")
 
@@ -91,7 +92,8 @@ def _draw_histogram(ax: Axes, counts: Mapping[int, int], unit: str) -> None:
     tail = number[values > end].sum()
     clipped = np.minimum(values, end)
     width = int(np.ptp(clipped)) // MAX_BARS + 1  # whole, or some bars would gather more values than others
-    ax.hist(clipped, np.arange(clipped.min() - 0.5, end + width, width), weights=number, color=BLUE)
+    edges = np.arange(clipped.min() - 0.5, end + width, width).tolist()
+    ax.hist(clipped, edges, weights=number, color=BLUE)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     median = values[np.searchsorted(np.cumsum(number), number.sum() / 2)]
     ax.axvline(median, color=ORANGE, linewidth=1.5)
@@ -130,9 +132,8 @@ def _draw_shares(ax: Axes, counts: Mapping[Any, int]) -> None:
     ax.set_xlim(0, 1.2 * max(counts.values()))
     middle, reach = (len(names) - 1) / 2, max(len(names), 4) / 2
     ax.set_ylim(middle - reach, middle + reach)
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.tick_params(axis="y", length=0)
+    ax.set_xticks([])
 
 
 def _draw_labels(ax: Axes, counts: Mapping[int, int]) -> None:
@@ -185,7 +186,7 @@ def plot_contact_sheet(tiles: Sequence[Tile], path: str | os.PathLike, title: st
                 _draw_broken(ax, tile.reason)
             else:
                 ax.imshow(tile.image, interpolation="antialiased" if max(tile.image.shape) > 200 else "nearest")
-                ax.set_anchor("S")
+                ax.set_anchor("SW")
             below: dict[str, Any] = {"va": "top", "family": family, "parse_math": False, "linespacing": 1.2}
             x, y = left / width, (bottom - 0.05) / height
             figure.text(x, y, _shortened(tile.record_id), fontsize=6.5, color=GREY, **below)
@@ -212,6 +213,8 @@ def _lines(tile: Tile) -> list[str]:
         wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
         more = wrapped(text, CHARACTERS_ACROSS // (2 if wide else 1), 3 if len(tile.texts) > 1 else MAX_LINES)
         found = more.split("\n")
+        if len(tile.texts) > 1:
+            found = [f"{'  ' if place else BULLET}{line}" for place, line in enumerate(found)]
         if lines and len(lines) + len(found) >= MAX_LINES:
             return [*lines, f"and {len(tile.texts) - number} more"]
         lines += found

@@ -148,7 +148,7 @@ def main(arguments: Sequence[str]) -> int:
     sample = sample_source(source, NUM_RECORDS.value, NUM_TILES.value)
     plot_contact_sheet(sample.tiles, output / "contact_sheet.png", f"{path}: {len(source):,} records")
     if sample.statistics.forms:
-        plot_statistics(vars(sample.statistics), output / "statistics.png")
+        plot_statistics(sample.statistics.named(source.class_names), output / "statistics.png")
     report = {
         "data": path,
         "source": source.fingerprint(),

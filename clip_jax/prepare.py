@@ -139,7 +139,7 @@ def main() -> int:
             beam.make_shards(maker, RUNNER.value, shlex.split(BEAM_OPTIONS.value), shards, done)
 
     def draw(statistics: Statistics, path: str) -> None:
-        plot_statistics(vars(statistics), path)
+        plot_statistics(statistics.named(maker.source.class_names), path)
 
     manifest, made = prepare(maker, make, draw, max_broken_share=MAX_BROKEN_SHARE.value)
     print(describe(manifest, made, str(folder)))
@@ -162,7 +162,7 @@ def describe(manifest: dict[str, Any], made: int, folder: str) -> str:
     )
     lines = [format_table(header, [row]), ""]
     for kind in ("broken", "filtered"):
-        lines += [f"{kind}: {count} × {reason}" for reason, count in manifest[kind]["reasons"].items()]
+        lines += [f"{kind}: {count} times {reason}" for reason, count in manifest[kind]["reasons"].items()]
     lines.append(f"{made} shards made, in {folder}" if made else f"nothing to do: {folder} is complete")
     return "\n".join(lines)
 

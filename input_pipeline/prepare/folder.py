@@ -55,7 +55,7 @@ class LocalFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While the block lasts no other process enters one of this folder; what dead ones left half-written is removed.
+        """While the block lasts no other process gets past this line; what dead ones left half-written is removed.
 
         The lock dies with its process. One that another machine left behind, dead or alive, has to be removed by hand.
 

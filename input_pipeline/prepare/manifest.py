@@ -33,7 +33,7 @@ def prepare(
 
     Args:
       maker: of the shards.
-      make_shards: makes those of the numbers given, in any way, and calls back with the number of each that is complete.
+      make_shards: makes those of the numbers given, in any way, and calls back with each that is complete.
       draw: draws the statistics into the PNG of that path.
       max_broken_share: of the records seen, in [0, 1].
 

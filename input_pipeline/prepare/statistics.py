@@ -74,6 +74,11 @@ class Statistics:
 
         return cls(**{name: Counter({key(name, k): n for k, n in c.items()}) for name, c in content.items()})
 
+    def named(self, class_names: Sequence[str] | None) -> dict[str, Mapping[Any, int]]:
+        """All counts by the names of the attributes, labels by those of the classes where they have any."""
+        labels = {class_names[label]: count for label, count in self.labels.items()} if class_names else self.labels
+        return {**vars(self), "labels": labels}
+
     def describe(self) -> list[tuple[str, int, float, int, int, int, int, int]]:
         """Rows of a table: name, count, mean, smallest, 5 %, 50 % and 95 % quantiles, largest; none without values."""
         named = {
@@ -85,7 +90,7 @@ class Statistics:
             "bytes of a picture": self.num_bytes,
         }
         return [
-            (name, counts.total(), mean(counts), min(counts), *quantiles(counts), max(counts))  # type: ignore[misc]
+            (name, counts.total(), mean(counts), min(counts), *quantiles(counts), max(counts))
             for name, counts in named.items()
             if counts
         ]

@@ -4,6 +4,7 @@ A worker is a fresh interpreter that imports this package and nothing of the pro
 with JAX's threads can hang, and multiprocessing's other ways would import the main module, and JAX, into each worker.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -49,10 +50,8 @@ def make_shards(
     def start(shard: int, worker: tuple[Connection, subprocess.Popen] | None = None) -> None:
         connection, process = worker or _start_worker(maker)
         workers[connection] = process, shard
-        try:
+        with contextlib.suppress(OSError):  # it has died, which `wait` will tell
             connection.send(shard)
-        except OSError:
-            pass  # it has died, which `wait` will tell
 
     try:
         for _ in range(min(num_workers, len(todo))):
@@ -71,8 +70,8 @@ def make_shards(
                     if deaths[shard] == MAX_DEATHS:
                         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                         raise ValueError(
-                            f"{MAX_DEATHS} processes died over {maker.file(shard)}, the last by {how}, perhaps for want "
-                            "of memory: lower --num_workers; what is complete stays"
+                            f"{MAX_DEATHS} processes died over {maker.file(shard)}, the last by {how}, perhaps for "
+                            "want of memory: lower --num_workers; what is complete stays"
                         ) from None
                     seen(shard, 0)
                     start(shard)
@@ -103,10 +102,8 @@ def _start_worker(maker: ShardMaker) -> tuple[Connection, subprocess.Popen]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
     theirs.close()
-    try:
+    with contextlib.suppress(OSError):  # it has died
         ours.send(maker)
-    except OSError:
-        pass  # it has died
     return ours, process
 
 
