@@ -80,24 +80,28 @@ def find_near(looks: Sequence[bytes]) -> list[list[int]]:
 
 def near_pairs(table: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows of uint8 [n, LOOK_BYTES] that are near; a pair may come several times."""
+    colour = table[:, 16:].mean(axis=1)  # of near pictures no further apart than their colours are
+    by_colour = np.argsort(colour, kind="stable")
+    table, colour = table[by_colour], colour[by_colour]
     bits = np.unpackbits(table[:, :16], axis=1)  # [n, 128]
     bands = [
-        band.astype(np.uint64) @ (1 << np.arange(band.shape[1], dtype=np.uint64))
-        for band in np.array_split(bits, _NUM_BANDS, axis=1)
+        band @ (1 << np.arange(band.shape[1], dtype=np.uint32)) for band in np.array_split(bits, _NUM_BANDS, axis=1)
     ]
     for one, other in itertools.combinations(bands, 2):
-        key = one << np.uint64(32) | other
-        order = np.argsort(key, kind="stable")
-        for left, right in _neighbours(key[order]):
-            yield are_near(table, order[left], order[right])
+        key = one << np.uint32(16) | other
+        order = np.argsort(key, kind="stable")  # equal keys stay sorted by colour
+        for left, right in _neighbours(key[order], colour[order]):
+            left, right = are_near(table, order[left], order[right])
+            yield by_colour[left], by_colour[right]
 
 
-def _neighbours(key: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pairs of places with equal values in a sorted array, at most about _PAIRS_AT_ONCE at a time."""
+def _neighbours(key: np.ndarray, colour: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of places with equal keys and colours MAX_COLOUR apart at most, both sorted; _PAIRS_AT_ONCE at a time."""
     places = np.arange(len(key))
     for step in itertools.count(1):
         places = places[places + step < len(key)]
-        places = places[key[places] == key[places + step]]
+        later = places + step
+        places = places[(key[places] == key[later]) & (colour[later] - colour[places] <= MAX_COLOUR + 1e-9)]
         if not len(places):
             return
         for start in range(0, len(places), _PAIRS_AT_ONCE):
