@@ -116,7 +116,7 @@ def reason_kind(reason: str) -> str:
     """A reason without what differs from record to record, for counting."""
     for mark in ":;(,":
         reason = reason.partition(mark)[0]
-    return re.sub(r"\d+", "N", reason).strip()
+    return re.sub(r"(?<= )\d+\b", "N", reason).strip()
 
 
 def count_reasons(pairs: Iterable[Sequence[str]]) -> dict[str, int]:

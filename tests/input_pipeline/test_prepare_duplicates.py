@@ -60,7 +60,7 @@ def test_banding_finds_every_near_pair_that_comparing_all_finds():
     strangers[:70, :8] = 0  # many share bands: pictures on plain ground
     table = np.unique(np.concatenate([*groups, strangers]), axis=0)
     every = np.array(list(itertools.combinations(range(len(table)), 2))).T
-    expected = {pair for pair in zip(*(x.tolist() for x in are_near(table, *every)))}
+    expected = set(zip(*(x.tolist() for x in are_near(table, *every))))
     found = {tuple(sorted(p)) for left, right in near_pairs(table) for p in zip(left.tolist(), right.tolist())}
     assert len(expected) > 500
     assert found == expected

@@ -49,7 +49,9 @@ def test_shrinking_is_antialiased_bicubic(width, height):
 
 def test_shrinking_an_array_is_that_of_its_picture():
     image = picture(97, 131)
-    np.testing.assert_array_equal(shrink(np.asarray(image)[:, ::-1], 64), shrink(Image.fromarray(np.asarray(image)[:, ::-1]), 64))
+    np.testing.assert_array_equal(
+        shrink(np.asarray(image)[:, ::-1], 64), shrink(Image.fromarray(np.asarray(image)[:, ::-1]), 64)
+    )
 
 
 @pytest.mark.parametrize(("size", "image_size"), [((53, 71), 53), ((53, 71), 99), ((530, 710), 0)])
