@@ -211,11 +211,12 @@ def _lines(tile: Tile) -> list[str]:
     for number, text in enumerate(tile.texts):
         text = _printable(text)
         wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-        more = wrapped(text, CHARACTERS_ACROSS // (2 if wide else 1), 3 if len(tile.texts) > 1 else MAX_LINES)
-        found = more.split("\n")
-        if len(tile.texts) > 1:
+        several, last = len(tile.texts) > 1, number == len(tile.texts) - 1
+        width = (CHARACTERS_ACROSS - len(BULLET) * several) // (2 if wide else 1)
+        found = wrapped(text, width, 3 if several else MAX_LINES).split("\n")
+        if several:
             found = [f"{'  ' if place else BULLET}{line}" for place, line in enumerate(found)]
-        if lines and len(lines) + len(found) >= MAX_LINES:
+        if len(lines) + len(found) > MAX_LINES - (not last):
             return [*lines, f"and {len(tile.texts) - number} more"]
         lines += found
     return lines
