@@ -311,7 +311,7 @@ MESSAGES = {
     "folder to classify": "{place}/photo is a folder: clip-jax embed is for folders, this command for single pictures",
     "nowhere to prepare to": "--output is missing: for instance --output=data_256",
     "nothing to prepare": "--path is missing: for instance --path=photos",
-    "source to prepare": "flag --source=digits: value should be one of <folder|webdataset|tfds|array_record|table|scenes>",
+    "source to prepare": "flag --source=digits: value should be one of <folder|webdataset|tfds|array_record|",
     "nothing to inspect": "give one data set, not 0: for instance clip-jax inspect photos",
     "data to inspect": "no data at '/nowhere': give a folder, tars, ArrayRecord files, a .csv or .parquet, or scenes",
     "flag of another command": "Unknown command line flag 'shard_size'",
