@@ -134,7 +134,7 @@ def test_inspect_a_folder(tmp_path, capsys):
         "un café à la crème",
         "猫が座っている" * 20,
         "قطة",
-        "$x_1$ \\frac",
+        "from $5_{ to $6",
         "🐈 " * 30,
         "a\tb\x00\x1bc",
     ]

@@ -58,7 +58,9 @@ def test_banding_finds_every_near_pair_that_comparing_all_finds():
     groups[1][:, :16] ^= 0x5A
     strangers = rng.integers(0, 256, (150, LOOK_BYTES), np.uint8)
     strangers[:70, :8] = 0  # many share bands: pictures on plain ground
-    table = np.unique(np.concatenate([*groups, strangers]), axis=0)
+    scattered = strangers[[70, 70]]  # the most bits that may differ, in as many bands as they reach
+    scattered[1, :16] ^= np.packbits(np.isin(np.arange(128), np.arange(MAX_BITS) * 12))
+    table = np.unique(np.concatenate([*groups, strangers, scattered]), axis=0)
     every = np.array(list(itertools.combinations(range(len(table)), 2))).T
     expected = set(zip(*(x.tolist() for x in are_near(table, *every))))
     found = {tuple(sorted(p)) for left, right in near_pairs(table) for p in zip(left.tolist(), right.tolist())}

@@ -27,7 +27,7 @@ from input_pipeline.prepare.filters import Filters
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.manifest import prepare
 from input_pipeline.prepare.shards import ShardMaker
-from input_pipeline.prepare.statistics import Statistics, reason_kind
+from input_pipeline.prepare.statistics import Statistics, quantiles, reason_kind
 from input_pipeline.prepare.transform import Settings, open_record
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import ArrayRecordSource, WebDatasetSource, make_source
@@ -338,7 +338,8 @@ def drawn(tmp_path_factory) -> tuple[Callable, dict[str, str]]:
 def test_a_kill_in_the_middle_costs_nothing(victim, number, code, drawn, tmp_path):
     run_drawn, expected = drawn
     command = [sys.executable, "-c", DRAWN, str(tmp_path)]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+    errors = tmp_path.parent / f"{victim}.err"
+    with errors.open("wb") as err, subprocess.Popen(command, start_new_session=True, stderr=err) as process:
         wait_until(lambda: list(tmp_path.glob("*-of-00012.json")))
         children = [int(x) for x in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         assert len(children) == 2
@@ -348,6 +349,7 @@ def test_a_kill_in_the_middle_costs_nothing(victim, number, code, drawn, tmp_pat
             os.kill(process.pid if victim == "run" else children[0], number)
         assert process.wait(30) == code
     wait_until(lambda: not any(os.path.exists(f"/proc/{child}") for child in children))  # nobody writes any more
+    assert errors.read_text().count("Traceback") == (victim == "group")  # the run's own, and none of its workers
     names = {file.name for file in tmp_path.iterdir()}
     assert ("manifest.json" in names) == (victim == "worker")
     if victim != "run":
@@ -455,9 +457,10 @@ def test_statistics_of_parts_are_those_of_the_whole():
     parts[0].merge(Statistics.from_json(json.loads(json.dumps(parts[1].as_json()))))
     assert parts[0] == whole
     lengths = [len(caption) for i in range(30) for caption in SCENES.captions(i)[: i % 4]]
+    assert quantiles({1: 1, 2: 1}) == [1, 1, 2]
     row = next(row for row in whole.describe() if row[0] == "characters of a caption")
-    quantiles = np.quantile(lengths, [0.05, 0.5, 0.95], method="inverted_cdf").tolist()
-    assert row[1:] == (len(lengths), np.mean(lengths), min(lengths), *quantiles, max(lengths))
+    expected = np.quantile(lengths, [0.05, 0.5, 0.95], method="inverted_cdf").tolist()
+    assert row[1:] == (len(lengths), np.mean(lengths), min(lengths), *expected, max(lengths))
 
 
 @pytest.mark.parametrize(
