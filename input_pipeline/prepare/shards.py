@@ -98,18 +98,23 @@ class ShardMaker:
             try:
                 count = write_array_record(path, records())
             except RuntimeError as error:  # of the library's writer
-                raise OSError(f"{file} cannot be written to {self.folder}: {error}") from error
+                raise _cannot_write(file, self.folder, error) from error
             details |= {"records": count, "bytes": os.path.getsize(path), "sha256": _sha256(path)}
         details["statistics"] = statistics.as_json()
+        file = self.file(shard, "json")
         try:
-            self.folder.write(self.file(shard, "json"), json.dumps(details).encode())
+            self.folder.write(file, json.dumps(details).encode())
         except OSError as error:
-            raise OSError(f"{self.file(shard, 'json')} cannot be written to {self.folder}: {error}") from error
+            raise _cannot_write(file, self.folder, error) from error
         seen(len(self.indices(shard)))
 
     def details(self, shard: int) -> dict[str, Any]:
         """What was said of a shard that is complete."""
         return json.loads(self.folder.read(self.file(shard, "json")))
+
+
+def _cannot_write(file: str, folder: Folder, error: Exception) -> OSError:
+    return OSError(f"{file} cannot be written to {folder}: {error}. What is complete stays: the same command goes on")
 
 
 def _sha256(path: str) -> str:
