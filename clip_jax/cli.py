@@ -18,6 +18,8 @@ COMMANDS = {
     "train": "train a model from a config",
     "evaluate": "measure a trained model",
     "embed": "embed a folder or a data set of pictures and captions",
+    "prepare": "make any data set ArrayRecord shards of small pictures, and account for every record",
+    "inspect": "show what is in a data set: statistics and a contact sheet",
     "classify": "tell which of your labels fit pictures",
     "tokenizer": "train a vocabulary on a data set's captions",
     "convert": "read weights of any layout, write them in another",

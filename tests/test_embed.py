@@ -608,6 +608,7 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     values = {"model": "some model", "path": str(photos), "output": str(tmp_path / "out"), "format": "npy"}
+    values |= {"source": "folder", "split": ""}  # other commands have flags of these names, with other defaults
     with flagsaver.flagsaver(**values, shard_size=SHARD_SIZE, batch_size=BATCH_SIZE, dtype="float16", part="1/2"):
         assert embed_module.main() == 0
     assert calls == [("some model", None, BATCH_SIZE, [[[device]] for device in jax.local_devices()])]

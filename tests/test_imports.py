@@ -22,6 +22,12 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.scenes.drawing": {"input_pipeline.scenes.world"},
     "input_pipeline.sources.": {"input_pipeline.sources."},
     "input_pipeline.sources.base": set(),
+    "input_pipeline.prepare.": {"input_pipeline.prepare.", "input_pipeline.sources.", "input_pipeline.transforms"},
+    "input_pipeline.prepare.filters": set(),
+    "input_pipeline.prepare.folder": set(),
+    "input_pipeline.prepare.duplicates": set(),
+    "input_pipeline.prepare.statistics": {"input_pipeline.sources.base"},
+    "input_pipeline.prepare.manifest": {"input_pipeline.prepare.", "input_pipeline.pipeline"},
     "input_pipeline.tokenizers": set(),
     "input_pipeline.transforms": set(),
     "input_pipeline.vocabulary": {"input_pipeline.sources.", "input_pipeline.tokenizers"},
@@ -65,6 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.metrics": set(),
     "clip_jax.plots": set(),
     "clip_jax.robustness_plots": {"clip_jax.plots"},
+    "clip_jax.data_plots": {"clip_jax.plots"},
     "clip_jax.suites.plots": {"clip_jax.plots"},
     "clip_jax.evaluators.": {"clip_jax.evaluators."},  # an evaluator is handed its arrays and callables
     "clip_jax.evaluators.logistic_regression": {"clip_jax.sharding"},
@@ -114,6 +121,8 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.embedding_shards": set(),
     "clip_jax.tokenizer": {"clip_jax.", "input_pipeline."},
     "clip_jax.classify": {"clip_jax.", "input_pipeline."},
+    "clip_jax.prepare": {"clip_jax.", "input_pipeline."},
+    "clip_jax.inspect": {"clip_jax.", "input_pipeline."},
     "clip_jax.cli": set(),  # but for the entry points, and those only when they are asked for
 }
 ENTRY_POINTS = {
@@ -122,6 +131,8 @@ ENTRY_POINTS = {
     "clip_jax.embed",
     "clip_jax.tokenizer",
     "clip_jax.classify",
+    "clip_jax.prepare",
+    "clip_jax.inspect",
     "clip_jax.convert",
     "clip_jax.plan",
 }
@@ -141,6 +152,8 @@ ONLY_IN = {
         "clip_jax.embed",
         "clip_jax.tokenizer",
         "clip_jax.classify",
+        "clip_jax.prepare",
+        "clip_jax.inspect",
         "clip_jax.convert",
         "clip_jax.plan",
         "clip_jax.benchmarks.",

@@ -104,7 +104,7 @@ def write_array_record(path: str, records: Iterable[Record]) -> int:
             feature["captions"].bytes_list.value.extend(caption.encode() for caption in record["captions"])
             if "label" in record:
                 feature["label"].int64_list.value.append(record["label"])
-            writer.write(example.SerializeToString())
+            writer.write(example.SerializeToString(deterministic=True))  # or the map's order could differ by process
             count += 1
     except BaseException:
         writer.close()

@@ -1,0 +1,121 @@
+"""A folder whose files appear whole or not at all, and of which one run at a time is the owner."""
+
+import fcntl
+import glob
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK = ".lock"
+
+
+class LocalFolder:
+    """A folder on a file system, made when missing.
+
+    Another kind of folder (see `beam`) has the same methods.
+    """
+
+    def __init__(self, path: str):
+        self.path = Path(os.path.expanduser(path))
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file: give a folder to write to")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def names(self) -> set[str]:
+        """Of the files in it that are complete."""
+        if not self.path.is_dir():
+            return set()
+        return {file.name for file in self.path.iterdir() if not file.name.startswith(".")}
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    @contextmanager
+    def whole(self, name: str) -> Iterator[str]:
+        """A path to write to; the file gets its name, and is on the disk, when the block ends without an error."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = str(self.path / f".{name}.{socket.gethostname()}-{os.getpid()}.partial")
+        try:
+            yield partial
+            _flush(partial)
+            os.replace(partial, self.path / name)
+            _flush(str(self.path))  # the name, too
+        finally:
+            for left in glob.glob(f"{glob.escape(partial)}*"):  # a writer may have a passing name of its own
+                os.unlink(left)
+
+    def write(self, name: str, data: bytes) -> None:
+        with self.whole(name) as path, open(path, "wb") as file:
+            file.write(data)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While the block lasts no other process gets past this line; what dead ones left half-written is removed.
+
+        The lock dies with its process. One that another machine left behind, dead or alive, has to be removed by hand.
+
+        Raises:
+          ValueError: another process has it; names its host and process id.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / LOCK
+        while True:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = False
+            except BlockingIOError:
+                held = True
+            if held or _is_same_file(descriptor, file):
+                break
+            os.close(descriptor)  # its owner has just ended and removed it
+        try:
+            owner = _parse_owner(os.pread(descriptor, 4096, 0))
+            here = socket.gethostname()
+            if held or (owner and owner["host"] != here):
+                who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+                mend = "wait for it" if held else f"if that one is dead, remove {file}"
+                raise ValueError(f"{who} is preparing into {self.path}: {mend}, or use another --output")
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"host": here, "pid": os.getpid()}).encode(), 0)
+            self._remove_partial()
+            try:
+                yield
+            finally:
+                self._remove_partial()
+                os.unlink(file)
+        finally:
+            os.close(descriptor)
+
+    def _remove_partial(self) -> None:
+        for left in self.path.glob(".*.partial*"):
+            left.unlink(missing_ok=True)
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_same_file(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _parse_owner(text: bytes) -> dict | None:
+    """Host and process id, or None where the owner died before it had written them."""
+    try:
+        owner = json.loads(text)
+        return owner if {"host", "pid"} <= set(owner) else None
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,178 @@
+"""What a folder of prepared shards says of itself: settings.json from the start, all else when every shard is there.
+
+manifest.json is written last. It holds the source's fingerprint and the settings; a row a shard with its records, bytes
+and SHA-256; totals; and of broken and of filtered records how many for which reason, with the first ones' ids. All of
+them stand in broken.jsonl, groups of duplicates in duplicates.jsonl, histograms in statistics.json and statistics.png.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from input_pipeline.pipeline import FEW_RECORDS, check_broken_share
+from input_pipeline.prepare.duplicates import find_exact, find_near
+from input_pipeline.prepare.shards import Folder, ShardMaker
+from input_pipeline.prepare.statistics import Statistics, count_reasons
+
+VERSION = 1
+SETTINGS, MANIFEST = "settings.json", "manifest.json"
+IDS_REMEMBERED = 1000
+DECIDES_BYTES = ("pillow", "kornia-rs", "array-record", "protobuf")  # libraries
+
+
+def prepare(
+    maker: ShardMaker,
+    make_shards: Callable[[Sequence[int], Callable[[int], None]], None],
+    draw: Callable[[Statistics, str], None],
+    *,
+    max_broken_share: float,
+) -> tuple[dict[str, Any], int]:
+    """Makes the shards that are not there yet, then the manifest; returns it, and how many shards were made.
+
+    Args:
+      maker: of the shards.
+      make_shards: makes those of the numbers given, in any way, and calls back with each that is complete.
+      draw: draws the statistics into the PNG of that path.
+      max_broken_share: of the records seen, in [0, 1].
+
+    Raises:
+      ValueError: the folder holds shards of another source or other settings; another run is at work there; too many
+        broken records; none is left; and whatever `make_shards` raises.
+    """
+    num_indexed = len(maker.source) + len(maker.source.broken)
+    broken = list(maker.source.broken)
+    seen = len(broken)
+    check_broken_share(seen, num_indexed, broken, max_broken_share, "--max_broken_share")
+
+    def check(shard: int) -> None:
+        nonlocal seen
+        seen += len(maker.indices(shard))
+        broken.extend(maker.details(shard)["broken"])
+        num_judged = max(seen, min(num_indexed, FEW_RECORDS))
+        check_broken_share(len(broken), num_judged, broken, max_broken_share, "--max_broken_share")
+
+    with maker.folder.locked():
+        todo = claim(maker)
+        if not todo and MANIFEST in maker.folder.names():
+            return read_manifest(maker.folder), 0
+        for shard in sorted({*range(len(maker))} - {*todo}):
+            check(shard)
+        make_shards(todo, check)
+        return _write_manifest(maker, draw), len(todo)
+
+
+def claim(maker: ShardMaker) -> list[int]:
+    """Writes settings.json, unless there is one that says the same; returns the shards that are still to be made.
+
+    Raises:
+      ValueError: the settings there differ (the differences are listed) or are damaged, or there are shards without.
+    """
+    folder = maker.folder
+    expected = json.loads(json.dumps(_describe(maker)))
+    there = folder.names()
+    if SETTINGS not in there:
+        if others := sorted(name for name in there if name.endswith(".array_record")):
+            raise ValueError(f"{folder} holds {others[0]} but no {SETTINGS}: use another --output")
+        folder.write(SETTINGS, json.dumps(expected, indent=2).encode())
+        return maker.missing()
+    try:
+        found = json.loads(folder.read(SETTINGS))
+        old, new = _flatten(found), _flatten(expected)
+    except (ValueError, AttributeError):
+        raise ValueError(f"{SETTINGS} in {folder} is damaged: use another --output") from None
+    todo = maker.missing()
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    if not todo:  # libraries change what would be made, not what is there
+        names = [name for name in names if not name.startswith("libraries.")]
+    if names:
+        differences = "; ".join(f"{x} was {old.get(x)!r:.200}, is {new.get(x)!r:.200}" for x in names)
+        raise ValueError(f"{folder} holds shards prepared otherwise: {differences}. Use another --output")
+    return todo
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """Raises ValueError when it is damaged or of another version."""
+    try:
+        manifest = json.loads(folder.read(MANIFEST))
+        if manifest["version"] == VERSION:
+            return manifest
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{MANIFEST} in {folder} is damaged, or of another version: remove it, and prepare again")
+
+
+def _describe(maker: ShardMaker) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "source": maker.source.fingerprint(),
+        "settings": asdict(maker.settings),
+        "name": maker.name,
+        "shard_size": maker.shard_size,
+        "num_shards": len(maker),
+        "class_names": maker.source.class_names,
+        "libraries": {name: version(name) for name in DECIDES_BYTES},
+    }
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _write_manifest(maker: ShardMaker, draw: Callable[[Statistics, str], None]) -> dict[str, Any]:
+    shards: list[dict[str, Any]] = []
+    ids: list[str] = []
+    pixels: list[str] = []
+    looks: list[bytes] = []
+    left_out: dict[str, list[Sequence[str]]] = {"broken": list(maker.source.broken), "filtered": []}
+    statistics = Statistics()
+    for shard in range(len(maker)):
+        details = maker.details(shard)
+        shards.append({"file": maker.file(shard), **{x: details[x] for x in ("records", "bytes", "sha256")}})
+        ids += details["ids"]
+        pixels += details["pixels"]
+        looks += map(bytes.fromhex, details["looks"])
+        for kind, pairs in left_out.items():
+            pairs += details[kind]
+        statistics.merge(Statistics.from_json(details["statistics"]))
+    if not ids:
+        reasons = {kind: count_reasons(pairs) for kind, pairs in left_out.items()}
+        raise ValueError(f"no record is left of {len(maker.source)}: {reasons}")
+
+    duplicates: dict[str, list[list[int]]] = {"exact": find_exact(pixels)}
+    # A group that is one picture, pixel for pixel, has been told of already.
+    duplicates["near"] = [group for group in find_near(looks) if len({pixels[place] for place in group}) > 1]
+    folder = maker.folder
+    lines = ({"kind": k, "id": name, "reason": reason} for k, pairs in left_out.items() for name, reason in pairs)
+    _write_lines(folder, "broken.jsonl", lines)
+    groups = ({"kind": kind, "ids": [ids[x] for x in group]} for kind, found in duplicates.items() for group in found)
+    _write_lines(folder, "duplicates.jsonl", groups)
+    folder.write("statistics.json", json.dumps(statistics.as_json()).encode())
+    with folder.whole("statistics.png") as path:
+        draw(statistics, path)
+    manifest = {
+        **_describe(maker),
+        "totals": {
+            "records": len(ids),
+            "captions": statistics.characters.total(),
+            "bytes": sum(shard["bytes"] for shard in shards),
+            **{kind: len(pairs) for kind, pairs in left_out.items()},
+        },
+        "duplicates": {
+            kind: {"groups": len(groups), "records": sum(map(len, groups))} for kind, groups in duplicates.items()
+        },
+        **{
+            kind: {"reasons": count_reasons(pairs), "first": pairs[:IDS_REMEMBERED]} for kind, pairs in left_out.items()
+        },
+        "shards": shards,
+    }
+    folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+    return json.loads(json.dumps(manifest))
+
+
+def _write_lines(folder: Folder, name: str, lines: Any) -> None:
+    folder.write(name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

@@ -1,0 +1,125 @@
+"""The shards of a prepared data set: fixed ranges of a source's records, each made by one process from start to end.
+
+What a shard holds is decided by the source, the settings and its number, so whoever makes it, and however often, the
+bytes are the same. Beside NAME-00000-of-00012.array_record lies NAME-00000-of-00012.json with all that the manifest
+needs; it is written last, so a shard that has it is complete, and one that lacks it is made again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from input_pipeline.prepare.statistics import Statistics
+from input_pipeline.prepare.transform import FilteredRecordError, Settings, prepare_record
+from input_pipeline.sources.array_record import write_array_record
+from input_pipeline.sources.base import BrokenRecordError, Record, Source
+
+BLOCK_BYTES = 2**20
+
+
+class Folder(Protocol):
+    """Where the files go: `folder.LocalFolder`, or `beam.RemoteFolder`."""
+
+    def names(self) -> set[str]: ...
+
+    def read(self, name: str) -> bytes: ...
+
+    def write(self, name: str, data: bytes) -> None: ...
+
+    def whole(self, name: str) -> AbstractContextManager[str]: ...
+
+    def locked(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardMaker:
+    """Makes any shard by its number, in any process: it is cheap to send.
+
+    Attributes:
+      source: the records.
+      folder: for the shards.
+      settings: what becomes of a record.
+      name: what the files' names begin with.
+      shard_size: records of the source that a shard is made from; it holds fewer where some were left out.
+    """
+
+    source: Source
+    folder: Folder
+    settings: Settings
+    name: str
+    shard_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.shard_size)
+
+    def indices(self, shard: int) -> range:
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.source)))
+
+    def file(self, shard: int, suffix: str = "array_record") -> str:
+        return f"{self.name}-{shard:05d}-of-{len(self):05d}.{suffix}"
+
+    def missing(self) -> list[int]:
+        """The shards that are still to be made."""
+        there = self.folder.names()
+        return [k for k in range(len(self)) if not {self.file(k), self.file(k, "json")} <= there]
+
+    def make(self, shard: int, seen: Callable[[int], None] = lambda count: None) -> None:
+        """Writes a shard and what is said of it; `seen` is told how many of its records are done.
+
+        Raises OSError that names the file when it cannot be written, as on a full disk.
+        """
+        details: dict[str, Any] = {"ids": [], "pixels": [], "looks": [], "broken": [], "filtered": []}
+        statistics = Statistics()
+
+        def records() -> Iterator[Record]:
+            for count, index in enumerate(self.indices(shard)):
+                seen(count)
+                try:
+                    prepared = prepare_record(self.source[index], self.settings)
+                except BrokenRecordError as error:
+                    details["broken"].append((error.record_id, error.reason))
+                    continue
+                except FilteredRecordError as error:
+                    details["filtered"].append((error.record_id, error.reason))
+                    continue
+                record = prepared.record
+                details["ids"].append(record["id"])
+                details["pixels"].append(prepared.pixels)
+                details["looks"].append(prepared.look.hex())
+                statistics.add(record, prepared.facts)
+                yield record
+
+        file = self.file(shard)
+        with self.folder.whole(file) as path:
+            try:
+                count = write_array_record(path, records())
+            except RuntimeError as error:  # of the library's writer
+                raise _cannot_write(file, self.folder, error) from error
+            details |= {"records": count, "bytes": os.path.getsize(path), "sha256": _sha256(path)}
+        details["statistics"] = statistics.as_json()
+        file = self.file(shard, "json")
+        try:
+            self.folder.write(file, json.dumps(details).encode())
+        except OSError as error:
+            raise _cannot_write(file, self.folder, error) from error
+        seen(len(self.indices(shard)))
+
+    def details(self, shard: int) -> dict[str, Any]:
+        """What was said of a shard that is complete."""
+        return json.loads(self.folder.read(self.file(shard, "json")))
+
+
+def _cannot_write(file: str, folder: Folder, error: Exception) -> OSError:
+    return OSError(f"{file} cannot be written to {folder}: {error}. What is complete stays: the same command goes on")
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,147 @@
+"""What `prepare` does to one record: a pure function, the same in a worker process and in a Beam pipeline."""
+
+import hashlib
+import io
+from dataclasses import dataclass, field
+
+import kornia_rs
+import numpy as np
+from PIL import Image
+
+from input_pipeline.prepare.duplicates import describe_look
+from input_pipeline.prepare.filters import Filters
+from input_pipeline.prepare.statistics import DRAWN, Facts
+from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record
+from input_pipeline.transforms import FORMATS, MIN_SIDE, decode_image
+
+KEPT_FORMATS = ("JPEG", "PNG", "WEBP")  # copied byte by byte when they are small enough: nothing is lost twice
+
+
+class FilteredRecordError(ValueError):
+    """A record that can be used, but was not asked for."""
+
+    def __init__(self, record_id: str, reason: str):
+        super().__init__(record_id, reason)
+        self.record_id = record_id
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is made of each record.
+
+    Attributes:
+      image_size: the shorter side in pixels that larger pictures are shrunk to; 0 leaves all as they are.
+      quality: of the JPEGs made, in [1, 100].
+      filters: which records are kept.
+    """
+
+    image_size: int = 256
+    quality: int = 90
+    filters: Filters = field(default_factory=Filters)
+
+    def __post_init__(self) -> None:
+        if self.image_size and self.image_size < MIN_SIDE:
+            raise ValueError(f"image_size={self.image_size} must be at least {MIN_SIDE} pixels, or 0 to keep sizes")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality={self.quality} must lie in [1, 100]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A record as it goes into a shard, and what its manifest needs to know.
+
+    Attributes:
+      record: id, image (encoded bytes), captions and, when labelled, label.
+      facts: of the picture in the source.
+      pixels: 32 hexadecimal digits of the SHA-256 of the pixels at the prepared size; equal for exact duplicates.
+      look: see `duplicates.describe_look`.
+    """
+
+    record: Record
+    facts: Facts
+    pixels: str
+    look: bytes
+
+
+def prepare_record(record: Record, settings: Settings) -> Prepared:
+    """Checks, filters, shrinks and encodes one record.
+
+    Pictures whose shorter side is at most image_size stay as they are: JPEG, PNG and WebP are copied byte by byte (but
+    decoded, so that a broken one is found), drawn ones become PNG. All else becomes JPEG without EXIF and ICC profile.
+    Its colour is subsampled 4:2:0, as in nearly every photograph's source: beside 4:4:4 at 256 pixels and quality 90 it
+    has 21 % fewer bytes, to be read in every epoch, for a mean error of 3.4 levels in place of 2.8.
+
+    Raises:
+      BrokenRecordError: neither caption nor label, or a picture that `decode_image` refuses.
+      FilteredRecordError: the filters leave it out.
+    """
+    if not record["captions"] and "label" not in record:
+        raise BrokenRecordError(record["id"], NO_CAPTION)
+    image, facts = open_record(record)
+    if reason := settings.filters.reason(record["captions"], facts.width, facts.height):
+        raise FilteredRecordError(record["id"], reason)
+    pixels = shrink(image, settings.image_size)  # [h, w, 3]
+    if pixels.shape[:2] != (facts.height, facts.width) or facts.form not in (*KEPT_FORMATS, DRAWN):
+        encoded = _encode(pixels, "JPEG", quality=settings.quality, subsampling="4:2:0")
+    else:
+        encoded = _encode(pixels, "PNG") if facts.form == DRAWN else record["image"]
+    kept: Record = {name: record[name] for name in ("id", "captions", "label") if name in record}
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(pixels.data)
+    return Prepared(
+        record={**kept, "image": encoded},
+        facts=facts,
+        pixels=digest.hexdigest()[:32],
+        look=describe_look(pixels),
+    )
+
+
+def open_record(record: Record) -> tuple[Image.Image | np.ndarray, Facts]:
+    """The decoded picture, as `decode_image` returns it or as it was drawn, and its facts.
+
+    Raises:
+      BrokenRecordError: a picture that `decode_image` refuses.
+    """
+    data = record["image"]
+    try:
+        if isinstance(data, np.ndarray):
+            return data, Facts(width=data.shape[1], height=data.shape[0], form=DRAWN, num_bytes=0)
+        image = decode_image(data)
+    except ValueError as error:
+        raise BrokenRecordError(record["id"], str(error)) from error
+    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        form = header.format or ""
+    return image, Facts(width=image.width, height=image.height, form=form, num_bytes=len(data))
+
+
+def shrink(image: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
+    """The picture with its shorter side at most image_size, by antialiased bicubic; never enlarged.
+
+    The longer side is truncated as in the reference's evaluation transform, which then finds nothing left to resize.
+    kornia-rs takes 0.92 ms for 500×375 to 341×256 where Pillow takes 2.3; over 160 photographs they differ by 0.008
+    levels on average, at most by 0.05 in a picture. What has an alpha channel or is CMYK is resized by Pillow before it
+    becomes RGB, as the reference does.
+
+    Args:
+      image: in a mode that `decode_image` returns, or uint8 [H, W, 3].
+      image_size: pixels; 0 for any.
+
+    Returns:
+      uint8 [h, w, 3], contiguous.
+    """
+    width, height = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+    shorter = min(width, height)
+    shrinks = 0 < image_size < shorter
+    size = (int(image_size * width / shorter), int(image_size * height / shorter)) if shrinks else (width, height)
+    if isinstance(image, Image.Image) and image.mode != "RGB":
+        resized = image.resize(size, Image.Resampling.BICUBIC) if shrinks else image
+        return np.asarray(resized.convert("RGB"))
+    pixels = np.ascontiguousarray(np.asarray(image))
+    return np.asarray(kornia_rs.imgproc.resize(pixels, size[::-1], "bicubic")) if shrinks else pixels
+
+
+def _encode(pixels: np.ndarray, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
