@@ -15,10 +15,12 @@ from typing import Any, Literal, TypedDict
 
 import grain
 import numpy as np
+import PIL
 from absl import flags
 from grain.experimental import index_shuffle
 from PIL import Image
 
+from input_pipeline.jpeg import libraries, random_jpeg_crop
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, Record, Source, SubsetSource, make_source
 from input_pipeline.tokenizers import Tokenizer
@@ -28,6 +30,7 @@ MAX_BROKEN_IN_A_ROW = 100
 LAST_ROW = 2**62  # the stream has no end that a run could reach
 FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
 BROKEN_REMEMBERED = 20
+Decode = Literal["fast", "exact"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class DataConfig:
       scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
       num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream).
       min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
+      decode: of training's JPEGs, "fast", or "exact" as the evaluation decodes; see `Examples`.
       tokenizer: "sentencepiece" or "clip_bpe".
       tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
       pack_text: several captions share a row of the text tower: the same features and gradients but for rounding, from
@@ -58,6 +62,7 @@ class DataConfig:
     scene_kinds: tuple[str, ...]
     num_validation: int
     min_crop_scale: float
+    decode: Decode
     tokenizer: Literal["sentencepiece", "clip_bpe"]
     tokenizer_file: str
     pack_text: bool
@@ -143,6 +148,8 @@ class Examples:
 
     A record that cannot be used is reported where it stands, and the next one of the epoch takes its place.
     min_scale: the smallest side of the random square crop, as a share of the image's shorter side.
+    decode: "exact" decodes and resizes with Pillow, as the evaluation does; "fast" takes `jpeg.random_jpeg_crop` for
+      plain JPEGs: the same square, nearly the same pixels.
     """
 
     source: Source
@@ -150,10 +157,12 @@ class Examples:
     image_size: int
     min_scale: float
     seed: int
+    decode: Decode = "exact"
 
     def __getitem__(self, position: int) -> Example:
         epoch, offset = divmod(position, len(self.source))
         rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+        square_numbers = rng.random(3)
         broken: list[tuple[str, str]] = []
         for attempt in range(MAX_BROKEN_IN_A_ROW):
             index = self._shuffled(epoch, (offset + attempt) % len(self.source))
@@ -161,7 +170,7 @@ class Examples:
                 record = self.source[index]
                 if not record["captions"]:  # as labelled records may be
                     raise BrokenRecordError(record["id"], "no caption")
-                image = random_square_crop(load_image(record), self.image_size, self.min_scale, rng)
+                image = self.crop(record, square_numbers)
             except BrokenRecordError as error:
                 broken.append((error.record_id, error.reason))
                 continue
@@ -171,6 +180,17 @@ class Examples:
         raise ValueError(
             f"{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is {broken[0][0]}: {broken[0][1]}"
         )
+
+    def crop(self, record: Record, numbers: np.ndarray) -> np.ndarray:
+        """The random square crop of a record, uint8 [S, S, 3]; three numbers in [0, 1) choose it.
+
+        Raises BrokenRecordError for a picture that cannot be used.
+        """
+        if self.decode == "fast" and isinstance(record["image"], bytes):
+            crop = random_jpeg_crop(record["image"], self.image_size, self.min_scale, numbers)
+            if crop is not None:
+                return crop
+        return random_square_crop(load_image(record), self.image_size, self.min_scale, numbers)
 
     def _shuffled(self, epoch: int, offset: int) -> int:
         if len(self.source) == 1:
@@ -186,6 +206,11 @@ class Examples:
             "image_size": self.image_size,
             "min_scale": self.min_scale,
             "seed": self.seed,
+            "decode": {
+                "path": self.decode,
+                "pillow": PIL.__version__,
+                **(libraries() if self.decode == "fast" else {}),
+            },
         }
 
 

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.sources.base": set(),
     "input_pipeline.tokenizers": set(),
     "input_pipeline.transforms": set(),
+    "input_pipeline.jpeg": {"input_pipeline.transforms"},
     "input_pipeline.packing": set(),
     "input_pipeline.pipeline": {"input_pipeline."},
     "clip_jax.sharding": set(),

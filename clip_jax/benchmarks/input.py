@@ -2,12 +2,14 @@
 --config=tiny --images_per_s=2000`.
 
 First one core's time for the config's data, and the share of each stage: reading a record (drawing it, of scenes),
-decoding, cropping, tokenising, stacking. Then the pipeline as training runs it, in the training process and with
---num_workers worker processes; each run starts workers of its own, and is timed when what they make ahead is used up.
+decoding and cropping, by both values of data.decode, tokenising, stacking. Then the pipeline as training runs it, in the
+training process and with --num_workers worker processes; each run starts workers of its own, and is timed when what they
+make ahead is used up.
 Records that were read before lie in the system's cache: a cold disk or a network is slower.
 """
 
 import dataclasses
+import functools
 import sys
 import tempfile
 import time
@@ -22,10 +24,9 @@ from clip_jax.benchmarks.options import SHARED, chosen_config, make_report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
 from clip_jax.config import Config
 from clip_jax.run import TOKENIZER_FILE, store_tokenizer
-from input_pipeline.pipeline import BatchIterator, Examples, collate, load_image, make_sources
+from input_pipeline.pipeline import BatchIterator, Examples, collate, make_sources
 from input_pipeline.sources import Record
 from input_pipeline.tokenizers import make_tokenizer
-from input_pipeline.transforms import random_square_crop
 
 for flag in ("config", *SHARED):
     flags.declare_key_flag(flag)
@@ -37,6 +38,7 @@ NUM_RECORDS = flags.DEFINE_integer("num_records", 64, "Of which each stage is ti
 IMAGES_PER_S = flags.DEFINE_float("images_per_s", 1000.0, "That training takes.", lower_bound=1)
 
 WHOLE = "all stages"
+OTHER = "the same, data.decode="
 
 
 class Stages:
@@ -46,20 +48,22 @@ class Stages:
         self._examples = examples
         self._made = [examples[position] for position in range(num_records)]
         self._records: list[Record] = [examples.source[made["index"]] for made in self._made]
-        self._images = [load_image(record) for record in self._records]
-        self._rng = np.random.default_rng(0)
+        self._numbers = np.random.default_rng(0).random((num_records, 3))
 
     @property
     def runners(self) -> dict[str, Runner]:
-        """By name, seconds of all records; the first one does what all others do, in training's order."""
+        """By name, seconds of all records; the first one does what all others do, in training's order, but for those of
+        another data.decode."""
         stages = {
             WHOLE: self._whole,
             "read": self._read,
-            "decode": self._decode,
-            "crop": self._crop,
+            "decode, crop": lambda: self._crop(self._examples),
             "tokenise": self._tokenise,
             "stack": self._stack,
         }
+        for decode in sorted({"fast", "exact"} - {self._examples.decode}):
+            other = dataclasses.replace(self._examples, decode=decode)  # type: ignore[arg-type]
+            stages[f"{OTHER}{decode}"] = functools.partial(self._crop, other)
         return {name: Timed(stage) for name, stage in stages.items()}
 
     def _whole(self) -> None:
@@ -69,13 +73,9 @@ class Stages:
         for made in self._made:
             self._examples.source[made["index"]]
 
-    def _decode(self) -> None:
-        for record in self._records:
-            load_image(record)
-
-    def _crop(self) -> None:
-        for image in self._images:
-            random_square_crop(image, self._examples.image_size, self._examples.min_scale, self._rng)
+    def _crop(self, examples: Examples) -> None:
+        for record, numbers in zip(self._records, self._numbers):
+            examples.crop(record, numbers)
 
     def _tokenise(self) -> None:
         for record in self._records:
@@ -119,8 +119,14 @@ def open_examples(config: Config, folder: Path) -> Examples:
     source, _ = make_sources(config.data, image_size)
     store_tokenizer(config.data, config.model, source, folder / TOKENIZER_FILE)
     tokenizer = make_tokenizer(config.data.tokenizer, folder / TOKENIZER_FILE, config.model.text.context_length)
-    scale, seed = config.data.min_crop_scale, config.data.seed
-    return Examples(source=source, tokenizer=tokenizer, image_size=image_size, min_scale=scale, seed=seed)
+    return Examples(
+        source=source,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        min_scale=config.data.min_crop_scale,
+        seed=config.data.seed,
+        decode=config.data.decode,
+    )
 
 
 def main() -> int:
@@ -162,7 +168,7 @@ def share_of_stages(timings: Timings, N: int) -> dict[str, dict[str, float]]:
     stages = {name: seconds for name, seconds in timings.seconds.items() if name != WHOLE}
     shares = {name: float(np.median(seconds / whole)) for name, seconds in stages.items()}
     rates = {name: N / float(np.median(seconds)) for name, seconds in stages.items()}
-    rest = {"the rest": {"share": 1 - sum(shares.values())}}
+    rest = {"the rest": {"share": 1 - sum(share for name, share in shares.items() if not name.startswith(OTHER))}}
     return {name: {"images/s": rates[name], "share": shares[name]} for name in stages} | rest
 
 

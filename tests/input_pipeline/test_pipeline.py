@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.jpeg import libraries
 from input_pipeline.pipeline import (
     MAX_BROKEN_IN_A_ROW,
     Batch,
@@ -118,6 +119,7 @@ def data_config(**changes) -> DataConfig:
         scene_kinds=(),
         num_validation=3,
         min_crop_scale=1.0,
+        decode="fast",
         pack_text=False,
         tokenizer="sentencepiece",
         tokenizer_file="",
@@ -436,3 +438,22 @@ def test_scene_kinds_reach_the_source():
     train, _ = make_sources(data_config(source="scenes", scene_kinds=("digit",)), image_size=16)
     other, _ = make_sources(data_config(source="scenes"), image_size=16)
     assert train.fingerprint() != other.fingerprint()
+
+
+def test_both_ways_to_decode_make_the_same_batches_but_for_the_pixels(tmp_path):
+    source = make_sources(data_config(path=str(tar_of(tmp_path / "a.tar", truncated=(4,))), max_broken_share=0.5), 8)[0]
+    exact = make_examples(source)
+    fast = dataclasses.replace(exact, decode="fast")
+    for position in range(2 * len(source)):
+        a, b = exact[position], fast[position]
+        np.testing.assert_allclose(a["image"].astype(int), b["image"], atol=1, rtol=0)  # of one grey; rounding
+        np.testing.assert_array_equal(a["text"], b["text"])
+        assert (a["index"], a["broken"]) == (b["index"], b["broken"])
+    assert sum(len(fast[position]["broken"]) for position in range(len(source))) == 1
+    decode = fast.fingerprint()["decode"]
+    assert decode["path"] == "fast"
+    assert set(decode) == {"path", "pillow", *libraries()}
+    state = {"next_batch": 0, "truncated": 0, "broken": 0, "first_broken": []}
+    state["fingerprint"] = BatchIterator(exact, BATCH_SIZE).get_state()["fingerprint"]
+    with pytest.raises(ValueError, match="decode was {'path': 'exact', 'pillow': .*, is {'path': 'fast'"):
+        BatchIterator(fast, BATCH_SIZE, state=state)
