@@ -32,7 +32,9 @@ from input_pipeline.tokenizers import make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
-TIMING = ("images_per_s", "data_wait_share")  # all that may differ between two equal runs
+STAGES = ("data_read_s", "data_decode_s", "data_tokenise_s")
+# All that may differ between two equal runs.
+TIMING = ("images_per_s", "data_wait_share", "data_batches_ready", "data_worker_restarts", *STAGES)
 MINIATURE = {
     "model": {"embed_dim": 16},
     "vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32},
@@ -142,8 +144,8 @@ def make_examples(workdir: Path) -> tuple[Examples, Source]:
     made = load_config(workdir)
     source, _ = make_sources(made.data, made.model.vision.image_size)
     tokenizer = make_tokenizer("sentencepiece", workdir / TOKENIZER_FILE, made.model.text.context_length)
-    min_scale, seed = made.data.min_crop_scale, made.data.seed
-    return Examples(source=source, tokenizer=tokenizer, image_size=16, min_scale=min_scale, seed=seed), source
+    data = {"min_scale": made.data.min_crop_scale, "seed": made.data.seed, "decode": made.data.decode}
+    return Examples(source=source, tokenizer=tokenizer, image_size=16, **data), source
 
 
 def restore(workdir: Path):

@@ -2,9 +2,9 @@
 --config=tiny --images_per_s=2000`.
 
 First one core's time for the config's data, and the share of each stage: reading a record (drawing it, of scenes),
-decoding and cropping, by both values of data.decode, tokenising, stacking. Then the pipeline as training runs it, in the
-training process and with --num_workers worker processes; each run starts workers of its own, and is timed when what they
-make ahead is used up.
+decoding and cropping, by both values of data.decode, tokenising, stacking. Then the pipeline as training runs it, in
+the training process, with one worker process and with --num_workers; each run starts workers of its own, and is timed
+when what they make ahead is used up.
 Records that were read before lie in the system's cache: a cold disk or a network is slower.
 """
 
@@ -146,19 +146,21 @@ def main() -> int:
         batch_size = BATCH_SIZE.value or config.train.global_batch_size
         num_workers = NUM_WORKERS.value or max(1, config.data.num_workers)
         pipelines = {
-            f"{n} workers" if n else "no workers": Pipeline(
-                examples, batch_size, NUM_BATCHES.value, n, config.data.max_broken_share
-            )
-            for n in (0, num_workers)
+            _workers(n): Pipeline(examples, batch_size, NUM_BATCHES.value, n, config.data.max_broken_share)
+            for n in sorted({0, 1, num_workers})
         }
         images = NUM_BATCHES.value * batch_size
         timings = report.measure(pipelines)
         report.add(f"{subject}, pipeline, batches of {batch_size:,}", {}, timings, {"images": images})
-    rate = images / float(np.median(timings.seconds[f"{num_workers} workers"]))
+    rate = images / float(np.median(timings.seconds[_workers(num_workers)]))
     needs = {"images/s": IMAGES_PER_S.value, "cores": cores_needed(IMAGES_PER_S.value, rate, num_workers)}
     report.tell("needs", {f"at {rate / num_workers:,.0f} images/s a worker": needs})
     report.write()
     return 0
+
+
+def _workers(number: int) -> str:
+    return f"{number or 'no'} worker{'s' * (number != 1)}"
 
 
 def share_of_stages(timings: Timings, N: int) -> dict[str, dict[str, float]]:
