@@ -20,8 +20,8 @@ except ImportError:  # it has no wheel for Linux on ARM: Pillow's resize, the sa
 
 # By which libjpeg-turbo decodes with vector instructions; sizes in between, as 5/8, take longer than the whole picture.
 REDUCTIONS = (8, 4, 2)
-# The reduced square's side over the crop's, at least: nearer to 1 libjpeg's sharper filter remains, and the crop differs
-# from the exact one by up to 3 of 255 in the mean over photographs.
+# The reduced square's side over the crop's, at least. Nearer to 1 libjpeg's sharper filter remains, and the mean
+# difference from the exact crops of photographs is up to 3 of 255.
 MARGIN = 1.25
 # What libjpeg turns into RGB; Pillow resizes the others (CMYK, YCCK) before it converts them.
 COLORSPACES = ("YCbCr", "RGB", "Gray")
