@@ -187,6 +187,9 @@ def test_a_run_leaves_what_its_last_line_says(finished):
     assert [row["samples_seen"] for row in training] == list(range(8, 561, 8))
     assert all(np.isfinite(value) for row in training for value in row.values())
     assert all(abs(row["chance_loss"] - np.log(8)) < 1e-6 for row in training)
+    assert all(0 <= row["data_batches_ready"] <= train.BATCHES_AHEAD for row in training)
+    assert all(row["data_decode_s"] < row["data_read_s"] for row in training[5:])  # drawn, and handed on as they are
+    assert {row["data_broken"] + row["data_worker_restarts"] for row in training} == {0}
     assert training[0]["learning_rate"] == 0
     assert max(row["learning_rate"] for row in training) == pytest.approx(1e-3)
     assert [row["step"] for row in read_metrics(finished) if "loss" not in row] == [20, 40, 60, 70]
@@ -345,6 +348,7 @@ def test_broken_records_are_skipped_counted_and_reported(tmp_path, no_pictures, 
     met = re.search(r"records that could not be used (\d+) met, 1 left out beforehand", out)
     assert met is not None
     assert 48 <= int(met[1]) <= 50  # two in each of 24.3 epochs
+    assert read_metrics(tmp_path / "run")[-2]["data_broken"] == int(met[1])
     assert "broken: a/17: truncated or broken image" in out
     assert "broken: a/3: truncated or broken image" in out
     assert "captions truncated 560 " in out

@@ -5,11 +5,13 @@ First one core's time for the config's data, and the share of each stage: readin
 decoding and cropping, by both values of data.decode, tokenising, stacking. Then the pipeline as training runs it, in
 the training process, with one worker process and with --num_workers; each run starts workers of its own, and is timed
 when what they make ahead is used up.
-Records that were read before lie in the system's cache: a cold disk or a network is slower.
+--memory_records=100000 tells the memory of the process and its workers while so many are read. Records that were read
+before lie in the system's cache: a cold disk or a network is slower.
 """
 
 import dataclasses
 import functools
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -36,6 +38,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images of a batch; by def
 NUM_BATCHES = flags.DEFINE_integer("num_batches", 8, "Timed in a run of the pipeline.", lower_bound=1)
 NUM_RECORDS = flags.DEFINE_integer("num_records", 64, "Of which each stage is timed.", lower_bound=1)
 IMAGES_PER_S = flags.DEFINE_float("images_per_s", 1000.0, "That training takes.", lower_bound=1)
+MEMORY_RECORDS = flags.DEFINE_integer("memory_records", None, "Over which memory is watched.", lower_bound=1)
 
 WHOLE = "all stages"
 OTHER = "the same, data.decode="
@@ -101,10 +104,10 @@ class Pipeline:
             options = {"num_workers": num_workers, "max_broken_share": max_broken_share}
             return BatchIterator(examples, batch_size, **options)  # type: ignore[arg-type]
 
-        self._start = start
+        self.start = start
 
     def __call__(self) -> float:
-        with closing(self._start()) as batches:
+        with closing(self.start()) as batches:
             for _ in range(4 + 4 * self._num_workers):  # the buffers of grain, two a worker on either side
                 next(batches)
             start = time.perf_counter()
@@ -155,8 +158,36 @@ def main() -> int:
     rate = images / float(np.median(timings.seconds[_workers(num_workers)]))
     needs = {"images/s": IMAGES_PER_S.value, "cores": cores_needed(IMAGES_PER_S.value, rate, num_workers)}
     report.tell("needs", {f"at {rate / num_workers:,.0f} images/s a worker": needs})
+    if MEMORY_RECORDS.value:
+        with closing(pipelines[_workers(num_workers)].start()) as batches:
+            report.tell("memory, MiB", watch_memory(batches, MEMORY_RECORDS.value, batch_size))
     report.write()
     return 0
+
+
+def watch_memory(batches: BatchIterator, num_records: int, batch_size: int) -> dict[str, dict[str, float]]:
+    """Resident memory of this process and of its workers, a shared page counted once, at ten places of the way.
+
+    Raises ValueError on a system that does not tell it.
+    """
+    places = np.linspace(0, -(-num_records // batch_size), 11).astype(int)[1:].tolist()
+    found = {}
+    for number in range(1, places[-1] + 1):
+        next(batches)
+        if number in places:
+            workers = [child.pid for child in multiprocessing.active_children()]
+            sizes = {"process": resident_mib("self"), "workers": sum(resident_mib(pid) for pid in workers)}
+            found[f"{number * batch_size:,} records"] = sizes
+    return found
+
+
+def resident_mib(process: int | str | None) -> float:
+    """A process's proportional share of resident memory."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError as error:
+        raise ValueError(f"--memory_records needs Linux, which tells a process's memory: {error}") from error
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def _workers(number: int) -> str:

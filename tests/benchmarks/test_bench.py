@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.benchmarks.input import watch_memory
 from input_pipeline.tokenizers import train_sentencepiece
 
 ROOT = Path(__file__).parent.parent.parent
@@ -140,3 +141,18 @@ def test_decoding_is_measured_both_ways_with_the_difference_of_the_pixels(report
     assert speeds == {"exact": pytest.approx(np.median(exact / fast))}
     (pixels,) = reports["decode"]["pixels, of 255"].values()
     assert 0 < pixels["mean"] < pixels["mean of the worst"] < 0.3
+
+
+def test_memory_is_told_at_ten_places_of_the_way():
+    held = []
+
+    def batches():
+        while True:
+            held.append(np.ones(2**20, np.uint8))  # 1 MiB a batch
+            yield held[-1]
+
+    told = watch_memory(batches(), 397, 4)
+    assert list(told) == [f"{count} records" for count in range(40, 401, 40)]
+    sizes = [row["process"] for row in told.values()]
+    assert 85 < sizes[-1] - sizes[0] < 110  # 90 batches
+    assert {row["workers"] for row in told.values()} == {0}
