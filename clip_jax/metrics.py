@@ -104,7 +104,8 @@ class _Silent:
 class ProgressLog:
     """Follows a run without holding it up: a step's metrics are read a few steps later, when they are surely done.
 
-    Each row also has images_per_s and data_wait_share, the share of the time spent waiting for the input pipeline.
+    Each row also has images_per_s and data_wait_share, the share of the time spent waiting for the input pipeline; the
+    bar tells what data_broken counts.
     silent: writes and shows nothing, and still raises for a loss that is no number.
     """
 
@@ -165,10 +166,11 @@ class ProgressLog:
         speed = self._batch_size / elapsed
         row = {"step": step, "samples_seen": step * self._batch_size, **values}
         self._writer.write({**row, "images_per_s": speed, "data_wait_share": wait_share})
+        broken = f", {values['data_broken']:,.0f} broken records" if values.get("data_broken") else ""
         accuracy = (values["image_to_text_accuracy"] + values["text_to_image_accuracy"]) / 2
         self._bar.update()
         self._bar.set_postfix_str(
             f"loss {values['loss']:.3f} (chance {values['chance_loss']:.2f}), accuracy {accuracy:.1%}, "
-            f"{speed:.0f} images/s, {wait_share:.0%} waiting for data",
+            f"{speed:.0f} images/s, {wait_share:.0%} waiting for data{broken}",
             refresh=False,
         )

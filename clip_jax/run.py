@@ -114,6 +114,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
             image_size=image_size,
             min_scale=config.data.min_crop_scale,
             seed=config.data.seed,
+            decode=config.data.decode,
         ),
         config.train.global_batch_size,
         state=data_state,

@@ -5,11 +5,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
@@ -18,14 +20,17 @@ from clip_jax.config import write_json
 from clip_jax.evaluation import Results, as_row, as_table
 from clip_jax.metrics import NonFiniteLossError, ProgressLog, format_table, read_metrics
 from clip_jax.plots import plot_curves
+from clip_jax.read_ahead import load_ahead
 from clip_jax.run import Run, prepare_run
 from clip_jax.sharding import local_rows, place_batch
 from clip_jax.watchdog import hang_watch
+from input_pipeline.pipeline import STAGES
 
 for flag in ("config", "workdir", *cli.HOST_FLAGS):
     flags.declare_key_flag(flag)
 
 T = TypeVar("T")
+BATCHES_AHEAD = 2  # read and placed on the devices before their step asks for them
 BROKEN_NAMED = 20  # records that the summary names
 
 
@@ -71,6 +76,7 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
 def _train_and_evaluate(run: Run) -> Results | signal.Signals:
     """The loop. Leaves run.state at the last step; returns the final evaluation, or the signal that stopped it."""
     first_step, last_step = run.first_step, run.config.train.total_steps
+    steps = range(first_step + 1, last_step + 1)
     batch_size = run.config.train.global_batch_size
     evaluated = distributed.from_first(
         "the metrics", lambda: any(r["step"] == first_step and "loss" not in r for r in read_metrics(run.workdir))
@@ -87,6 +93,7 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
     with (
         closing(run.checkpointer),
         closing(run.batches),
+        closing(load_ahead(lambda _: _next_batch(run), steps, num_threads=1, ahead=BATCHES_AHEAD)) as batches,
         closing(log),
         hang_watch(hang_timeout_s, distributed.end_all) as beat,
         jax.set_mesh(run.mesh),
@@ -96,19 +103,17 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         run.evaluator.encoder.on_batch = lambda: beat("an evaluation's batch")
         if 0 < first_step < last_step and not evaluated and _is_due(first_step, run.config.train.evaluate_every):
             evaluate(first_step)  # the run was stopped after the checkpoint and before the evaluation
-        for step in range(first_step + 1, last_step + 1):
+        for step in steps:
+            batches_ready = run.batches.progress["batches"] - (step - 1 - first_step)
             with log.waiting_for_data():
-                batch = next(run.batches)
-            text = run.text_packer(batch["text"]) if run.text_packer else batch["text"]
-            arrays = {"image": batch["image"], "text": text}
-            run.state, metrics = run.step_fn(run.state, place_batch(arrays, run.mesh))
-            counts = {"unpacked": float(text is batch["text"])} if run.text_packer else {}
-            log.add(step, {**metrics, **counts}, batch["index"])
+                batch = next(batches)
+            run.state, metrics = run.step_fn(run.state, batch.arrays)
+            log.add(step, {**metrics, **batch.measures, "data_batches_ready": batches_ready}, batch.index)
             beat(f"step {step}")
             last, stop = step == last_step, _must_stop(step, received)
             if last or stop or _is_due(step, run.config.train.checkpoint_every):
                 log.flush()  # a state that is not finite must not be saved
-                run.checkpointer.save(step, run.state, _data_state(run))
+                run.checkpointer.save(step, run.state, _data_state(run, batch.progress))
             if stop:
                 run.checkpointer.wait()
                 return stop
@@ -118,6 +123,30 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         run.checkpointer.wait()
         results = evaluate(last_step, pictures=run.workdir if distributed.is_first() else None)
         return received[0] if received else results
+
+
+@dataclass(frozen=True)
+class _PlacedBatch:
+    """A batch on its way to the step: arrays on the devices, the records' places, and what `BatchIterator.progress` and
+    the metrics say of it."""
+
+    arrays: dict[str, Any]
+    index: np.ndarray
+    progress: dict[str, Any]
+    measures: dict[str, float]
+
+
+def _next_batch(run: Run) -> _PlacedBatch:
+    batch = next(run.batches)
+    progress = run.batches.progress
+    text = run.text_packer(batch["text"]) if run.text_packer else batch["text"]
+    arrays = place_batch({"image": batch["image"], "text": text}, run.mesh)
+    measures = {f"data_{stage}_s": float(seconds) for stage, seconds in zip(STAGES, batch["seconds"])}
+    measures["data_broken"] = run.batches.get_state(progress=progress)["broken"]  # of the whole run
+    measures["data_worker_restarts"] = progress["restarts"]
+    if run.text_packer:
+        measures["unpacked"] = float(text is batch["text"])
+    return _PlacedBatch(arrays, batch["index"], progress, measures)
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -131,9 +160,9 @@ def _must_stop(step: int, received: list[signal.Signals]) -> signal.Signals | No
     return received[0] if received else None
 
 
-def _data_state(run: Run) -> dict[str, Any]:
-    """The position in the data, with the counts of all processes."""
-    return run.batches.get_state(lambda own: _gather_parts(run, own))
+def _data_state(run: Run, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The position in the data, with the counts of all processes; by default behind all that was read."""
+    return run.batches.get_state(lambda own: _gather_parts(run, own), progress)
 
 
 def _gather_parts(run: Run, own: T) -> list[T]:

@@ -8,17 +8,21 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import grain
 import numpy as np
+import PIL
 from absl import flags
 from grain.experimental import index_shuffle
 from PIL import Image
 
+from input_pipeline.jpeg import libraries, random_jpeg_crop
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, Record, Source, SubsetSource, make_source
 from input_pipeline.tokenizers import Tokenizer
@@ -28,6 +32,9 @@ MAX_BROKEN_IN_A_ROW = 100
 LAST_ROW = 2**62  # the stream has no end that a run could reach
 FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
 BROKEN_REMEMBERED = 20
+STAGES = ("read", "decode", "tokenise")
+MAX_RESTARTS = 3  # of the worker processes in a run, when one was killed
+Decode = Literal["fast", "exact"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,7 @@ class DataConfig:
       scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
       num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream).
       min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
+      decode: of training's JPEGs, "fast", or "exact" as the evaluation decodes; see `Examples`.
       tokenizer: "sentencepiece" or "clip_bpe".
       tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
       pack_text: several captions share a row of the text tower: the same features and gradients but for rounding, from
@@ -58,6 +66,7 @@ class DataConfig:
     scene_kinds: tuple[str, ...]
     num_validation: int
     min_crop_scale: float
+    decode: Decode
     tokenizer: Literal["sentencepiece", "clip_bpe"]
     tokenizer_file: str
     pack_text: bool
@@ -118,12 +127,14 @@ class Batch(TypedDict):
 
     image: uint8 [b, H, W, 3]. text: int32 [b, L]. index: int64 [b], the records' places in the source.
     truncated: how many captions were cut. broken: (id, reason) of the records met that could not be used.
+    seconds: [3] that a worker spent on its rows, by STAGES; decoding with cropping.
     """
 
     image: np.ndarray
     text: np.ndarray
     index: np.ndarray
     truncated: int
+    seconds: np.ndarray
     broken: list[tuple[str, str]]
 
 
@@ -134,6 +145,7 @@ class Example(TypedDict):
     text: np.ndarray
     index: int
     truncated: bool
+    seconds: np.ndarray
     broken: list[tuple[str, str]]
 
 
@@ -143,6 +155,8 @@ class Examples:
 
     A record that cannot be used is reported where it stands, and the next one of the epoch takes its place.
     min_scale: the smallest side of the random square crop, as a share of the image's shorter side.
+    decode: "exact" decodes and resizes with Pillow, as the evaluation does; "fast" takes `jpeg.random_jpeg_crop` for
+      plain JPEGs: the same square, nearly the same pixels.
     """
 
     source: Source
@@ -150,10 +164,13 @@ class Examples:
     image_size: int
     min_scale: float
     seed: int
+    decode: Decode = "exact"
 
     def __getitem__(self, position: int) -> Example:
         epoch, offset = divmod(position, len(self.source))
         rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+        square_numbers = rng.random(3)
+        started = time.perf_counter()
         broken: list[tuple[str, str]] = []
         for attempt in range(MAX_BROKEN_IN_A_ROW):
             index = self._shuffled(epoch, (offset + attempt) % len(self.source))
@@ -161,16 +178,30 @@ class Examples:
                 record = self.source[index]
                 if not record["captions"]:  # as labelled records may be
                     raise BrokenRecordError(record["id"], "no caption")
-                image = random_square_crop(load_image(record), self.image_size, self.min_scale, rng)
+                read = time.perf_counter()
+                image = self.crop(record, square_numbers)
             except BrokenRecordError as error:
                 broken.append((error.record_id, error.reason))
                 continue
+            cropped = time.perf_counter()
             text, truncated = self.tokenizer.encode(record["captions"][rng.integers(len(record["captions"]))])
+            seconds = np.diff([started, read, cropped, time.perf_counter()])
             # Only the record that stands here is this position's to report: the others stand elsewhere, too.
-            return Example(image=image, text=text, index=index, truncated=truncated, broken=broken[:1])
+            return Example(image=image, text=text, index=index, truncated=truncated, seconds=seconds, broken=broken[:1])
         raise ValueError(
             f"{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is {broken[0][0]}: {broken[0][1]}"
         )
+
+    def crop(self, record: Record, numbers: np.ndarray) -> np.ndarray:
+        """The random square crop of a record, uint8 [S, S, 3]; three numbers in [0, 1) choose it.
+
+        Raises BrokenRecordError for a picture that cannot be used.
+        """
+        if self.decode == "fast" and isinstance(record["image"], bytes):
+            crop = random_jpeg_crop(record["image"], self.image_size, self.min_scale, numbers)
+            if crop is not None:
+                return crop
+        return random_square_crop(load_image(record), self.image_size, self.min_scale, numbers)
 
     def _shuffled(self, epoch: int, offset: int) -> int:
         if len(self.source) == 1:
@@ -186,6 +217,11 @@ class Examples:
             "image_size": self.image_size,
             "min_scale": self.min_scale,
             "seed": self.seed,
+            "decode": {
+                "path": self.decode,
+                "pillow": PIL.__version__,
+                **(libraries() if self.decode == "fast" else {}),
+            },
         }
 
 
@@ -207,6 +243,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         text=np.stack([e["text"] for e in examples]),
         index=np.array([e["index"] for e in examples], np.int64),
         truncated=sum(e["truncated"] for e in examples),
+        seconds=np.sum([e["seconds"] for e in examples], axis=0),
         broken=[pair for e in examples for pair in e["broken"]],
     )
 
@@ -246,8 +283,15 @@ class BatchIterator(Iterator[Batch]):
 
     rows: the places in a global batch that this process makes, by default all of them.
 
-    Raises ValueError when the state to go on from belongs to other data, and when more than max_broken_share of the
-    records met cannot be used.
+    When a worker process is killed all start anew from the next batch, MAX_RESTARTS times at most; nothing is lost or
+    read twice.
+
+    Raises ValueError when the state to go on from belongs to other data, when more than max_broken_share of the records
+    met cannot be used, and when workers go on dying.
+
+    Attributes:
+      progress: what this process has read since the start, batches, truncated, broken, first_broken, and restarts of
+        the workers; a new dict for each batch.
     """
 
     def __init__(
@@ -269,44 +313,46 @@ class BatchIterator(Iterator[Batch]):
         if (state or {}).get("fingerprint", fingerprint) != fingerprint:
             raise ValueError(f"the data is not what the checkpoint was made with: {_differences(state, fingerprint)}")
         self._start = {**start, "fingerprint": fingerprint}
-        # By this process since the start.
-        self._own: dict[str, Any] = {
+        self.progress: dict[str, Any] = {
             "batches": 0,
             "truncated": 0,
             "broken": 0,
             "first_broken": [],
+            "restarts": 0,
         }
-        self._local_batch_size = b = len(rows)
+        self._local_batch_size = len(rows)
         self._batch_size = global_batch_size
         self._max_broken_share = max_broken_share
         self._few = min(len(examples.source), FEW_RECORDS)
-        local = _LocalExamples(examples=examples, global_batch_size=global_batch_size, rows=rows)
-        stream_rows = grain.MapDataset.range(start["next_batch"] * b, LAST_ROW // b * b)
-        batches = stream_rows.map(local).batch(b, batch_fn=collate)
+        self._local = _LocalExamples(examples=examples, global_batch_size=global_batch_size, rows=rows)
+        self._num_workers = num_workers
+        self._batches = self._open_stream()
+
+    def _open_stream(self) -> Iterator[Batch]:
+        """The batches from the next one on; workers start when the first one is asked for."""
+        b = self._local_batch_size
+        first = self._start["next_batch"] + self.progress["batches"]
+        stream_rows = grain.MapDataset.range(first * b, LAST_ROW // b * b)
+        batches = stream_rows.map(self._local).batch(b, batch_fn=collate)
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         stream = batches.to_iter_dataset(ahead)
-        if num_workers:
+        if self._num_workers:
             if not flags.FLAGS.is_parsed():  # outside absl.app, in a notebook, grain's workers would refuse to start
                 flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+            # A worker copies a batch's arrays once, into shared memory, where this process reads them in place.
+            options = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=2)
             stream = stream.mp_prefetch(options, _start_worker)
-        self._batches = iter(stream)
+        return iter(stream)
 
     def __next__(self) -> Batch:
-        try:
-            batch = next(self._batches)
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):
-                raise
-            raise ValueError(
-                f"a data worker died, perhaps for want of memory: lower data.num_workers ({error})"
-            ) from error
-        start, own = self._start, self._own
-        self._own = own = {
-            "batches": own["batches"] + 1,
-            "truncated": own["truncated"] + batch["truncated"],
-            "broken": own["broken"] + len(batch["broken"]),
-            "first_broken": (own["first_broken"] + [list(pair) for pair in batch["broken"]])[:BROKEN_REMEMBERED],
+        batch = self._next_batch()
+        start, before = self._start, self.progress
+        self.progress = own = {
+            "batches": before["batches"] + 1,
+            "truncated": before["truncated"] + batch["truncated"],
+            "broken": before["broken"] + len(batch["broken"]),
+            "first_broken": (before["first_broken"] + [list(pair) for pair in batch["broken"]])[:BROKEN_REMEMBERED],
+            "restarts": before["restarts"],
         }
         if batch["broken"]:
             seen = start["next_batch"] * self._batch_size + own["batches"] * self._local_batch_size
@@ -314,15 +360,42 @@ class BatchIterator(Iterator[Batch]):
             check_broken_share(start["broken"] + own["broken"], max(seen, self._few), met, self._max_broken_share)
         return batch
 
-    def get_state(self, gather: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda own: [own]) -> dict[str, Any]:
+    def _next_batch(self) -> Batch:
+        """The stream's next batch, from new workers where one was killed."""
+        while True:
+            try:
+                return next(self._batches)
+            except RuntimeError as error:
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                restarts = self.progress["restarts"] + 1
+                if restarts > MAX_RESTARTS:
+                    raise ValueError(
+                        f"a data worker died, and {MAX_RESTARTS} times before, perhaps for want of memory: lower "
+                        f"data.num_workers={self._num_workers} ({error})"
+                    ) from error
+            self.close()
+            self.progress = {**self.progress, "restarts": restarts}
+            number = self._start["next_batch"] + self.progress["batches"]
+            message = f"a data worker died; the workers start anew at batch {number}, time {restarts} of {MAX_RESTARTS}"
+            print(message, file=sys.stderr)
+            self._batches = self._open_stream()
+
+    def get_state(
+        self,
+        gather: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda own: [own],
+        progress: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """For JSON: next_batch, the counts truncated and broken, first_broken as [id, reason], fingerprint.
 
         gather: a process's own counts to those of all processes with other rows; the state is then that of all.
+        progress: that of an earlier batch, the last one that was used, where later ones were read ahead.
         """
-        start, counts = self._start, gather(self._own)
+        progress = progress or self.progress
+        start, counts = self._start, gather(progress)
         met = start["first_broken"] + [pair for own in counts for pair in own["first_broken"]]
         return {
-            "next_batch": start["next_batch"] + self._own["batches"],
+            "next_batch": start["next_batch"] + progress["batches"],
             "truncated": start["truncated"] + sum(own["truncated"] for own in counts),
             "broken": start["broken"] + sum(own["broken"] for own in counts),
             "first_broken": met[:BROKEN_REMEMBERED],

@@ -4,6 +4,7 @@ Normalisation by mean and standard deviation happens on the device. EXIF orienta
 """
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,6 +16,14 @@ MAX_PIXELS = 2**26  # about 8000x8000; more is a decompression bomb or a scan to
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # The reference resizes in these modes and converts to RGB last: alpha weighs the resampled colours.
 _CONVERTED_LAST = ("RGBA", "LA", "CMYK")
+
+
+class Square(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    left: int
+    top: int
+    side: int
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -45,18 +54,22 @@ def decode_image(data: bytes) -> Image.Image:
 
 def check_size(image: Image.Image) -> Image.Image:
     """The image itself; ValueError for one that is too large, too small or too narrow."""
-    width, height = image.size
+    check_sides(*image.size)
+    return image
+
+
+def check_sides(width: int, height: int) -> None:
+    """ValueError for a picture of so many pixels that is too large, too small or too narrow."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"image too large: {width}x{height} pixels, at most {MAX_PIXELS} in all")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"image too narrow: {width}x{height} pixels, at most {MAX_ASPECT} times as long as wide")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"image too small: {width}x{height} pixels, at least {MIN_SIDE} on a side")
-    return image
 
 
 def random_square_crop(
-    image: Image.Image | np.ndarray, image_size: int, min_scale: float, rng: np.random.Generator
+    image: Image.Image | np.ndarray, image_size: int, min_scale: float, numbers: np.ndarray
 ) -> np.ndarray:
     """A square of random size and position, resized to image_size with antialiased bicubic.
 
@@ -69,26 +82,30 @@ def random_square_crop(
       image: PIL image, or uint8 [H, W, 3].
       image_size: S in pixels.
       min_scale: in (0, 1].
-      rng: three numbers are drawn, whatever the image.
+      numbers: three in [0, 1) that choose the side, the place along the width and that along the height.
 
     Returns:
       uint8 [S, S, 3].
 
     Reference: Radford et al. 2021, sec. 2.4 (the range of scales is not given there).
     """
-    if not 0 < min_scale <= 1:
-        raise ValueError(f"min_scale must be in (0, 1], not {min_scale}")
     height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
-    scale, horizontal, vertical = rng.random(3)
-    side = max(1, round((min_scale + (1 - min_scale) * scale) * min(height, width)))
-    left = int(horizontal * (width - side + 1))
-    top = int(vertical * (height - side + 1))
+    left, top, side = random_square(width, height, min_scale, numbers)
     if isinstance(image, np.ndarray):
         if height == width == side == image_size:
             return image
         image = Image.fromarray(image)
     box = (left, top, left + side, top + side)
     return _rgb_array(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+
+
+def random_square(width: int, height: int, min_scale: float, numbers: np.ndarray) -> Square:
+    """The square of `random_square_crop` in a picture of so many pixels, from three numbers in [0, 1)."""
+    if not 0 < min_scale <= 1:
+        raise ValueError(f"min_scale must be in (0, 1], not {min_scale}")
+    scale, horizontal, vertical = numbers
+    side = max(1, round((min_scale + (1 - min_scale) * scale) * min(height, width)))
+    return Square(int(horizontal * (width - side + 1)), int(vertical * (height - side + 1)), side)
 
 
 def resize_and_center_crop(image: Image.Image | np.ndarray, image_size: int) -> np.ndarray:

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.tokenizers": set(),
     "input_pipeline.transforms": set(),
     "input_pipeline.vocabulary": {"input_pipeline.sources.", "input_pipeline.tokenizers"},
+    "input_pipeline.jpeg": {"input_pipeline.transforms"},
     "input_pipeline.packing": set(),
     "input_pipeline.pipeline": {"input_pipeline."},
     "clip_jax.sharding": set(),

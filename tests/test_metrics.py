@@ -58,6 +58,16 @@ def test_a_last_line_without_its_newline_does_not_swallow_the_next(tmp_path):
     assert read_metrics(tmp_path) == [row(1), row(2)]
 
 
+def test_the_bar_tells_broken_records_once_there_are_some(tmp_path):
+    log = ProgressLog(tmp_path, resume_step=0, total_steps=2, global_batch_size=24)
+    for step, broken in ((1, 0), (2, 1234)):
+        log.add(step, step_metrics() | {"data_broken": broken}, index=np.arange(24))
+        log.flush()
+        assert ("1,234 broken records" in log._bar.postfix) == (broken > 0)
+        assert ("broken" in log._bar.postfix) == (broken > 0)
+    log.close()
+
+
 def test_rows_of_a_run(tmp_path):
     log = ProgressLog(tmp_path, resume_step=10, total_steps=20, global_batch_size=24)
     for step in range(11, 14 + METRICS_LAG):

@@ -32,7 +32,9 @@ from input_pipeline.tokenizers import make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
-TIMING = ("images_per_s", "data_wait_share")  # all that may differ between two equal runs
+STAGES = ("data_read_s", "data_decode_s", "data_tokenise_s")
+# All that may differ between two equal runs.
+TIMING = ("images_per_s", "data_wait_share", "data_batches_ready", "data_worker_restarts", *STAGES)
 MINIATURE = {
     "model": {"embed_dim": 16},
     "vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32},
@@ -142,8 +144,8 @@ def make_examples(workdir: Path) -> tuple[Examples, Source]:
     made = load_config(workdir)
     source, _ = make_sources(made.data, made.model.vision.image_size)
     tokenizer = make_tokenizer("sentencepiece", workdir / TOKENIZER_FILE, made.model.text.context_length)
-    min_scale, seed = made.data.min_crop_scale, made.data.seed
-    return Examples(source=source, tokenizer=tokenizer, image_size=16, min_scale=min_scale, seed=seed), source
+    data = {"min_scale": made.data.min_crop_scale, "seed": made.data.seed, "decode": made.data.decode}
+    return Examples(source=source, tokenizer=tokenizer, image_size=16, **data), source
 
 
 def restore(workdir: Path):
@@ -185,6 +187,9 @@ def test_a_run_leaves_what_its_last_line_says(finished):
     assert [row["samples_seen"] for row in training] == list(range(8, 561, 8))
     assert all(np.isfinite(value) for row in training for value in row.values())
     assert all(abs(row["chance_loss"] - np.log(8)) < 1e-6 for row in training)
+    assert all(0 <= row["data_batches_ready"] <= train.BATCHES_AHEAD for row in training)
+    assert all(row["data_decode_s"] < row["data_read_s"] for row in training[5:])  # drawn, and handed on as they are
+    assert {row["data_broken"] + row["data_worker_restarts"] for row in training} == {0}
     assert training[0]["learning_rate"] == 0
     assert max(row["learning_rate"] for row in training) == pytest.approx(1e-3)
     assert [row["step"] for row in read_metrics(finished) if "loss" not in row] == [20, 40, 60, 70]
@@ -343,6 +348,7 @@ def test_broken_records_are_skipped_counted_and_reported(tmp_path, no_pictures, 
     met = re.search(r"records that could not be used (\d+) met, 1 left out beforehand", out)
     assert met is not None
     assert 48 <= int(met[1]) <= 50  # two in each of 24.3 epochs
+    assert read_metrics(tmp_path / "run")[-2]["data_broken"] == int(met[1])
     assert "broken: a/17: truncated or broken image" in out
     assert "broken: a/3: truncated or broken image" in out
     assert "captions truncated 560 " in out

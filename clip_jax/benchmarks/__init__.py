@@ -6,6 +6,7 @@ KINDS = {
     "loss": "a loss and its gradients, whole matrix against blocks; memory on devices that need not be there",
     "input": "making batches: each stage of a core, workers, and how many cores training needs",
     "tokenizers": "captions to ids: byte pairs with and without a cache of words, SentencePiece, open_clip's beside",
+    "decode": "JPEGs to training crops on one core: fast, exact, open_clip, tf.data; the difference of the pixels",
     "packed_text": "packed captions against padded and cut ones, on real captions",
     "text_length": "the encoder's text cut at its longest row, on real captions",
     "overhead": "what Python costs a step",

@@ -2,12 +2,16 @@
 --config=tiny --images_per_s=2000`.
 
 First one core's time for the config's data, and the share of each stage: reading a record (drawing it, of scenes),
-decoding, cropping, tokenising, stacking. Then the pipeline as training runs it, in the training process and with
---num_workers worker processes; each run starts workers of its own, and is timed when what they make ahead is used up.
-Records that were read before lie in the system's cache: a cold disk or a network is slower.
+decoding and cropping, by both values of data.decode, tokenising, stacking. Then the pipeline as training runs it, in
+the training process, with one worker process and with --num_workers; each run starts workers of its own, and is timed
+when what they make ahead is used up.
+--memory_records=100000 tells the memory of the process and its workers while so many are read. Records that were read
+before lie in the system's cache: a cold disk or a network is slower.
 """
 
 import dataclasses
+import functools
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -22,10 +26,9 @@ from clip_jax.benchmarks.options import SHARED, chosen_config, make_report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
 from clip_jax.config import Config
 from clip_jax.run import TOKENIZER_FILE, store_tokenizer
-from input_pipeline.pipeline import BatchIterator, Examples, collate, load_image, make_sources
+from input_pipeline.pipeline import BatchIterator, Examples, collate, make_sources
 from input_pipeline.sources import Record
 from input_pipeline.tokenizers import make_tokenizer
-from input_pipeline.transforms import random_square_crop
 
 for flag in ("config", *SHARED):
     flags.declare_key_flag(flag)
@@ -35,8 +38,10 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images of a batch; by def
 NUM_BATCHES = flags.DEFINE_integer("num_batches", 8, "Timed in a run of the pipeline.", lower_bound=1)
 NUM_RECORDS = flags.DEFINE_integer("num_records", 64, "Of which each stage is timed.", lower_bound=1)
 IMAGES_PER_S = flags.DEFINE_float("images_per_s", 1000.0, "That training takes.", lower_bound=1)
+MEMORY_RECORDS = flags.DEFINE_integer("memory_records", None, "Over which memory is watched.", lower_bound=1)
 
 WHOLE = "all stages"
+OTHER = "the same, data.decode="
 
 
 class Stages:
@@ -46,20 +51,22 @@ class Stages:
         self._examples = examples
         self._made = [examples[position] for position in range(num_records)]
         self._records: list[Record] = [examples.source[made["index"]] for made in self._made]
-        self._images = [load_image(record) for record in self._records]
-        self._rng = np.random.default_rng(0)
+        self._numbers = np.random.default_rng(0).random((num_records, 3))
 
     @property
     def runners(self) -> dict[str, Runner]:
-        """By name, seconds of all records; the first one does what all others do, in training's order."""
+        """By name, seconds of all records; the first one does what all others do, in training's order, but for those of
+        another data.decode."""
         stages = {
             WHOLE: self._whole,
             "read": self._read,
-            "decode": self._decode,
-            "crop": self._crop,
+            "decode, crop": lambda: self._crop(self._examples),
             "tokenise": self._tokenise,
             "stack": self._stack,
         }
+        for decode in sorted({"fast", "exact"} - {self._examples.decode}):
+            other = dataclasses.replace(self._examples, decode=decode)  # type: ignore[arg-type]
+            stages[f"{OTHER}{decode}"] = functools.partial(self._crop, other)
         return {name: Timed(stage) for name, stage in stages.items()}
 
     def _whole(self) -> None:
@@ -69,13 +76,9 @@ class Stages:
         for made in self._made:
             self._examples.source[made["index"]]
 
-    def _decode(self) -> None:
-        for record in self._records:
-            load_image(record)
-
-    def _crop(self) -> None:
-        for image in self._images:
-            random_square_crop(image, self._examples.image_size, self._examples.min_scale, self._rng)
+    def _crop(self, examples: Examples) -> None:
+        for record, numbers in zip(self._records, self._numbers):
+            examples.crop(record, numbers)
 
     def _tokenise(self) -> None:
         for record in self._records:
@@ -101,10 +104,10 @@ class Pipeline:
             options = {"num_workers": num_workers, "max_broken_share": max_broken_share}
             return BatchIterator(examples, batch_size, **options)  # type: ignore[arg-type]
 
-        self._start = start
+        self.start = start
 
     def __call__(self) -> float:
-        with closing(self._start()) as batches:
+        with closing(self.start()) as batches:
             for _ in range(4 + 4 * self._num_workers):  # the buffers of grain, two a worker on either side
                 next(batches)
             start = time.perf_counter()
@@ -119,8 +122,14 @@ def open_examples(config: Config, folder: Path) -> Examples:
     source, _ = make_sources(config.data, image_size)
     store_tokenizer(config.data, config.model, source, folder / TOKENIZER_FILE)
     tokenizer = make_tokenizer(config.data.tokenizer, folder / TOKENIZER_FILE, config.model.text.context_length)
-    scale, seed = config.data.min_crop_scale, config.data.seed
-    return Examples(source=source, tokenizer=tokenizer, image_size=image_size, min_scale=scale, seed=seed)
+    return Examples(
+        source=source,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        min_scale=config.data.min_crop_scale,
+        seed=config.data.seed,
+        decode=config.data.decode,
+    )
 
 
 def main() -> int:
@@ -140,19 +149,49 @@ def main() -> int:
         batch_size = BATCH_SIZE.value or config.train.global_batch_size
         num_workers = NUM_WORKERS.value or max(1, config.data.num_workers)
         pipelines = {
-            f"{n} workers" if n else "no workers": Pipeline(
-                examples, batch_size, NUM_BATCHES.value, n, config.data.max_broken_share
-            )
-            for n in (0, num_workers)
+            _workers(n): Pipeline(examples, batch_size, NUM_BATCHES.value, n, config.data.max_broken_share)
+            for n in sorted({0, 1, num_workers})
         }
         images = NUM_BATCHES.value * batch_size
         timings = report.measure(pipelines)
         report.add(f"{subject}, pipeline, batches of {batch_size:,}", {}, timings, {"images": images})
-    rate = images / float(np.median(timings.seconds[f"{num_workers} workers"]))
+    rate = images / float(np.median(timings.seconds[_workers(num_workers)]))
     needs = {"images/s": IMAGES_PER_S.value, "cores": cores_needed(IMAGES_PER_S.value, rate, num_workers)}
     report.tell("needs", {f"at {rate / num_workers:,.0f} images/s a worker": needs})
+    if MEMORY_RECORDS.value:
+        with closing(pipelines[_workers(num_workers)].start()) as batches:
+            report.tell("memory, MiB", watch_memory(batches, MEMORY_RECORDS.value, batch_size))
     report.write()
     return 0
+
+
+def watch_memory(batches: BatchIterator, num_records: int, batch_size: int) -> dict[str, dict[str, float]]:
+    """Resident memory of this process and of its workers, a shared page counted once, at ten places of the way.
+
+    Raises ValueError on a system that does not tell it.
+    """
+    places = np.linspace(0, -(-num_records // batch_size), 11).astype(int)[1:].tolist()
+    found = {}
+    for number in range(1, places[-1] + 1):
+        next(batches)
+        if number in places:
+            workers = [child.pid for child in multiprocessing.active_children()]
+            sizes = {"process": resident_mib("self"), "workers": sum(resident_mib(pid) for pid in workers)}
+            found[f"{number * batch_size:,} records"] = sizes
+    return found
+
+
+def resident_mib(process: int | str | None) -> float:
+    """A process's proportional share of resident memory."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError as error:
+        raise ValueError(f"--memory_records needs Linux, which tells a process's memory: {error}") from error
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def _workers(number: int) -> str:
+    return f"{number or 'no'} worker{'s' * (number != 1)}"
 
 
 def share_of_stages(timings: Timings, N: int) -> dict[str, dict[str, float]]:
@@ -162,7 +201,7 @@ def share_of_stages(timings: Timings, N: int) -> dict[str, dict[str, float]]:
     stages = {name: seconds for name, seconds in timings.seconds.items() if name != WHOLE}
     shares = {name: float(np.median(seconds / whole)) for name, seconds in stages.items()}
     rates = {name: N / float(np.median(seconds)) for name, seconds in stages.items()}
-    rest = {"the rest": {"share": 1 - sum(shares.values())}}
+    rest = {"the rest": {"share": 1 - sum(share for name, share in shares.items() if not name.startswith(OTHER))}}
     return {name: {"images/s": rates[name], "share": shares[name]} for name in stages} | rest
 
 

@@ -27,6 +27,7 @@ PUBLISHED_NAME = flags.DEFINE_enum(
 NUM_DEVICES = flags.DEFINE_integer(
     "num_devices", None, "Devices, by default all; on CPU as many as are wished.", lower_bound=1
 )
+PEER_PYTHON = flags.DEFINE_string("peer_python", None, "Interpreter that has the peers to compare with.")
 # For `declare_key_flag`, which a module has to call itself.
 SHARED = ("num_runs", "max_minutes", "json")
 SUBJECT = ("config", "published", "num_devices", *SHARED)

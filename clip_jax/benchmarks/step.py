@@ -23,9 +23,9 @@ from jax.sharding import Mesh
 
 from clip_jax import cli
 from clip_jax.benchmarks.batch_size import is_out_of_memory, largest_batch, memory_limit, program_bytes
-from clip_jax.benchmarks.options import PUBLISHED_NAME, SUBJECT, chosen_config, chosen_devices, make_report
+from clip_jax.benchmarks.options import PEER_PYTHON, PUBLISHED_NAME, SUBJECT, chosen_config, chosen_devices, make_report
 from clip_jax.benchmarks.peaks import Peaks, utilisation
-from clip_jax.benchmarks.peer import OpenClipStep
+from clip_jax.benchmarks.peer import open_clip_step
 from clip_jax.benchmarks.timing import Runner, Timed, progress_bar
 from clip_jax.benchmarks.ways import Way, draw_captions, make_ways, shape_text
 from clip_jax.config import Config
@@ -36,7 +36,7 @@ from clip_jax.sharding import batch_sharding, batch_shards, make_mesh, place_bat
 from clip_jax.train_state import abstract_state, init_state, model_graph
 from clip_jax.train_step import Batch, TrainStep, make_train_step
 
-for flag in SUBJECT:
+for flag in (*SUBJECT, "peer_python"):
     flags.declare_key_flag(flag)
 DEFAULT_CONFIG = "tiny"
 WAYS = flags.DEFINE_list("ways", [], "What to compare, the first with the others; by default the config as it is.")
@@ -44,7 +44,6 @@ BATCH_SIZE = flags.DEFINE_string(
     "batch_size", None, "Pairs of a step over all devices, or auto; by default the config's, 32 of a published model."
 )
 MEMORY_GIB = flags.DEFINE_float("memory_gib", None, "Of a device, instead of what it has.", lower_bound=0)
-PEER_PYTHON = flags.DEFINE_string("peer_python", None, "Interpreter with torch and open_clip_torch, to compare with.")
 
 PEER = "open_clip"
 MOST = 2**20  # pairs that --batch_size=auto tries
@@ -212,7 +211,7 @@ def main() -> int:
         session = Session(config, mesh, N)
         runners: dict[str, Runner] = {name: session.runner(program) for name, program in programs.items()}
         if PEER_PYTHON.value:
-            peer = OpenClipStep(PEER_PYTHON.value, subject, N, config.model.vision.image_size)
+            peer = open_clip_step(PEER_PYTHON.value, subject, N, config.model.vision.image_size)
             stack.enter_context(closing(peer))
             peer()  # the first step takes longer
             runners[PEER] = peer

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.benchmarks.input import watch_memory
 from input_pipeline.tokenizers import CLIP_NUM_MERGES
 from input_pipeline.vocabulary import train_sentencepiece
 
@@ -66,7 +68,18 @@ def reports(tmp_path_factory):
         ],
         "input": [*SMALL, tokenizer, "--batch_size=4", "--num_batches=2", "--num_records=5", "--images_per_s=700"],
         "tokenizers": ["--source=folder", f"--path={folder}", f"--vocabulary={folder / 'merges'}", *SMALL_WORDS],
+        "decode": [
+            f"--path={folder / 'pictures'}",
+            "--image_size=24",
+            "--longer_side=40",
+            "--num_runs=2",
+            "--max_minutes=0",
+        ],
     }
+    (folder / "pictures").mkdir()
+    for number, side in enumerate((150, 31)):
+        noise = np.random.default_rng(number).integers(0, 256, (side, side + 4, 3), np.uint8)
+        Image.fromarray(noise).save(folder / "pictures" / f"{number}.jpg")
     commands = [[kind, *flags, f"--json={folder / kind}.json"] for kind, flags in kinds.items()]
     flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the devices are the commands' own
     subprocess.run(
@@ -118,12 +131,14 @@ def test_a_loss_is_measured_in_both_forms(reports):
 
 def test_the_input_tells_stages_and_cores(reports):
     stages, pipeline = reports["input"]["tables"]
-    assert list(stages["figures"]) == ["read", "decode", "crop", "tokenise", "stack", "the rest"]
-    assert sum(row["share"] for row in stages["figures"].values()) == pytest.approx(1, abs=1e-9)
-    assert list(pipeline["seconds"]) == ["no workers", "1 workers"]
+    other = "the same, data.decode=exact"
+    assert list(stages["figures"]) == ["read", "decode, crop", "tokenise", "stack", other, "the rest"]
+    own = [row["share"] for name, row in stages["figures"].items() if name != other]
+    assert sum(own) == pytest.approx(1, abs=1e-9)
+    assert list(pipeline["seconds"]) == ["no workers", "1 worker"]
     assert pipeline["rates"] == {"images": 8}
     ((_, needs),) = reports["input"]["needs"].items()
-    seconds = sum(pipeline["seconds"]["1 workers"]) / 2  # the median of two
+    seconds = sum(pipeline["seconds"]["1 worker"]) / 2  # the median of two
     assert needs == {"images/s": 700.0, "cores": pytest.approx(700 * seconds / 8)}
 
 
@@ -132,3 +147,30 @@ def test_tokenizers_are_compared_on_equal_captions(reports):
     assert table["title"] == "40 captions, one core"
     assert list(table["seconds"]) == ["byte pairs, warm", "byte pairs, cold", "byte pairs, no cache", "SentencePiece"]
     assert table["rates"] == {"captions": 40}
+
+
+def test_decoding_is_measured_both_ways_with_the_difference_of_the_pixels(reports):
+    (table,) = reports["decode"]["tables"]
+    assert table["title"].endswith("KiB, median 40 x 37, to 24, one core")
+    assert table["rates"] == {"images": 2}
+    assert list(table["seconds"]) == ["fast", "exact"]
+    (speeds,) = reports["decode"]["fast is so many times as quick as"].values()
+    exact, fast = (np.array(table["seconds"][name]) for name in ("exact", "fast"))
+    assert speeds == {"exact": pytest.approx(np.median(exact / fast))}
+    (pixels,) = reports["decode"]["pixels, of 255"].values()
+    assert 0 < pixels["mean"] < pixels["mean of the worst"] < 0.3
+
+
+def test_memory_is_told_at_ten_places_of_the_way():
+    held = []
+
+    def batches():
+        while True:
+            held.append(np.ones(2**20, np.uint8))  # 1 MiB a batch
+            yield held[-1]
+
+    told = watch_memory(batches(), 397, 4)
+    assert list(told) == [f"{count} records" for count in range(40, 401, 40)]
+    sizes = [row["process"] for row in told.values()]
+    assert 85 < sizes[-1] - sizes[0] < 110  # 90 batches
+    assert {row["workers"] for row in told.values()} == {0}

@@ -1,9 +1,11 @@
 import dataclasses
 import io
+import itertools
 import json
 import multiprocessing
 import re
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline import pipeline
+from input_pipeline.jpeg import libraries
 from input_pipeline.pipeline import (
     MAX_BROKEN_IN_A_ROW,
     Batch,
@@ -118,6 +122,7 @@ def data_config(**changes) -> DataConfig:
         scene_kinds=(),
         num_validation=3,
         min_crop_scale=1.0,
+        decode="fast",
         pack_text=False,
         tokenizer="sentencepiece",
         tokenizer_file="",
@@ -222,7 +227,7 @@ def test_the_state_of_all_processes_together_is_that_of_one():
     for _ in range(4):
         for iterator in (whole, *parts):
             next(iterator)
-    counts = [part._own for part in parts]
+    counts = [part.progress for part in parts]
     together, expected = parts[2].get_state(lambda own: counts), whole.get_state()
     assert together.pop("first_broken") != []
     assert expected.pop("first_broken")[:2] == state["first_broken"][:2]
@@ -436,3 +441,76 @@ def test_scene_kinds_reach_the_source():
     train, _ = make_sources(data_config(source="scenes", scene_kinds=("digit",)), image_size=16)
     other, _ = make_sources(data_config(source="scenes"), image_size=16)
     assert train.fingerprint() != other.fingerprint()
+
+
+def test_both_ways_to_decode_make_the_same_batches_but_for_the_pixels(tmp_path):
+    source = make_sources(data_config(path=str(tar_of(tmp_path / "a.tar", truncated=(4,))), max_broken_share=0.5), 8)[0]
+    exact = make_examples(source)
+    fast = dataclasses.replace(exact, decode="fast")
+    for position in range(2 * len(source)):
+        a, b = exact[position], fast[position]
+        np.testing.assert_allclose(a["image"].astype(int), b["image"], atol=1, rtol=0)  # of one grey; rounding
+        np.testing.assert_array_equal(a["text"], b["text"])
+        assert (a["index"], a["broken"]) == (b["index"], b["broken"])
+    assert sum(len(fast[position]["broken"]) for position in range(len(source))) == 1
+    decode = fast.fingerprint()["decode"]
+    assert decode["path"] == "fast"
+    assert set(decode) == {"path", "pillow", *libraries()}
+    state = {"next_batch": 0, "truncated": 0, "broken": 0, "first_broken": []}
+    state["fingerprint"] = BatchIterator(exact, BATCH_SIZE).get_state()["fingerprint"]
+    with pytest.raises(ValueError, match=r"decode was \{'path': 'exact', 'pillow': .*, is \{'path': 'fast'"):
+        BatchIterator(fast, BATCH_SIZE, state=state)
+
+
+def test_after_a_killed_worker_the_batches_go_on_as_if_nothing_had_been(monkeypatch, capfd):
+    monkeypatch.setattr(pipeline, "MAX_RESTARTS", 1)
+    examples = make_examples(NumberedSource(unusable=(3, 11)))
+    expected = take(30, examples, max_broken_share=0.5)  # more than are ever made ahead
+    state = BatchIterator(examples, BATCH_SIZE, max_broken_share=0.5)
+    for _ in range(2):
+        next(state)
+    iterator = BatchIterator(examples, BATCH_SIZE, state=state.get_state(), max_broken_share=0.5, num_workers=2)
+    batches = [next(iterator), next(iterator)]
+    kill_a_worker()
+    while iterator.progress["restarts"] == 0:  # those that were made before it died come first
+        batches.append(next(iterator))
+    assert_equal_batches(batches, expected[2 : 2 + len(batches)])
+    at = 2 + len(batches) - 1
+    assert f"a data worker died; the workers start anew at batch {at}, time 1 of 1" in capfd.readouterr().err
+    assert iterator.get_state()["next_batch"] == at + 1
+    assert iterator.get_state()["broken"] == sum(len(batch["broken"]) for batch in expected[: at + 1])
+    kill_a_worker()
+    with pytest.raises(ValueError, match=r"a data worker died, and 1 times before, .*lower data.num_workers=2"):
+        list(itertools.islice(iterator, 30))
+    iterator.close()
+    assert multiprocessing.active_children() == []
+
+
+def kill_a_worker() -> None:
+    worker = multiprocessing.active_children()[0]
+    worker.kill()
+    worker.join()
+
+
+def test_the_state_is_that_of_the_batch_last_used_when_others_were_read_ahead():
+    examples = make_examples(NumberedSource(unusable=(3, 11), long=True))
+    iterator = BatchIterator(examples, BATCH_SIZE, max_broken_share=0.5)
+    states, progress = [iterator.get_state()], [iterator.progress]
+    for _ in range(5):
+        next(iterator)
+        states.append(iterator.get_state())
+        progress.append(iterator.progress)
+    assert [iterator.get_state(progress=each) for each in progress] == states
+    assert states[5]["broken"] > states[1]["broken"]
+
+
+def test_a_batch_tells_the_seconds_of_its_stages(monkeypatch):
+    class SlowSource(NumberedSource):
+        def __getitem__(self, index: int) -> Record:
+            time.sleep(0.002)
+            return super().__getitem__(index)
+
+    batch = take(1, make_examples(SlowSource(unusable=(3,))), max_broken_share=0.5)[0]
+    read, decode, tokenise = batch["seconds"]
+    assert 0.002 * BATCH_SIZE <= read < 1
+    assert 0 < tokenise < decode < 0.5 * read  # a crop of 9 x 9 pixels, and a sum of letters
