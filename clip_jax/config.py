@@ -19,7 +19,7 @@ from clip_jax.losses import LossConfig
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig
 from clip_jax.sharding import ShardingConfig
-from input_pipeline.pipeline import DataConfig
+from input_pipeline.data_config import DataConfig
 from input_pipeline.tokenizers import Tokenizer
 
 T = TypeVar("T")

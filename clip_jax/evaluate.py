@@ -20,7 +20,7 @@ from clip_jax.restore import restore_run
 from clip_jax.suites.config import make_suite_config
 from clip_jax.suites.runner import as_table as as_suite_table
 from clip_jax.suites.runner import problems, run_suite
-from input_pipeline.pipeline import make_sources
+from input_pipeline.data_config import make_sources
 
 for flag in ("workdir", "config", "model", "activation", *cli.HOST_FLAGS):
     flags.declare_key_flag(flag)

@@ -39,7 +39,8 @@ from clip_jax.train_state import (
     with_variables,
 )
 from clip_jax.train_step import TrainStep, make_train_step
-from input_pipeline.pipeline import BatchIterator, DataConfig, Examples, make_sources
+from input_pipeline.data_config import DataConfig, make_sources
+from input_pipeline.pipeline import BatchIterator, Examples
 from input_pipeline.sources import BrokenRecordError, Source
 from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer, train_sentencepiece
 

@@ -26,7 +26,8 @@ from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.sharding import make_mesh
 from clip_jax.train_state import abstract_state
 from configs.tiny import get_config
-from input_pipeline.pipeline import BatchIterator, Examples, make_sources
+from input_pipeline.data_config import make_sources
+from input_pipeline.pipeline import BatchIterator, Examples
 from input_pipeline.sources import Source, write_array_record
 from input_pipeline.tokenizers import make_tokenizer
 

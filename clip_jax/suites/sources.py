@@ -9,7 +9,7 @@ from typing import Any
 
 from clip_jax.config import load_config
 from clip_jax.suites.labelled_sets import AbsentError
-from input_pipeline.pipeline import make_sources
+from input_pipeline.data_config import make_sources
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 from input_pipeline.sources.base import check_index, digest, relative_names
 

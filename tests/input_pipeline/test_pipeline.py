@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.data_config import DataConfig, check_broken_share, make_sources
 from input_pipeline.pipeline import (
     MAX_BROKEN_IN_A_ROW,
     Batch,
     BatchIterator,
-    DataConfig,
     Examples,
-    check_broken_share,
     collate,
-    make_sources,
 )
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, Record, Source, WebDatasetSource
