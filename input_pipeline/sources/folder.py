@@ -5,13 +5,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
     Record,
     check_index,
     clean_captions,
     digest,
-    refuse_url,
     require_records,
 )
 
@@ -36,7 +36,10 @@ class FolderSource:
     """
 
     def __init__(self, path: str, class_folders: bool = False):
-        refuse_url(path)
+        if opener.is_remote(path):
+            raise ValueError(
+                f"{path} is remote, and a folder of pictures is read where it lies: copy it, mount it or make tars"
+            )
         self._root = os.path.abspath(os.path.expanduser(path))
         if not os.path.isdir(self._root):
             state = "which is not a folder" if os.path.exists(self._root) else "which does not exist"
