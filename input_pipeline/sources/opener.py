@@ -61,7 +61,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     Raises FileNotFoundError and PermissionError at once, UnreachableError after the last try.
     """
     if not is_remote(path):
-        return _with_retries(path, functools.partial(_read_local, path, offset, size), LOCAL_TRIES)
+        return _with_retries(functools.partial(_read_local, path, offset, size), LOCAL_TRIES)
     if size <= 0:  # fsspec would take it for the whole file
         return b""
     return _remote(path, lambda fs, name: fs.cat_file(name, start=offset, end=offset + size), size)
@@ -207,7 +207,7 @@ class Opener:
         """As `read_range`."""
         if is_remote(path):
             return read_range(path, offset, size)
-        return _with_retries(path, functools.partial(self._read_local, path, offset, size), LOCAL_TRIES)
+        return _with_retries(functools.partial(self._read_local, path, offset, size), LOCAL_TRIES)
 
     def _read_local(self, path: str, offset: int, size: int) -> bytes:
         if path not in self._descriptors and len(self._descriptors) >= MAX_OPEN_FILES:
@@ -254,7 +254,7 @@ def _remote(path: str, call: Callable[[Any, str], T], size: int = 0) -> T:
         return answer
 
     try:
-        return _with_retries(path, attempt, MAX_TRIES)
+        return _with_retries(attempt, MAX_TRIES)
     except (*FINAL, ValueError):
         raise
     except Exception as error:  # every file system has its own
@@ -264,7 +264,7 @@ def _remote(path: str, call: Callable[[Any, str], T], size: int = 0) -> T:
         ) from error
 
 
-def _with_retries(path: str, attempt: Callable[[], T], tries: int) -> T:
+def _with_retries(attempt: Callable[[], T], tries: int) -> T:
     global _retried
     wait_s = FIRST_WAIT_S
     for number in range(1, tries + 1):

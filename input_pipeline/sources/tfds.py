@@ -146,11 +146,13 @@ def _copy_version(data_dir: str, name: str, split: str) -> str:
     shard = re.compile(r"-([\w]+)\.(?:array_record|tfrecord|riegeli)\S*-of-\d+$")
     wanted = set(re.findall(r"\w+", split))  # "train[:90%]+test" names train and test
     names = [x for x in opener.list_names(folder) if (m := shard.search(x)) is None or m[1] in wanted]
-    root = opener.cache_folder() / "tfds" / digest(folder.encode())
+    states = [[file, *opener.file_state(opener.join(folder, file))] for file in names]
+    root = opener.cache_folder() / "tfds" / digest(folder.encode(), repr(states).encode())
     target = root.joinpath(*parts, version)
     target.mkdir(parents=True, exist_ok=True)
     for file in names:
-        opener.copy_file(opener.join(folder, file), target / file)
+        if not (target / file).exists():  # a copy is whole, or has no name
+            opener.copy_file(opener.join(folder, file), target / file)
     return str(root)
 
 
