@@ -135,6 +135,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         f"{int(state.step)} to {config.train.total_steps} of {config.train.global_batch_size} pairs",
         *([text_packer.plan] if text_packer else []),
         *(f"  left out: {record_id}: {reason}" for record_id, reason in source.broken[:3]),
+        *(f"  filtered: {reason}: {count:,} records" for reason, count in left_out(source).items()),
     ]
     return Run(
         config=config,
@@ -250,6 +251,11 @@ def _captions(source: Source, num_records: int) -> Iterator[str]:
     for index in spread.tolist():
         with suppress(BrokenRecordError):  # met and counted in training
             yield from source.captions(index)
+
+
+def left_out(source: Source) -> dict[str, int]:
+    """How many records filters left out, by the reason; of a mixture NAME: reason."""
+    return dict(getattr(source, "filtered", {}))
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:

@@ -4,6 +4,8 @@ Which record stands at which place of which batch is a pure function of (seed, p
 workers or hosts, so the whole state of the iterator is the number of the next batch.
 """
 
+import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,11 +18,11 @@ from typing import Any, TypedDict
 import grain
 import numpy as np
 from absl import flags
-from grain.experimental import index_shuffle
 from PIL import Image
 
 from input_pipeline.data_config import check_broken_share
-from input_pipeline.sources import BrokenRecordError, Record, Source
+from input_pipeline.order import Order
+from input_pipeline.sources import BrokenRecordError, Mixture, Record, Source
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import decode_image, random_square_crop
 
@@ -28,6 +30,9 @@ MAX_BROKEN_IN_A_ROW = 100
 LAST_ROW = 2**62  # the stream has no end that a run could reach
 FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
 BROKEN_REMEMBERED = 20
+DIFFERENCES_NAMED = 10
+_MISSING = object()
+DATA_VERSION = 1  # of the order, the choice of captions and the crops: raise it when the same data gives other batches
 
 
 class Batch(TypedDict):
@@ -58,7 +63,7 @@ class Example(TypedDict):
 class Examples:
     """Position in the endless stream of shuffled epochs -> example, a pure function.
 
-    A record that cannot be used is reported where it stands, and the next one of the epoch takes its place.
+    A record that cannot be used is reported where it stands, and the next one of its source's epoch takes its place.
     min_scale: the smallest side of the random square crop, as a share of the image's shorter side.
     """
 
@@ -68,12 +73,27 @@ class Examples:
     min_scale: float
     seed: int
 
+    @functools.cached_property
+    def _order(self) -> Order:
+        if isinstance(self.source, Mixture):
+            return Order(self.source.lengths, self.source.weights, self.seed)
+        return Order([len(self.source)], [1], self.seed)
+
+    def samples_seen(self, position: int) -> dict[str, float]:
+        """At a position of the stream: epochs, or of a mixture for each source samples_seen/NAME and epochs/NAME."""
+        seen = self._order.samples_seen(position)
+        if not isinstance(self.source, Mixture):
+            return {"epochs": seen[0] / len(self.source)}
+        named = list(zip(self.source.names, seen, self.source.lengths))
+        epochs = {f"epochs/{name}": number / length for name, number, length in named}
+        return {f"samples_seen/{name}": number for name, number, _ in named} | epochs
+
     def __getitem__(self, position: int) -> Example:
-        epoch, offset = divmod(position, len(self.source))
+        part, sample = self._order.place(position)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
         broken: list[tuple[str, str]] = []
         for attempt in range(MAX_BROKEN_IN_A_ROW):
-            index = self._shuffled(epoch, (offset + attempt) % len(self.source))
+            index = self._order.index(part, sample, attempt)
             try:
                 record = self.source[index]
                 if not record["captions"]:  # as labelled records may be
@@ -89,15 +109,10 @@ class Examples:
             f"{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is {broken[0][0]}: {broken[0][1]}"
         )
 
-    def _shuffled(self, epoch: int, offset: int) -> int:
-        if len(self.source) == 1:
-            return 0
-        seed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]
-        return index_shuffle(offset, max_index=len(self.source) - 1, seed=int(seed), rounds=4)
-
     def fingerprint(self) -> dict[str, Any]:
         """What decides the content of every batch, together with the batch size."""
         return {
+            "version": DATA_VERSION,
             "source": self.source.fingerprint(),
             "tokenizer": self.tokenizer.fingerprint(),
             "image_size": self.image_size,
@@ -183,8 +198,11 @@ class BatchIterator(Iterator[Batch]):
         fingerprint = {**examples.fingerprint(), "global_batch_size": global_batch_size}
         fingerprint = json.loads(json.dumps(fingerprint))  # as a checkpoint gives it back
         start = state or {"next_batch": 0, "truncated": 0, "broken": 0, "first_broken": []}
-        if (state or {}).get("fingerprint", fingerprint) != fingerprint:
-            raise ValueError(f"the data is not what the checkpoint was made with: {_differences(state, fingerprint)}")
+        if state:
+            # Checkpoints that name no version are from before there were any; the first one has their order.
+            differing = differences({"version": 1, **state["fingerprint"]}, fingerprint)
+            if differing:
+                raise ValueError(f"the data is not what the checkpoint was made with: {differing}")
         self._start = {**start, "fingerprint": fingerprint}
         # By this process since the start.
         self._own: dict[str, Any] = {
@@ -193,6 +211,7 @@ class BatchIterator(Iterator[Batch]):
             "broken": 0,
             "first_broken": [],
         }
+        self._examples = examples
         self._local_batch_size = b = len(rows)
         self._batch_size = global_batch_size
         self._max_broken_share = max_broken_share
@@ -246,13 +265,31 @@ class BatchIterator(Iterator[Batch]):
             "fingerprint": start["fingerprint"],
         }
 
+    def samples_seen(self, num_batches: int) -> dict[str, float]:
+        """After so many batches of the whole run, as `Examples.samples_seen`."""
+        return self._examples.samples_seen(num_batches * self._batch_size)
+
     def close(self) -> None:
         """Stops the worker processes."""
         if hasattr(self._batches, "close"):
             self._batches.close()
 
 
-def _differences(state: dict[str, Any] | None, fingerprint: dict[str, Any]) -> str:
-    old = (state or {})["fingerprint"]
-    names = sorted(name for name in {*old, *fingerprint} if old.get(name) != fingerprint.get(name))
-    return "; ".join(f"{name} was {old.get(name)!r:.200}, is {fingerprint.get(name)!r:.200}" for name in names)
+def differences(old: Any, new: Any) -> str:
+    """What differs between two fingerprints, by dotted names; empty if nothing does. Long lists are cut."""
+    found = [f"{name} was {before}, is {after}" for name, before, after in _changes("", old, new)]
+    more = f"; and {len(found) - DIFFERENCES_NAMED} more" if len(found) > DIFFERENCES_NAMED else ""
+    return "; ".join(found[:DIFFERENCES_NAMED]) + more
+
+
+def _changes(name: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
+    if isinstance(old, list) and isinstance(new, list):
+        for i, (before, after) in enumerate(itertools.zip_longest(old, new, fillvalue=_MISSING)):
+            yield from _changes(f"{name}[{i}]", before, after)
+    elif isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            inner = f"{name}.{key}" if name else key
+            yield from _changes(inner, old.get(key, _MISSING), new.get(key, _MISSING))
+    elif old != new:
+        before, after = ("missing" if value is _MISSING else f"{value!r:.200}" for value in (old, new))
+        yield name, before, after

@@ -4,7 +4,10 @@ Set before jax wakes up.
 """
 
 import os
+import tempfile
 
+# Kept indices and copies of data are a test run's own.
+os.environ["CLIP_JAX_CACHE"] = tempfile.mkdtemp(prefix="clip_jax_cache_")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )

@@ -261,7 +261,8 @@ MESSAGES = {
     "warm-up": "optimizer.warmup_steps=7 must lie between 0 and train.total_steps=7",
     "vocabulary": "text.vocab_size=50 is smaller than the tokenizer's vocabulary, {pieces}: set text.vocab_size=",
     "no path": "data.path is empty: data.source='webdataset' needs one, as --config.data.path=DIR",
-    "source": "data.source='photographs' must be one of 'scenes', 'webdataset', 'tfds', 'array_record', 'table'",
+    "source": "data.source='photographs' must be one of 'scenes', 'webdataset', 'tfds', 'array_record', 'table', "
+    "'folder', 'mixture'",
     "tokenizer file": "cannot read the SentencePiece model /nowhere/a.model: No such file or directory",
     "labelled set": "labelled set 'cats' of the drawn scenes is unknown: choose one of compositions, ",
     "apart": "train.global_batch_size=12 is not divisible",

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.transforms": set(),
     "input_pipeline.packing": set(),
     "input_pipeline.data_config": {"input_pipeline.scenes.", "input_pipeline.sources."},
+    "input_pipeline.order": set(),
     "input_pipeline.pipeline": {"input_pipeline."},
     "clip_jax.sharding": set(),
     "clip_jax.topology": set(),

@@ -10,7 +10,9 @@ from input_pipeline.sources import opener
 from input_pipeline.sources.array_record import ArrayRecordSource, write_array_record
 from input_pipeline.sources.base import BrokenRecordError, Record, Source, SubsetSource
 from input_pipeline.sources.digits import DigitsSource
+from input_pipeline.sources.filters import FilteredSource, Filters, filters_of
 from input_pipeline.sources.folder import FolderSource
+from input_pipeline.sources.mixture import Mixture
 from input_pipeline.sources.table import TableSource
 from input_pipeline.sources.tfds import NotPreparedError, TfdsSource
 from input_pipeline.sources.webdataset import WebDatasetSource
@@ -19,7 +21,10 @@ __all__ = [
     "ArrayRecordSource",
     "BrokenRecordError",
     "DigitsSource",
+    "FilteredSource",
+    "Filters",
     "FolderSource",
+    "Mixture",
     "NotPreparedError",
     "Record",
     "Source",
@@ -27,6 +32,7 @@ __all__ = [
     "TableSource",
     "TfdsSource",
     "WebDatasetSource",
+    "filters_of",
     "make_source",
     "write_array_record",
 ]

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from glob import has_magic
 from typing import Any, Protocol
@@ -37,6 +38,7 @@ class Source(Protocol):
 
     Attributes:
       broken: (id, reason) of what was found unusable while indexing; len() does not count it.
+      filtered: where a source leaves records out by choice, how many for which reason; len() does not count them.
       class_names: the names of the labels 0, 1, ..., or None.
     """
 
@@ -73,6 +75,7 @@ class SubsetSource:
             self._source = source._source
             self._start, self._stop = source._start + start, source._start + stop
         self.broken = source.broken
+        self.filtered = getattr(source, "filtered", Counter())
         self.class_names = getattr(source, "class_names", None)
 
     def __len__(self) -> int:

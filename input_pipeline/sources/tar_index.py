@@ -1,10 +1,8 @@
 """The records of a WebDataset tar: where their images and captions lie, found once and kept in a file."""
 
 import io
-import json
 import os
 import tarfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from input_pipeline.sources import opener
 from input_pipeline.sources.base import NO_CAPTION, clean_captions, digest, parse_json
+from input_pipeline.sources.index_file import load_index, save_index
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MAX_CAPTION_BYTES = 2**20  # of one .txt or .json; more is no caption
@@ -68,30 +67,16 @@ def _index_files(path: str, captions_field: str) -> list[Path]:
 
 
 def _load(file: Path, told: Mapping[str, Any]) -> TarIndex | None:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            about = json.loads(arrays["about"].tobytes())
-            broken = tuple((str(name), str(reason)) for name, reason in about.pop("broken"))
-            rows = arrays["rows"]
-            keys = tuple(arrays["keys"].tobytes().decode().split("\0")[:-1])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
-        return None  # none there, or damaged
-    whole = rows.dtype == np.int64 and rows.shape == (len(keys), 5)
-    return TarIndex(rows, keys, broken) if about == told and whole else None
+    if (loaded := load_index(file, told)) is None:
+        return None
+    found, arrays = loaded
+    keys = tuple(arrays["keys"].tobytes().decode().split("\0")[:-1])
+    return TarIndex(arrays["rows"], keys, tuple((name, reason) for name, reason in found["broken"]))
 
 
 def _save(file: Path, index: TarIndex, told: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    about = json.dumps({**told, "broken": index.broken}).encode()
     keys = "".join(f"{key}\0" for key in index.keys).encode()  # a tar's names hold no zero bytes
-    buffer = io.BytesIO()
-    np.savez(buffer, about=np.frombuffer(about, np.uint8), rows=index.rows, keys=np.frombuffer(keys, np.uint8))
-    partial = opener.partial_name(file)
-    try:
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    save_index(file, told, {"broken": index.broken}, rows=index.rows, keys=np.frombuffer(keys, np.uint8))
 
 
 def make_index(path: str, captions_field: str = "") -> TarIndex:

@@ -250,7 +250,7 @@ def test_a_state_of_other_data_is_refused_with_the_differences():
     other = make_examples(NumberedSource(29), seed=7)
     message = (
         "the data is not what the checkpoint was made with: global_batch_size was 8, is 16; "
-        "seed was 5, is 7; source was {'length': 23}, is {'length': 29}"
+        "seed was 5, is 7; source.length was 23, is 29"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         BatchIterator(other, 16, state=state)
