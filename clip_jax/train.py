@@ -200,6 +200,7 @@ def _summary(run: Run, data_state: dict[str, Any], run_s: float) -> str:
         ["time of this call", f"{run_s:.0f} s"],
         ["records that could not be used", f"{data_state['broken']} met, {len(run.source.broken)} left out beforehand"],
         ["captions truncated", f"{data_state['truncated']:,}"],
+        ["reads tried again", f"{data_state['retries']:,}"],
         *_source_cells(run, data_state["next_batch"]),
     ]
     if run.text_packer:

@@ -23,6 +23,7 @@ from PIL import Image
 from input_pipeline.data_config import check_broken_share
 from input_pipeline.order import Order
 from input_pipeline.sources import BrokenRecordError, Mixture, Record, Source
+from input_pipeline.sources.opener import count_retries
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import decode_image, random_square_crop
 
@@ -39,7 +40,8 @@ class Batch(TypedDict):
     """One process's rows of a global batch.
 
     image: uint8 [b, H, W, 3]. text: int32 [b, L]. index: int64 [b], the records' places in the source.
-    truncated: how many captions were cut. broken: (id, reason) of the records met that could not be used.
+    truncated: how many captions were cut. broken: (id, reason) of the records met that could not be used. retries: how
+    many reads failed and were tried again.
     """
 
     image: np.ndarray
@@ -47,6 +49,7 @@ class Batch(TypedDict):
     index: np.ndarray
     truncated: int
     broken: list[tuple[str, str]]
+    retries: int
 
 
 class Example(TypedDict):
@@ -57,6 +60,7 @@ class Example(TypedDict):
     index: int
     truncated: bool
     broken: list[tuple[str, str]]
+    retries: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,7 @@ class Examples:
         part, sample = self._order.place(position)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
         broken: list[tuple[str, str]] = []
+        retries = -count_retries()
         for attempt in range(MAX_BROKEN_IN_A_ROW):
             index = self._order.index(part, sample, attempt)
             try:
@@ -104,7 +109,8 @@ class Examples:
                 continue
             text, truncated = self.tokenizer.encode(record["captions"][rng.integers(len(record["captions"]))])
             # Only the record that stands here is this position's to report: the others stand elsewhere, too.
-            return Example(image=image, text=text, index=index, truncated=truncated, broken=broken[:1])
+            retries += count_retries()
+            return Example(image=image, text=text, index=index, truncated=truncated, broken=broken[:1], retries=retries)
         raise ValueError(
             f"{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is {broken[0][0]}: {broken[0][1]}"
         )
@@ -140,6 +146,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         index=np.array([e["index"] for e in examples], np.int64),
         truncated=sum(e["truncated"] for e in examples),
         broken=[pair for e in examples for pair in e["broken"]],
+        retries=sum(e["retries"] for e in examples),
     )
 
 
@@ -197,7 +204,7 @@ class BatchIterator(Iterator[Batch]):
             raise ValueError(f"rows={rows.tolist()} must be places in a batch of global_batch_size={global_batch_size}")
         fingerprint = {**examples.fingerprint(), "global_batch_size": global_batch_size}
         fingerprint = json.loads(json.dumps(fingerprint))  # as a checkpoint gives it back
-        start = state or {"next_batch": 0, "truncated": 0, "broken": 0, "first_broken": []}
+        start = {"next_batch": 0, "truncated": 0, "broken": 0, "retries": 0, "first_broken": [], **(state or {})}
         if state:
             # Checkpoints that name no version are from before there were any; the first one has their order.
             differing = differences({"version": 1, **state["fingerprint"]}, fingerprint)
@@ -209,6 +216,7 @@ class BatchIterator(Iterator[Batch]):
             "batches": 0,
             "truncated": 0,
             "broken": 0,
+            "retries": 0,
             "first_broken": [],
         }
         self._examples = examples
@@ -242,6 +250,7 @@ class BatchIterator(Iterator[Batch]):
             "batches": own["batches"] + 1,
             "truncated": own["truncated"] + batch["truncated"],
             "broken": own["broken"] + len(batch["broken"]),
+            "retries": own["retries"] + batch["retries"],
             "first_broken": (own["first_broken"] + [list(pair) for pair in batch["broken"]])[:BROKEN_REMEMBERED],
         }
         if batch["broken"]:
@@ -251,7 +260,7 @@ class BatchIterator(Iterator[Batch]):
         return batch
 
     def get_state(self, gather: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda own: [own]) -> dict[str, Any]:
-        """For JSON: next_batch, the counts truncated and broken, first_broken as [id, reason], fingerprint.
+        """For JSON: next_batch, the counts truncated, broken and retries, first_broken as [id, reason], fingerprint.
 
         gather: a process's own counts to those of all processes with other rows; the state is then that of all.
         """
@@ -261,6 +270,7 @@ class BatchIterator(Iterator[Batch]):
             "next_batch": start["next_batch"] + self._own["batches"],
             "truncated": start["truncated"] + sum(own["truncated"] for own in counts),
             "broken": start["broken"] + sum(own["broken"] for own in counts),
+            "retries": start["retries"] + sum(own["retries"] for own in counts),
             "first_broken": met[:BROKEN_REMEMBERED],
             "fingerprint": start["fingerprint"],
         }
