@@ -180,9 +180,12 @@ def _split(source: Source, num_validation: int, told: str, path: str) -> tuple[S
 
 
 def _proportional(total: int, lengths: Sequence[int]) -> list[int]:
-    """Whole numbers in the proportion of the lengths that sum to the total: how far each part's end moves on."""
-    ends = [total * sum(lengths[: i + 1]) // sum(lengths) for i in range(len(lengths))]
-    return [end - start for start, end in zip([0, *ends], ends)]
+    """Whole numbers in the proportion of the lengths that sum to the total; the longest take what rounding leaves."""
+    shares = [total * length // sum(lengths) for length in lengths]
+    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for i in longest[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
 
 
 def check_broken_share(
