@@ -19,7 +19,7 @@ from clip_jax.losses import LossConfig
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig
 from clip_jax.sharding import ShardingConfig
-from input_pipeline.data_config import DataConfig
+from input_pipeline.data_config import DataConfig, MixturePart
 from input_pipeline.tokenizers import Tokenizer
 
 T = TypeVar("T")
@@ -145,6 +145,7 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     """
     expected = {"vision", "text", *(field.name for field in dataclasses.fields(Config))}
     check_names("config", set(sections), expected)
+    sections = with_mixture(sections)
     vocab_size = sections["text"].get("vocab_size")
     eot_token = max(vocab_size - 1, 0) if isinstance(vocab_size, int) else 0
     # The number of blocks by stage is what only a ResNet has.
@@ -154,7 +155,7 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     return Config(
         model=make_section("model", ModelConfig, sections["model"], vision=vision, text=text),
         loss=make_section("loss", LossConfig, sections["loss"]),
-        data=make_data_config(sections["data"]),
+        data=make_section("data", DataConfig, sections["data"]),
         optimizer=make_section("optimizer", OptimizerConfig, sections["optimizer"]),
         sharding=make_section("sharding", ShardingConfig, sections["sharding"]),
         train=make_section("train", TrainConfig, sections["train"]),
@@ -162,21 +163,33 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     )
 
 
-def make_data_config(values: Mapping[str, Any]) -> DataConfig:
-    """The data section; the sources of a mixture may stand in a JSON file, which `path` then names.
+def with_mixture(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sections with data.mixture read from the JSON file that data.path names, where the config has none.
 
-    Raises ValueError like `make_section`, and for a file that is missing or no list of sources.
+    Raises ValueError for a file that is missing or no list.
     """
-    if values.get("source") == "mixture" and not values.get("mixture") and values.get("path"):
-        file = Path(values["path"])
-        try:
-            parts = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"data.path={file} of a mixture must be a JSON file: {error}") from None
-        if not isinstance(parts, list):
-            raise ValueError(f"data.path={file} must hold a list of sources, as data.mixture has")
-        values = {**values, "mixture": parts}
-    return make_section("data", DataConfig, values)
+    data = dict(sections.get("data", {}))
+    if data.get("source") == "mixture" and not data.get("mixture") and data.get("path"):
+        data["mixture"] = _read_mixture(data["path"])
+    return {**{name: dict(section) for name, section in sections.items()}, "data": data}
+
+
+def with_data_path(data: DataConfig, path: str) -> DataConfig:
+    """The same data where it lies now; of a mixture the path names a JSON file with its sources. Raises ValueError."""
+    if data.source != "mixture":
+        return dataclasses.replace(data, path=path)
+    parts = _typed("data.mixture", _read_mixture(path), tuple[MixturePart, ...])
+    return dataclasses.replace(data, path=path, mixture=parts)
+
+
+def _read_mixture(path: str) -> list[Any]:
+    try:
+        parts = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data.path={path} of a mixture must be a JSON file with its sources: {error}") from None
+    if not isinstance(parts, list):
+        raise ValueError(f"data.path={path} must hold a list of sources, as data.mixture does")
+    return parts
 
 
 def with_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

@@ -20,6 +20,7 @@ from clip_jax.config import (
     check_workdir,
     make_config,
     record_config,
+    with_mixture,
     with_tokenizer,
 )
 from clip_jax.encoder import Encoder
@@ -75,6 +76,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
 
     Raises ValueError or CheckpointError, see `train`. A config that is refused leaves no record in the workdir.
     """
+    sections = with_mixture(sections)  # so that the record in the workdir is whole
     preflight.check_programs(sections)
     config = make_config(sections)
     mesh = make_mesh(config.sharding)

@@ -45,8 +45,8 @@ class DataConfig(Filters):
       scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
       captions_field: where the captions stand, if not in the usual place: a column, a feature, a key of the JSON.
       mixture: the sources of a mixture; empty elsewhere.
-      num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream); of a
-        mixture the last ones of each source, in proportion to its records.
+      num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream and
+        then filtered); of a mixture the last ones of each source, in proportion to its records.
       min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
       tokenizer: "sentencepiece" or "clip_bpe".
       tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
