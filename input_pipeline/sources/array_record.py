@@ -15,6 +15,7 @@ from input_pipeline.sources.base import (
     clean_captions,
     describe_files,
     find_files,
+    find_states,
     require_captions,
     require_records,
 )
@@ -42,6 +43,7 @@ class ArrayRecordSource:
 
         expected = "an ArrayRecord file, a folder of them, a glob or a {0..7}.array_record pattern"
         self._paths = find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
+        self._states = find_states(self._paths)
         copies = [opener.local_copy(file) for file in self._paths]
         for file in copies:  # one by one, since the library's message does not name the file
             try:
@@ -85,10 +87,10 @@ class ArrayRecordSource:
 
     def fingerprint(self) -> dict[str, Any]:
         field = {} if len(self._captions_keys) > 1 else {"captions_field": self._captions_keys[0]}
-        return {"kind": "array_record", **describe_files(self._paths), "length": len(self), **field}
+        return {"kind": "array_record", **describe_files(self._paths, self._states), "length": len(self), **field}
 
     def file_states(self) -> list:
-        return [opener.file_state(path) for path in self._paths]
+        return self._states
 
 
 def write_array_record(path: str, records: Iterable[Record]) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from glob import has_magic
 from typing import Any, Protocol
 
@@ -114,6 +115,13 @@ def find_files(path: str, suffix: str, expected: str) -> list[str]:
     `suffix` is a regular expression for the names that count in a folder.
     """
     path = path if opener.is_remote(path) else os.path.expanduser(path)
+    try:
+        return _find_files(path, suffix, expected)
+    except PermissionError as error:
+        raise ValueError(f"{path} may not be read: {error}") from error
+
+
+def _find_files(path: str, suffix: str, expected: str) -> list[str]:
     if opener.is_file(path):
         return [path]
     if opener.is_folder(path):
@@ -161,9 +169,19 @@ def relative_names(paths: Sequence[str]) -> list[str]:
     return [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
 
 
-def describe_files(paths: Sequence[str]) -> dict[str, list]:
-    """The part of a fingerprint that names the files and their sizes in bytes."""
-    return {"files": relative_names(paths), "sizes": [opener.file_size(path) for path in paths]}
+def find_states(paths: Sequence[str]) -> list[list[int | str]]:
+    """`opener.file_state` of each file; of remote ones many at a time."""
+    with ThreadPoolExecutor(opener.THREADS if opener.is_remote(paths[0]) else 1) as pool:
+        return list(pool.map(opener.file_state, paths))
+
+
+def describe_files(
+    paths: Sequence[str], states: Sequence[Sequence[int | str]], captions_field: str = ""
+) -> dict[str, Any]:
+    """The part of a fingerprint that names the files, their sizes in bytes and, if it is not the usual one, the field of
+    the captions."""
+    field = {"captions_field": captions_field} if captions_field else {}
+    return {"files": relative_names(paths), "sizes": [size for size, _ in states], **field}
 
 
 def digest(*parts: bytes) -> str:

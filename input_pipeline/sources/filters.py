@@ -18,7 +18,6 @@ from input_pipeline.sources.image_header import image_size
 from input_pipeline.sources.index_file import load_index, save_index
 
 FILTER_VERSION = 1  # of the rules below
-FILTER_THREADS = 16  # so many records of a remote source are looked at together
 CHUNK = 256  # records looked at by a thread at a time
 
 
@@ -132,7 +131,7 @@ class FilteredSource:
         filtered: Counter[str] = Counter()
         broken: list[tuple[str, str]] = []
         with (
-            ThreadPoolExecutor(FILTER_THREADS) as pool,
+            ThreadPoolExecutor(opener.THREADS) as pool,
             tqdm(total=len(self._source), desc="filter", unit="record", delay=3, leave=False) as bar,
         ):
             try:

@@ -31,6 +31,7 @@ LOCAL_TRIES = 5  # a disk that fails for three seconds will fail on
 TRY_TIMEOUT_S = 10.0  # of a remote try, and a second more for each SLOWEST_BYTES_PER_S
 SLOWEST_BYTES_PER_S = 1_000_000
 MAX_OPEN_FILES = 256  # a process; files beyond that are opened for each read
+THREADS = 16  # so many remote files are looked at together
 BLOCK_SIZE = 8 * 2**20  # bytes that a remote file read in order is fetched by
 # What a second try does not mend.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -103,6 +104,17 @@ def list_names(folder: str) -> list[str]:
         return sorted(os.listdir(folder))
     found = _remote(folder, lambda fs, name: fs.ls(name, detail=False))
     return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+
+def list_sizes(folder: str) -> dict[str, int]:
+    """The names and sizes in bytes of the files directly in a folder; empty if there is no such folder."""
+    if not is_remote(folder):
+        if not os.path.isdir(folder or "."):
+            return {}
+        with os.scandir(folder or ".") as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    found = _remote(folder, lambda fs, name: fs.ls(name, detail=True) if fs.isdir(name) else [])
+    return {x["name"].rpartition("/")[2]: int(x["size"]) for x in found if x["type"] == "file"}
 
 
 def join(folder: str, name: str) -> str:

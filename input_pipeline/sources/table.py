@@ -20,6 +20,7 @@ from input_pipeline.sources.base import (
     describe_files,
     digest,
     find_files,
+    find_states,
     parse_json,
     relative_names,
     require_captions,
@@ -54,6 +55,7 @@ class TableSource:
         import pyarrow as pa
 
         self._paths = find_files(path, r"\.(csv|parquet)", "a .csv or .parquet file, or several")
+        self._states = find_states(self._paths)
         self._captions_field = captions_field
         self.broken: list[tuple[str, str]] = []
         self.filtered: Counter[str] = Counter()
@@ -74,6 +76,7 @@ class TableSource:
         self._cached_group: tuple[int, int, Any] = (-1, -1, None)
 
     def _clean_rows(self, tables: list[dict[str, list]]) -> Iterator[dict[str, Any]]:
+        sizes: dict[str, dict[str, int]] = {}
         stems = [os.path.splitext(name)[0] for name in relative_names(self._paths)]
         for number, columns in enumerate(tables):
             several = {"table": number} if len(tables) > 1 else {}
@@ -87,18 +90,21 @@ class TableSource:
                 try:
                     given = values.get("id", values.get("key"))
                     record_id = (str(given) if isinstance(given, int) else decode(given)) or record_id
-                    yield {"id": record_id, **self._clean_row(values, number), **several}
+                    yield {"id": record_id, **self._clean_row(values, number, sizes), **several}
                 except ValueError as error:
                     self.broken.append((record_id, str(error)))
 
-    def _clean_row(self, values: Mapping[str, Any], table: int) -> dict[str, Any]:
+    def _clean_row(self, values: Mapping[str, Any], table: int, sizes: dict[str, dict[str, int]]) -> dict[str, Any]:
+        """sizes: what was listed so far, by folder: a listing is quicker than a question for each file."""
         cleaned: dict[str, Any] = {"row": values["row"], "captions": ()}
         if not self._image_columns[table]:
             cleaned["image"] = decode(values["image"])
-            path = self._image_path(table, cleaned["image"])
-            if not cleaned["image"] or not opener.is_file(path):
+            folder, name = os.path.split(self._image_path(table, cleaned["image"]))
+            if folder not in sizes:
+                sizes[folder] = opener.list_sizes(folder)
+            if name not in sizes[folder]:
                 raise ValueError(f"image {cleaned['image']!r} is not a file in the folder of the table")
-            cleaned["size"] = opener.file_size(path)  # for the fingerprint
+            cleaned["size"] = sizes[folder][name]  # for the fingerprint
         captions_key = next((key for key in self._captions_keys() if key in values), None)
         if captions_key:
             captions = values[captions_key] or b""
@@ -180,10 +186,16 @@ class TableSource:
 
     def fingerprint(self) -> dict[str, Any]:
         field = {"captions_field": self._captions_field} if self._captions_field else {}
-        return {"kind": "table", **describe_files(self._paths), "length": len(self), "digest": self._digest, **field}
+        return {
+            "kind": "table",
+            **describe_files(self._paths, self._states),
+            "length": len(self),
+            "digest": self._digest,
+            **field,
+        }
 
     def file_states(self) -> list:
-        return [opener.file_state(path) for path in self._paths]
+        return self._states
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cached_group": (-1, -1, None)}

@@ -34,14 +34,16 @@ class TarIndex:
     broken: tuple[tuple[str, str], ...]
 
 
-def open_index(path: str, captions_field: str = "") -> TarIndex:
+def open_index(path: str, captions_field: str = "", state: list[int | str] | None = None) -> TarIndex:
     """The index of a tar: the one kept of it, if it is of the tar as it is now, or else a new one, which is kept.
 
     It is kept beside the tar as .NAME.index.npz, or in `opener.cache_folder` where nothing can be written there. Its
     file holds the tar's size and time of writing, so an index of another or an older tar is made anew, and so is a
     damaged one. It is written under a name of its own and renamed: two processes may do so at once.
+
+    state: `opener.file_state` of the tar, where it is known.
     """
-    state = opener.file_state(path)
+    state = state or opener.file_state(path)
     told = {"version": INDEX_VERSION, "state": state, "captions_field": captions_field}
     places = _index_files(path, captions_field)
     for file in places:

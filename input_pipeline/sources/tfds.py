@@ -16,6 +16,7 @@ from input_pipeline.sources.base import (
     clean_captions,
     describe_files,
     digest,
+    find_states,
     require_captions,
     require_records,
 )
@@ -85,6 +86,7 @@ class TfdsSource:
         self.class_names: tuple[str, ...] | None = tuple(names) if names else None
         self.broken: list[tuple[str, str]] = []
         self._paths = sorted(set(files))
+        self._states = find_states(self._paths)
         self._captions_field = captions_field
         self._name = f"{info.full_name}/{split}"
         data = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -127,10 +129,16 @@ class TfdsSource:
 
     def fingerprint(self) -> dict[str, Any]:
         field = {"captions_field": self._captions_field} if self._captions_field else {}
-        return {"kind": "tfds", "name": self._name, **describe_files(self._paths), "length": len(self), **field}
+        return {
+            "kind": "tfds",
+            "name": self._name,
+            **describe_files(self._paths, self._states),
+            "length": len(self),
+            **field,
+        }
 
     def file_states(self) -> list:
-        return [opener.file_state(path) for path in self._paths]
+        return self._states
 
 
 def _copy_version(data_dir: str, name: str, split: str) -> str:

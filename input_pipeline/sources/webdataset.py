@@ -1,5 +1,6 @@
 """WebDataset tars: an index of offsets, made in one pass over the headers and kept, and positional reads."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ from input_pipeline.sources.base import (
     describe_files,
     digest,
     find_files,
+    find_states,
     parse_json,
     relative_names,
     require_captions,
@@ -21,8 +23,6 @@ from input_pipeline.sources.base import (
 )
 from input_pipeline.sources.image_header import header_size
 from input_pipeline.sources.tar_index import TarIndex, open_index, parse_captions
-
-INDEX_THREADS = 16  # remote tars looked at together; of local ones the processor is what limits
 
 
 class WebDatasetSource:
@@ -47,6 +47,7 @@ class WebDatasetSource:
     def __init__(self, path: str, captions_field: str = ""):
         self._paths = find_files(path, r"\.tar", "a tar, a folder of tars, a glob or a {00000..00011}.tar pattern")
         self._names = relative_names(self._paths)
+        self._states = find_states(self._paths)
         self._captions_field = captions_field
         self._opener = opener.Opener()
         self.broken: list[tuple[str, str]] = []
@@ -61,8 +62,11 @@ class WebDatasetSource:
         require_records(len(self), path, self.broken, "KEY.jpg with KEY.txt or KEY.json")
 
     def _open_indices(self) -> list[TarIndex]:
-        with ThreadPoolExecutor(INDEX_THREADS if opener.is_remote(self._paths[0]) else 1) as pool:
-            indices = pool.map(lambda path: open_index(path, self._captions_field), self._paths)
+        with ThreadPoolExecutor(opener.THREADS if opener.is_remote(self._paths[0]) else 1) as pool:
+            fields = itertools.repeat(self._captions_field)
+            indices = pool.map(
+                open_index, self._paths, fields, self._states
+            )  # of local ones the processor is the limit
             bar = tqdm(indices, total=len(self._paths), desc="index", unit="tar", delay=3, leave=False)
             return list(bar)
 
@@ -121,7 +125,13 @@ class WebDatasetSource:
     def fingerprint(self) -> dict[str, Any]:
         index = digest(self._index.tobytes(), "\n".join(self._keys).encode())
         field = {"captions_field": self._captions_field} if self._captions_field else {}
-        return {"kind": "webdataset", **describe_files(self._paths), "length": len(self), "digest": index, **field}
+        return {
+            "kind": "webdataset",
+            **describe_files(self._paths, self._states),
+            "length": len(self),
+            "digest": index,
+            **field,
+        }
 
     def file_states(self) -> list:
-        return [opener.file_state(path) for path in self._paths]
+        return self._states

@@ -3,6 +3,7 @@ import os
 import pickle
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -251,6 +252,15 @@ def test_path_forms_on_a_url():
         WebDatasetSource("faulty://lost/a.tar")
 
 
+def test_what_may_not_be_read_is_named(monkeypatch):
+    def refuse(*_):
+        raise PermissionError("anonymous caller")
+
+    monkeypatch.setattr(FaultyFileSystem, "isfile", refuse)
+    with pytest.raises(ValueError, match=r"^faulty://bucket/a\.tar may not be read: anonymous caller$"):
+        WebDatasetSource("faulty://bucket/a.tar")
+
+
 def test_a_remote_tar_is_indexed_by_few_reads_and_records_by_two():
     path = put("a.tar", tar_bytes(40))
     source = WebDatasetSource(path)
@@ -333,6 +343,15 @@ def test_an_index_with_a_pickle_is_never_loaded(tar):
     expected = open_index(str(tar))
     np.savez(index_file(tar), about=np.array([{}], object), rows=np.array([], object), keys=np.array([], object))
     assert open_index(str(tar)).keys == expected.keys
+
+
+def test_indices_made_at_the_same_time_leave_one_whole_file(tar, monkeypatch):
+    with ThreadPoolExecutor(8) as pool:
+        indices = list(pool.map(open_index, [str(tar)] * 8))
+    assert len({index.keys for index in indices}) == 1
+    assert sorted(file.name for file in tar.parent.iterdir()) == [".a.tar.index.npz", "a.tar"]
+    make_unreadable(monkeypatch)
+    assert open_index(str(tar)).keys == indices[0].keys
 
 
 def test_an_index_of_other_rules_or_captions_is_not_taken(tar, monkeypatch):
