@@ -44,6 +44,7 @@ class ArrayRecordSource:
         expected = "an ArrayRecord file, a folder of them, a glob or a {0..7}.array_record pattern"
         self._paths = find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
         self._states = find_states(self._paths)
+        self._told = describe_files(self._paths, self._states, captions_field)
         copies = [opener.local_copy(file) for file in self._paths]
         for file in copies:  # one by one, since the library's message does not name the file
             try:
@@ -86,8 +87,7 @@ class ArrayRecordSource:
         return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
-        field = {} if len(self._captions_keys) > 1 else {"captions_field": self._captions_keys[0]}
-        return {"kind": "array_record", **describe_files(self._paths, self._states), "length": len(self), **field}
+        return {"kind": "array_record", **self._told, "length": len(self)}
 
     def file_states(self) -> list:
         return self._states

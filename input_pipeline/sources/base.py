@@ -178,8 +178,7 @@ def find_states(paths: Sequence[str]) -> list[list[int | str]]:
 def describe_files(
     paths: Sequence[str], states: Sequence[Sequence[int | str]], captions_field: str = ""
 ) -> dict[str, Any]:
-    """The part of a fingerprint that names the files, their sizes in bytes and, if it is not the usual one, the field of
-    the captions."""
+    """The part of a fingerprint that names the files, their sizes in bytes, and a chosen field of captions."""
     field = {"captions_field": captions_field} if captions_field else {}
     return {"files": relative_names(paths), "sizes": [size for size, _ in states], **field}
 

@@ -56,6 +56,7 @@ class TableSource:
 
         self._paths = find_files(path, r"\.(csv|parquet)", "a .csv or .parquet file, or several")
         self._states = find_states(self._paths)
+        self._told = describe_files(self._paths, self._states, captions_field)
         self._captions_field = captions_field
         self.broken: list[tuple[str, str]] = []
         self.filtered: Counter[str] = Counter()
@@ -185,14 +186,7 @@ class TableSource:
         return tuple(self._rows["captions"][index].as_py())
 
     def fingerprint(self) -> dict[str, Any]:
-        field = {"captions_field": self._captions_field} if self._captions_field else {}
-        return {
-            "kind": "table",
-            **describe_files(self._paths, self._states),
-            "length": len(self),
-            "digest": self._digest,
-            **field,
-        }
+        return {"kind": "table", **self._told, "length": len(self), "digest": self._digest}
 
     def file_states(self) -> list:
         return self._states

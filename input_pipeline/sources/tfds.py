@@ -87,7 +87,7 @@ class TfdsSource:
         self.broken: list[tuple[str, str]] = []
         self._paths = sorted(set(files))
         self._states = find_states(self._paths)
-        self._captions_field = captions_field
+        self._told = describe_files(self._paths, self._states, captions_field)
         self._name = f"{info.full_name}/{split}"
         data = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         self._length = len(data)
@@ -128,14 +128,7 @@ class TfdsSource:
         return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
-        field = {"captions_field": self._captions_field} if self._captions_field else {}
-        return {
-            "kind": "tfds",
-            "name": self._name,
-            **describe_files(self._paths, self._states),
-            "length": len(self),
-            **field,
-        }
+        return {"kind": "tfds", "name": self._name, **self._told, "length": len(self)}
 
     def file_states(self) -> list:
         return self._states
