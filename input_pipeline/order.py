@@ -64,8 +64,8 @@ class Order:
         length = self._lengths[source]
         if length == 1:
             return 0
-        several = [source] if len(self._lengths) > 1 else []
-        seed = np.random.SeedSequence([self._seed, epoch, *several]).generate_state(1)[0]
+        # The first source's is that of [seed, epoch], which orders of one source had before there were mixtures.
+        seed = np.random.SeedSequence([self._seed, epoch, source]).generate_state(1)[0]
         return index_shuffle(offset, max_index=length - 1, seed=int(seed), rounds=4)
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
