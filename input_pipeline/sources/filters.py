@@ -172,8 +172,8 @@ class FilteredSource:
         return next((reason for f in self._filters if (reason := f.why_not_size(width, height))), None)
 
     def _image_size(self, index: int) -> tuple[int, int]:
-        if hasattr(self._source, "image_size"):
-            return self._source.image_size(index)
+        if hasattr(self._source, "find_image_size"):
+            return self._source.find_image_size(index)
         record = self._source[index]
         try:
             return image_size(record["image"])

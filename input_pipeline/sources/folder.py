@@ -136,6 +136,12 @@ class FolderSource:
         except OSError as error:
             raise BrokenRecordError(self._names[index], f"{name}: {error.strerror}") from error
 
+    def file_states(self) -> list:
+        """Sizes and times of writing of all pictures and their captions, digested."""
+        texts = [f"{os.path.splitext(name)[0]}.txt" for name, has in zip(self._names, self._captioned) if has]
+        states = [opener.file_state(self._path(name)) for name in (*self._names, *texts)]
+        return [digest(repr(states).encode())]
+
     def fingerprint(self) -> dict[str, Any]:
         classes = {} if self.class_names is None else {"class_names": list(self.class_names)}
         return {"kind": "folder", "length": len(self), "digest": self._digest, **classes}

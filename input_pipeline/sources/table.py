@@ -136,7 +136,7 @@ class TableSource:
         record: Record = {"id": row["id"], "image": self._read_image(row, 2**62), "captions": captions}
         return record | {"label": row["label"]} if "label" in row else record
 
-    def image_size(self, index: int) -> tuple[int, int]:
+    def find_image_size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels: those in the table, or in the image's header."""
         row = self._row(index)
         if row.get("width") is not None:

@@ -93,7 +93,7 @@ class WebDatasetSource:
         except ValueError as error:  # indexed as good, so the file has changed since
             raise BrokenRecordError(record_id, str(error)) from error
 
-    def image_size(self, index: int) -> tuple[int, int]:
+    def find_image_size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels: those in the JSON, as img2dataset writes them, or in the image's header."""
         record_id, data, is_json = self._read_captions(index)
         try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_sizes_come_from_the_header_or_the_json_and_no_picture_is_decoded(tmp_pa
     ]
     source = WebDatasetSource(str(write_tar(tmp_path / "a.tar", members)))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
-    assert [source.image_size(i) for i in range(3)] == [(50, 40), (300, 200), (31, 30)]
+    assert [source.find_image_size(i) for i in range(3)] == [(50, 40), (300, 200), (31, 30)]
     assert ids(FilteredSource(source, [Filters(min_side=100)])) == ["a/b"]
 
 
@@ -137,6 +138,20 @@ def test_what_passes_is_found_once_and_anew_for_other_data_or_filters(tmp_path, 
     monkeypatch.setattr(filters, "FILTER_VERSION", 2)
     FilteredSource(WebDatasetSource(path), [Filters(min_side=10)])
     assert len(judged) == 3
+
+
+def test_a_picture_that_changes_in_a_folder_is_judged_again(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg(0, 20, 20))
+    (tmp_path / "a.txt").write_text("caption")
+    assert len(FilteredSource(make_source("folder", str(tmp_path)), [Filters(max_caption_length=7)])) == 1
+    (tmp_path / "a.txt").write_text("CAPTION")  # of the same size
+    os.utime(tmp_path / "a.txt", ns=(1, 1))
+    with pytest.raises(ValueError, match="no record of 1 passes the filters: 1 had a caption that matches 'C'"):
+        FilteredSource(
+            make_source("folder", str(tmp_path)), [Filters(max_caption_length=7, caption_must_not_match="C")]
+        )
+    source = FilteredSource(make_source("folder", str(tmp_path)), [Filters(max_caption_length=7)])
+    assert source.captions(0) == ("CAPTION",)
 
 
 def test_many_records_are_judged_in_chunks_in_their_order(tmp_path, monkeypatch):
@@ -340,7 +355,7 @@ def test_outputs_of_img2dataset_are_read_as_they_are(outputs):
         found = {source[i]["id"]: (source[i]["image"], source[i]["captions"]) for i in range(len(source))}
         assert found == {record_id.format(i): (jpeg(i), (text,)) for i, text in expected.items()}
         assert [broken for _, broken in source.broken] == ["no caption, or only empty ones"]  # of number 4
-        assert [source.image_size(i) for i in range(3)] == [(13, 11)] * 3
+        assert [source.find_image_size(i) for i in range(3)] == [(13, 11)] * 3
     assert make_source("table", outputs["parquet"]).filtered == Counter({"status failed_to_download": 1})
     source = make_source("folder", outputs["files"])
     assert [(source[i]["id"], source[i]["captions"]) for i in range(len(source))] == [

@@ -15,6 +15,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+from input_pipeline.pipeline import BatchIterator, Examples, collate
 from input_pipeline.sources import (
     ArrayRecordSource,
     BrokenRecordError,
@@ -250,6 +251,25 @@ def test_path_forms_on_a_url():
         WebDatasetSource("faulty://bucket/{00000..00004}.tar")
     with pytest.raises(ValueError, match=r"no data at 'faulty://lost/a\.tar', which does not exist"):
         WebDatasetSource("faulty://lost/a.tar")
+
+
+def test_tries_are_counted_in_the_batches_and_change_nothing_else():
+    class Words:
+        def encode(self, text: str) -> tuple[np.ndarray, bool]:
+            return np.array([len(text)], np.int32), False
+
+        def fingerprint(self) -> dict[str, str]:
+            return {}
+
+    source = WebDatasetSource(put("a.tar", tar_bytes(5)))
+    examples = Examples(source=source, tokenizer=Words(), image_size=8, min_scale=0.5, seed=0)  # type: ignore[arg-type]
+    expected = collate([examples[position] for position in range(4)])
+    FaultyFileSystem.faults[:] = [OSError("busy")] * 3
+    iterator = BatchIterator(examples, 4)
+    batch = next(iterator)
+    assert (expected["retries"], batch["retries"], iterator.get_state()["retries"]) == (0, 3, 3)
+    np.testing.assert_array_equal(batch["image"], expected["image"])
+    assert batch["broken"] == []
 
 
 def test_what_may_not_be_read_is_named(monkeypatch):
