@@ -262,7 +262,7 @@ def test_tries_are_counted_in_the_batches_and_change_nothing_else():
         def fingerprint(self) -> dict[str, str]:
             return {}
 
-    source = WebDatasetSource(put("a.tar", tar_bytes(5)))
+    source = WebDatasetSource(put("ahead.tar", tar_bytes(5)))
     examples = Examples(source=source, tokenizer=Words(), image_size=8, min_scale=0.5, seed=0)  # type: ignore[arg-type]
     expected = collate([examples[position] for position in range(4)])
     FaultyFileSystem.faults[:] = [OSError("busy")] * 3
@@ -283,15 +283,17 @@ def test_what_may_not_be_read_is_named(monkeypatch):
 
 
 def test_a_remote_tar_is_indexed_by_few_reads_and_records_by_two():
+    def reads() -> int:
+        return sum(path == "/a.tar" for path, _, _ in FaultyFileSystem.reads)  # others may still be read ahead
+
     path = put("a.tar", tar_bytes(40))
     source = WebDatasetSource(path)
-    assert len(FaultyFileSystem.reads) <= 2  # of BLOCK_SIZE, not one a header
-    FaultyFileSystem.reads.clear()
+    indexed = reads()
+    assert indexed <= 2  # of BLOCK_SIZE, not one a header
     source[7]
-    assert len(FaultyFileSystem.reads) == 2  # image and caption
-    FaultyFileSystem.reads.clear()
+    assert reads() == indexed + 2  # image and caption
     WebDatasetSource(path)
-    assert FaultyFileSystem.reads == []  # the index was kept
+    assert reads() == indexed + 2  # the index was kept
 
 
 def test_a_copy_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
