@@ -23,7 +23,7 @@ from PIL import Image
 from input_pipeline.data_config import check_broken_share
 from input_pipeline.order import Order
 from input_pipeline.sources import BrokenRecordError, Mixture, Record, Source
-from input_pipeline.sources.opener import count_retries
+from input_pipeline.sources.remote import count_retries
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import decode_image, random_square_crop
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from input_pipeline.sources import opener
+from input_pipeline.sources.remote import is_remote
 
 Record = dict[str, Any]
 NO_CAPTION = "no caption, or only empty ones"
@@ -114,7 +115,7 @@ def find_files(path: str, suffix: str, expected: str) -> list[str]:
 
     `suffix` is a regular expression for the names that count in a folder.
     """
-    path = path if opener.is_remote(path) else os.path.expanduser(path)
+    path = path if is_remote(path) else os.path.expanduser(path)
     try:
         return _find_files(path, suffix, expected)
     except PermissionError as error:
@@ -141,7 +142,7 @@ def _find_files(path: str, suffix: str, expected: str) -> list[str]:
 
 def _find_each(patterns: Sequence[str]) -> list[list[str]]:
     """For each pattern its files. Plain remote names are looked up in the listings of their folders, all at once."""
-    plain = [opener.is_remote(pattern) and not has_magic(pattern) for pattern in patterns]
+    plain = [is_remote(pattern) and not has_magic(pattern) for pattern in patterns]
     listed: dict[str, set[str]] = {}
     for folder in {os.path.dirname(pattern) for pattern, is_plain in zip(patterns, plain) if is_plain}:
         listed[folder] = set(opener.list_names(folder)) if opener.is_folder(folder) else set()
@@ -164,14 +165,14 @@ def _expand_range(path: str) -> list[str]:
 
 def relative_names(paths: Sequence[str]) -> list[str]:
     """The paths from the deepest folder that holds all of them, with forward slashes."""
-    paths = [f"/{path.partition('://')[2]}" if opener.is_remote(path) else os.path.abspath(path) for path in paths]
+    paths = [f"/{path.partition('://')[2]}" if is_remote(path) else os.path.abspath(path) for path in paths]
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
 
 
 def find_states(paths: Sequence[str]) -> list[list[int | str]]:
     """`opener.file_state` of each file; of remote ones many at a time."""
-    with ThreadPoolExecutor(opener.THREADS if opener.is_remote(paths[0]) else 1) as pool:
+    with ThreadPoolExecutor(opener.THREADS if is_remote(paths[0]) else 1) as pool:
         return list(pool.map(opener.file_state, paths))
 
 

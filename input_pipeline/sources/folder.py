@@ -14,6 +14,7 @@ from input_pipeline.sources.base import (
     digest,
     require_records,
 )
+from input_pipeline.sources.remote import is_remote
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_CAPTION_BYTES = 2**20  # of one .txt; more is no caption
@@ -36,7 +37,7 @@ class FolderSource:
     """
 
     def __init__(self, path: str, class_folders: bool = False):
-        if opener.is_remote(path):
+        if is_remote(path):
             raise ValueError(
                 f"{path} is remote, and a folder of pictures is read where it lies: copy it, mount it or make tars"
             )

@@ -1,59 +1,25 @@
 """Local and remote files behind one opener: sizes, listings and reads by (offset, size), tried again when they fail.
 
-A path with "://" goes through fsspec, every other one through the operating system. What does not come back in its time
-is abandoned and asked for again, with waits that double; a file that is not there is not asked for twice.
+A path with "://" goes through fsspec, see `remote`, every other one through the operating system.
 """
 
 import functools
 import hashlib
 import io
 import os
-import queue
 import secrets
-import threading
-import time
-from collections.abc import Callable
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import fsspec
 from tqdm import tqdm
 
-T = TypeVar("T")
+from input_pipeline.sources.remote import ask, is_remote, with_retries
 
-# With these a read that fails nine times in ten comes through 98 times in 100, and one that never does is given up
-# after three minutes of waiting; if every try hangs, after ten.
-MAX_TRIES = 40
-FIRST_WAIT_S = 0.1  # doubled after each try
-LONGEST_WAIT_S = 5.0
 LOCAL_TRIES = 5  # a disk that fails for three seconds will fail on
-TRY_TIMEOUT_S = 10.0  # of a remote try, and a second more for each SLOWEST_BYTES_PER_S
-SLOWEST_BYTES_PER_S = 1_000_000
 MAX_OPEN_FILES = 256  # a process; files beyond that are opened for each read
 THREADS = 16  # so many remote files are looked at together
 BLOCK_SIZE = 8 * 2**20  # bytes that a remote file read in order is fetched by
-# What a second try does not mend.
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "remote", "s3a": "remote"}  # protocol -> extra of this package
-
-_count_lock = threading.Lock()
-_retried = 0
-_file_systems: dict[tuple[int, str], Any] = {}  # by process and host
-
-
-class UnreachableError(ValueError):
-    """A file that could not be read in MAX_TRIES tries. It stops a run, where a broken record is left out: a network
-    that comes and goes must not decide which records are trained on."""
-
-
-def count_retries() -> int:
-    """How many tries had to be repeated in this process so far."""
-    return _retried
-
-
-def is_remote(path: str) -> bool:
-    return "://" in path
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
@@ -62,10 +28,10 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     Raises FileNotFoundError and PermissionError at once, UnreachableError after the last try.
     """
     if not is_remote(path):
-        return _with_retries(functools.partial(_read_local, path, offset, size), LOCAL_TRIES)
+        return with_retries(functools.partial(_read_local, path, offset, size), LOCAL_TRIES)
     if size <= 0:  # fsspec would take it for the whole file
         return b""
-    return _remote(path, lambda fs, name: fs.cat_file(name, start=offset, end=offset + size), size)
+    return ask(path, lambda fs, name: fs.cat_file(name, start=offset, end=offset + size), size)
 
 
 def read_file(path: str, most: int = 2**62) -> bytes:
@@ -77,7 +43,7 @@ def file_size(path: str) -> int:
     """Bytes. Raises like `read_range`."""
     if not is_remote(path):
         return os.path.getsize(path)
-    return _remote(path, lambda fs, name: int(fs.info(name)["size"]))
+    return ask(path, lambda fs, name: int(fs.info(name)["size"]))
 
 
 def file_state(path: str) -> list[int | str]:
@@ -85,24 +51,24 @@ def file_state(path: str) -> list[int | str]:
     if not is_remote(path):
         stat = os.stat(path)
         return [stat.st_size, stat.st_mtime_ns]
-    info = _remote(path, lambda fs, name: fs.info(name))
+    info = ask(path, lambda fs, name: fs.info(name))
     marks = (info.get(key) for key in ("etag", "ETag", "md5Hash", "generation", "mtime", "LastModified", "created"))
     return [int(info["size"]), str(next((mark for mark in marks if mark), ""))]
 
 
 def is_file(path: str) -> bool:
-    return _remote(path, lambda fs, name: bool(fs.isfile(name))) if is_remote(path) else os.path.isfile(path)
+    return ask(path, lambda fs, name: bool(fs.isfile(name))) if is_remote(path) else os.path.isfile(path)
 
 
 def is_folder(path: str) -> bool:
-    return _remote(path, lambda fs, name: bool(fs.isdir(name))) if is_remote(path) else os.path.isdir(path)
+    return ask(path, lambda fs, name: bool(fs.isdir(name))) if is_remote(path) else os.path.isdir(path)
 
 
 def list_names(folder: str) -> list[str]:
     """The names of what lies directly in a folder, sorted."""
     if not is_remote(folder):
         return sorted(os.listdir(folder))
-    found = _remote(folder, lambda fs, name: fs.ls(name, detail=False))
+    found = ask(folder, lambda fs, name: fs.ls(name, detail=False))
     return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
 
 
@@ -113,7 +79,7 @@ def list_sizes(folder: str) -> dict[str, int]:
             return {}
         with os.scandir(folder or ".") as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-    found = _remote(folder, lambda fs, name: fs.ls(name, detail=True) if fs.isdir(name) else [])
+    found = ask(folder, lambda fs, name: fs.ls(name, detail=True) if fs.isdir(name) else [])
     return {x["name"].rpartition("/")[2]: int(x["size"]) for x in found if x["type"] == "file"}
 
 
@@ -127,7 +93,7 @@ def matching_files(pattern: str) -> list[str]:
         return sorted(filter(os.path.isfile, glob(pattern)))
     if not has_magic(pattern):
         return [pattern] if is_file(pattern) else []
-    found = _remote(pattern, lambda fs, name: [fs.unstrip_protocol(x) for x in fs.glob(name)])
+    found = ask(pattern, lambda fs, name: [fs.unstrip_protocol(x) for x in fs.glob(name)])
     return sorted(filter(is_file, found))
 
 
@@ -219,7 +185,7 @@ class Opener:
         """As `read_range`."""
         if is_remote(path):
             return read_range(path, offset, size)
-        return _with_retries(functools.partial(self._read_local, path, offset, size), LOCAL_TRIES)
+        return with_retries(functools.partial(self._read_local, path, offset, size), LOCAL_TRIES)
 
     def _read_local(self, path: str, offset: int, size: int) -> bytes:
         if path not in self._descriptors and len(self._descriptors) >= MAX_OPEN_FILES:
@@ -241,68 +207,3 @@ class Opener:
 def _read_local(path: str, offset: int, size: int) -> bytes:
     with open(path, "rb") as file:
         return os.pread(file.fileno(), size, offset)
-
-
-def _remote(path: str, call: Callable[[Any, str], T], size: int = 0) -> T:
-    """What the call makes of the path's file system and its name there, each try in a thread that may be abandoned."""
-    timeout_s = TRY_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
-
-    def attempt() -> T:
-        answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                answers.put((call(*_file_system(path)), None))
-            except BaseException as error:
-                answers.put((None, error))
-
-        threading.Thread(target=work, daemon=True).start()  # a pool would be waited for at the end of the program
-        try:
-            answer, error = answers.get(timeout=timeout_s)
-        except queue.Empty:
-            raise TimeoutError(f"no answer within {timeout_s:.0f} s") from None
-        if error is not None:
-            raise error
-        return answer
-
-    try:
-        return _with_retries(attempt, MAX_TRIES)
-    except (*FINAL, ValueError):
-        raise
-    except Exception as error:  # every file system has its own
-        raise UnreachableError(
-            f"{path} could not be read in {MAX_TRIES} tries, with waits of up to {LONGEST_WAIT_S:.0f} s between; the "
-            f"last error was {type(error).__name__}: {error}. When it can be read again, the same command goes on"
-        ) from error
-
-
-def _with_retries(attempt: Callable[[], T], tries: int) -> T:
-    global _retried
-    wait_s = FIRST_WAIT_S
-    for number in range(1, tries + 1):
-        try:
-            return attempt()
-        except (*FINAL, ValueError, ImportError):
-            raise
-        except Exception:
-            if number == tries:
-                raise
-        with _count_lock:
-            _retried += 1
-        time.sleep(wait_s)
-        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-    raise AssertionError("unreachable")
-
-
-def _file_system(path: str) -> tuple[Any, str]:
-    """The file system of a path, one for a process and host, and the path's name there."""
-    key = os.getpid(), "/".join(path.split("/")[:3])
-    if key not in _file_systems:  # not fsspec's own cache, which keeps one for each thread
-        try:
-            _file_systems[key] = fsspec.core.url_to_fs(path)[0]
-        except (ImportError, ValueError) as error:
-            protocol = path.partition("://")[0]
-            mend = f": pip install 'clip-jax[{EXTRAS[protocol]}]'" if protocol in EXTRAS else ""
-            raise ValueError(f"{path} cannot be opened: {error}{mend}") from error
-    file_system = _file_systems[key]
-    return file_system, file_system._strip_protocol(path)

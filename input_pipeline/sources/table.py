@@ -1,10 +1,8 @@
 """CSV and Parquet tables."""
 
 import functools
-import io
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,9 +25,8 @@ from input_pipeline.sources.base import (
     require_records,
 )
 from input_pipeline.sources.image_header import header_size
-
-IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")  # the others are img2dataset's, by the format it encodes in
-COLUMNS = ("id", "key", "captions", "caption", "label", "status", "width", "height")
+from input_pipeline.sources.remote import UnreachableError
+from input_pipeline.sources.table_columns import name_labels, open_parquet, read_metadata, read_table
 
 
 class TableSource:
@@ -63,17 +60,17 @@ class TableSource:
         tables = []
         for file in self._paths:
             try:
-                tables.append(_read_table(file, captions_field, self.broken))
+                tables.append(read_table(file, captions_field, self.broken))
             except (pa.ArrowException, OSError) as error:
                 raise ValueError(f"{file} is not a readable CSV or Parquet file: {error}") from error
-        self.class_names = _name_labels([columns for columns, _ in tables])
+        self.class_names = name_labels([columns for columns, _ in tables])
         self._image_columns = [image if is_bytes else "" for _, (image, is_bytes) in tables]  # "": paths
         rows = list(self._clean_rows([columns for columns, _ in tables]))
         require_records(len(rows), path, self.broken, "rows")
         self._digest = digest(json.dumps(rows).encode())
         self._rows = pa.Table.from_pylist(rows)  # compact, and quick to pickle
         # Never pickled: the statistics in the footer may hold whole images.
-        self._metadata = [PerProcess(functools.partial(_read_metadata, file)) for file in self._paths]
+        self._metadata = [PerProcess(functools.partial(read_metadata, file)) for file in self._paths]
         self._cached_group: tuple[int, int, Any] = (-1, -1, None)
 
     def _clean_rows(self, tables: list[dict[str, list]]) -> Iterator[dict[str, Any]]:
@@ -143,7 +140,7 @@ class TableSource:
             return row["width"], row["height"]
         try:
             return header_size(lambda most: self._read_image(row, most))
-        except (BrokenRecordError, opener.UnreachableError):
+        except (BrokenRecordError, UnreachableError):
             raise
         except ValueError as error:
             raise BrokenRecordError(row["id"], str(error)) from error
@@ -176,7 +173,7 @@ class TableSource:
         *cached, images = self._cached_group  # for reading in order; one tuple, so that threads need no lock
         if cached != [table, group]:
             column = self._image_columns[table]
-            with _open_parquet(self._paths[table], metadata) as file:
+            with open_parquet(self._paths[table], metadata) as file:
                 images = file.read_row_group(group, columns=[column])[column]
             self._cached_group = (table, group, images)
         return images[row].as_py()
@@ -193,87 +190,3 @@ class TableSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cached_group": (-1, -1, None)}
-
-
-def _open_parquet(path: str, metadata: Any = None) -> Any:
-    import pyarrow.parquet as pq
-
-    if not opener.is_remote(path):
-        return pq.ParquetFile(path, metadata=metadata)
-    return pq.ParquetFile(opener.RangedFile(path), metadata=metadata, pre_buffer=False)
-
-
-def _read_metadata(path: str) -> Any:
-    with _open_parquet(path) as file:
-        return file.metadata
-
-
-def _read_table(
-    path: str, captions_field: str, broken: list[tuple[str, str]]
-) -> tuple[dict[str, list], tuple[str, bool]]:
-    """Returns the known columns, text as bytes, with the row numbers as `row`; and the name of the images' column and
-    whether it holds bytes.
-
-    Image bytes are not read. Rows of another length go to `broken`.
-    """
-    import pyarrow as pa
-    import pyarrow.csv
-
-    known = (*COLUMNS, captions_field) if captions_field and captions_field not in COLUMNS else COLUMNS
-    if path.endswith(".csv"):
-
-        def skip(row: Any) -> str:
-            broken.append((f"line {row.number}", f"{row.actual_columns} columns, not {row.expected_columns}"))
-            return "skip"
-
-        table = pyarrow.csv.read_csv(
-            path if not opener.is_remote(path) else io.BytesIO(opener.read_file(path)),
-            read_options=pyarrow.csv.ReadOptions(use_threads=False),  # or rows would have no number
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(("image", *known[:6]), pa.binary())),
-        )
-        names, image, image_bytes = table.column_names, "image", False
-    else:
-        with _open_parquet(path) as file:
-            schema = file.schema_arrow
-            names = schema.names
-            image = next((name for name in IMAGE_COLUMNS if name in names), "image")
-            image_bytes = image in names and str(schema.field(image).type) in ("binary", "large_binary")
-            table = file.read([x for x in (*known, image) if x in names and not (x == image and image_bytes)])
-    texts = {captions_field} if captions_field else {"captions", "caption"}
-    if image not in names or not (texts | {"label"}) & set(names):
-        wanted = ", ".join([*sorted(texts)[::-1], "label"])
-        raise ValueError(f"{path} needs image and one of {wanted}; its columns are {', '.join(names)}")
-    columns = {name: _text_as_bytes(table[name]).to_pylist() for name in known if name in table.column_names}
-    if not image_bytes:
-        columns["image"] = _text_as_bytes(table[image]).to_pylist()
-    return columns | {"row": list(range(len(table)))}, (image, image_bytes)
-
-
-def _text_as_bytes(column: Any) -> Any:
-    """A column of text, or of lists of text, as bytes: Arrow gives up a whole column for one invalid string."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_integer(column.type) or pa.types.is_binary(column.type):
-        return column
-    return column.cast(pa.list_(pa.binary()) if pa.types.is_list(column.type) else pa.binary())
-
-
-def _name_labels(tables: list[dict[str, list]]) -> tuple[str, ...] | None:
-    """Makes the labels integers, in place (None if missing); returns the names if they were names."""
-    labelled = [columns for columns in tables if "label" in columns]
-    texts = [
-        [decode(str(label) if isinstance(label, int) else label).strip() for label in columns["label"]]
-        for columns in labelled
-    ]
-    given = {text for column in texts for text in column} - {""}
-    if not labelled:
-        return None
-    is_number = all(re.fullmatch(r"-?\d+", text) for text in given)
-    names = tuple(sorted(given))
-    numbers = {name: int(name) if is_number else i for i, name in enumerate(names)}
-    for columns, column in zip(labelled, texts):
-        columns["label"] = [numbers.get(text) for text in column]
-    return None if is_number else names

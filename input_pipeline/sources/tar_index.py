@@ -13,6 +13,7 @@ import numpy as np
 from input_pipeline.sources import opener
 from input_pipeline.sources.base import NO_CAPTION, clean_captions, digest, parse_json
 from input_pipeline.sources.index_file import load_index, save_index
+from input_pipeline.sources.remote import UnreachableError, is_remote
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MAX_CAPTION_BYTES = 2**20  # of one .txt or .json; more is no caption
@@ -63,9 +64,9 @@ def open_index(path: str, captions_field: str = "", state: list[int | str] | Non
 def _index_files(path: str, captions_field: str) -> list[Path]:
     field = f".{digest(captions_field.encode())}" if captions_field else ""
     name = f"{os.path.basename(path)}{field}.index.npz"
-    whole = path if opener.is_remote(path) else os.path.abspath(path)
+    whole = path if is_remote(path) else os.path.abspath(path)
     cached = opener.cache_folder() / "indices" / f"{digest(whole.encode())}.{name}"
-    return [cached] if opener.is_remote(path) else [Path(whole).parent / f".{name}", cached]
+    return [cached] if is_remote(path) else [Path(whole).parent / f".{name}", cached]
 
 
 def _load(file: Path, told: Mapping[str, Any]) -> TarIndex | None:
@@ -136,7 +137,7 @@ def _scan_tar(path: str, captions_field: str) -> tuple[dict[str, Members], list[
                     group[suffix] = (member.offset_data, member.size, why)
                     tar.members = []  # type: ignore[attr-defined]  # or all headers would stay in memory
         except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two from damaged extended headers
-            if isinstance(error, opener.UnreachableError):
+            if isinstance(error, UnreachableError):
                 raise
             if not groups:
                 return groups, refused, f"not an uncompressed tar, or cut off at byte {size}: {error}"
@@ -166,7 +167,7 @@ def _why_unusable(member: tarfile.TarInfo, suffix: str, file: io.BufferedReader,
     file.seek(member.offset_data)
     try:
         return "" if parse_captions(file.read(member.size), suffix == "json", captions_field) else NO_CAPTION
-    except opener.UnreachableError:
+    except UnreachableError:
         raise
     except ValueError as error:
         return str(error)

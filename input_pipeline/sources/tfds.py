@@ -20,6 +20,7 @@ from input_pipeline.sources.base import (
     require_captions,
     require_records,
 )
+from input_pipeline.sources.remote import is_remote
 
 
 class NotPreparedError(ValueError):
@@ -50,7 +51,7 @@ class TfdsSource:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-        if opener.is_remote(data_dir):
+        if is_remote(data_dir):
             data_dir = _copy_version(data_dir, name, split)
         prepare = (
             f"prepare it with: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "

@@ -22,6 +22,7 @@ from input_pipeline.sources.base import (
     require_records,
 )
 from input_pipeline.sources.image_header import header_size
+from input_pipeline.sources.remote import UnreachableError, is_remote
 from input_pipeline.sources.tar_index import TarIndex, open_index, parse_captions
 
 
@@ -63,7 +64,7 @@ class WebDatasetSource:
         require_records(len(self), path, self.broken, "KEY.jpg with KEY.txt or KEY.json")
 
     def _open_indices(self) -> list[TarIndex]:
-        with ThreadPoolExecutor(opener.THREADS if opener.is_remote(self._paths[0]) else 1) as pool:
+        with ThreadPoolExecutor(opener.THREADS if is_remote(self._paths[0]) else 1) as pool:
             fields = itertools.repeat(self._captions_field)
             indices = pool.map(
                 open_index, self._paths, fields, self._states
@@ -103,7 +104,7 @@ class WebDatasetSource:
                 return width, height
             shard, offset, size = self._index[index, :3].tolist()
             return header_size(lambda most: self._read(record_id, shard, offset, min(size, most)))
-        except (BrokenRecordError, opener.UnreachableError):
+        except (BrokenRecordError, UnreachableError):
             raise
         except ValueError as error:
             raise BrokenRecordError(record_id, str(error)) from error

@@ -165,17 +165,17 @@ def test_a_shard_that_disappears_in_mid_run_is_counted_or_stops_it(share, tmp_pa
 
 
 def test_a_run_whose_records_cannot_be_reached_stops_rather_than_leave_them_out(monkeypatch, tmp_path):
-    from input_pipeline.sources import opener
+    from input_pipeline.sources import remote
 
     write_tar(tmp_path / "a.tar", [m for i in range(9) for m in ((f"{i}.jpg", jpeg(i)), (f"{i}.txt", b"caption"))])
-    monkeypatch.setattr(opener, "MAX_TRIES", 2)
-    monkeypatch.setattr(opener, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(remote, "MAX_TRIES", 2)
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
     source, _ = make_sources(data_config(path=f"file://{tmp_path}/a.tar"), image_size=8)
 
     def unreachable(path: str):
         raise ConnectionError("network is down")
 
-    monkeypatch.setattr(opener, "_file_system", unreachable)
+    monkeypatch.setattr(remote, "_file_system", unreachable)
     examples = Examples(source=source, tokenizer=Words(), image_size=8, min_scale=0.5, seed=0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"a\.tar could not be read in 2 tries.*ConnectionError: network is down"):
         next(BatchIterator(examples, 4, max_broken_share=1.0))

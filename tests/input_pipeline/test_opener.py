@@ -25,6 +25,7 @@ from input_pipeline.sources import (
     WebDatasetSource,
     make_source,
     opener,
+    remote,
     tar_index,
     write_array_record,
 )
@@ -61,8 +62,8 @@ fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
 def _quick_and_elsewhere(tmp_path, monkeypatch):
     """Indices and copies go to a folder of the test; nobody waits long for a second try."""
     monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(opener, "FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(opener, "LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(remote, "LONGEST_WAIT_S", 0.002)
     FaultyFileSystem.store.clear()
     FaultyFileSystem.faults.clear()
     FaultyFileSystem.reads.clear()
@@ -115,13 +116,13 @@ def test_a_range_is_the_same_wherever_the_file_lies(tmp_path):
 def test_a_read_that_fails_nine_times_in_ten_comes_through(fault):
     path = put("a", b"content")
     FaultyFileSystem.faults[:] = [fault] * 9
-    before = opener.count_retries()
+    before = remote.count_retries()
     assert opener.read_range(path, 0, 7) == b"content"
-    assert opener.count_retries() - before == 9
+    assert remote.count_retries() - before == 9
 
 
 def test_a_read_that_hangs_nine_times_in_ten_is_abandoned_and_asked_for_again(monkeypatch):
-    monkeypatch.setattr(opener, "TRY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(remote, "TRY_TIMEOUT_S", 0.05)
     path = put("a", b"content")
     FaultyFileSystem.faults[:] = [0.4] * 9
     start = time.perf_counter()
@@ -130,12 +131,12 @@ def test_a_read_that_hangs_nine_times_in_ten_is_abandoned_and_asked_for_again(mo
 
 
 def test_what_cannot_be_read_in_any_try_stops_with_what_was_tried(monkeypatch):
-    monkeypatch.setattr(opener, "MAX_TRIES", 3)
+    monkeypatch.setattr(remote, "MAX_TRIES", 3)
     path = put("a.tar", tar_bytes(2))
     source = WebDatasetSource(path)
     FaultyFileSystem.faults[:] = [OSError("no route to host")] * 3
     message = "faulty://a.tar could not be read in 3 tries, .*the last error was OSError: no route to host. When it can"
-    with pytest.raises(opener.UnreachableError, match=message):
+    with pytest.raises(remote.UnreachableError, match=message):
         source[1]
     assert source[1]["captions"] == ("picture 1",)  # and a network that comes back leaves no trace
 
@@ -143,13 +144,13 @@ def test_what_cannot_be_read_in_any_try_stops_with_what_was_tried(monkeypatch):
 def test_waits_double_up_to_the_longest(monkeypatch):
     waits: list[float] = []
     monkeypatch.undo()
-    monkeypatch.setattr(opener.time, "sleep", waits.append)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
 
     def fail() -> None:
         raise OSError("busy")
 
     with pytest.raises(OSError, match="busy"):
-        opener._with_retries(fail, opener.MAX_TRIES)
+        remote.with_retries(fail, remote.MAX_TRIES)
     assert waits[:7] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0])
     assert sum(waits) == pytest.approx(6.3 + 33 * 5)  # "three minutes of waiting"
 
