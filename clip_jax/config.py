@@ -19,7 +19,7 @@ from clip_jax.losses import LossConfig
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig
 from clip_jax.sharding import ShardingConfig
-from input_pipeline.pipeline import DataConfig
+from input_pipeline.data_config import DataConfig, MixturePart
 from input_pipeline.tokenizers import Tokenizer
 
 T = TypeVar("T")
@@ -145,6 +145,7 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     """
     expected = {"vision", "text", *(field.name for field in dataclasses.fields(Config))}
     check_names("config", set(sections), expected)
+    sections = with_mixture(sections)
     vocab_size = sections["text"].get("vocab_size")
     eot_token = max(vocab_size - 1, 0) if isinstance(vocab_size, int) else 0
     # The number of blocks by stage is what only a ResNet has.
@@ -160,6 +161,35 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
         train=make_section("train", TrainConfig, sections["train"]),
         evaluation=make_section("evaluation", EvaluationConfig, sections["evaluation"]),
     )
+
+
+def with_mixture(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sections with data.mixture read from the JSON file that data.path names, where the config has none.
+
+    Raises ValueError for a file that is missing or no list.
+    """
+    data = dict(sections.get("data", {}))
+    if data.get("source") == "mixture" and not data.get("mixture") and data.get("path"):
+        data["mixture"] = _read_mixture(data["path"])
+    return {**{name: dict(section) for name, section in sections.items()}, "data": data}
+
+
+def with_data_path(data: DataConfig, path: str) -> DataConfig:
+    """The same data where it lies now; of a mixture the path names a JSON file with its sources. Raises ValueError."""
+    if data.source != "mixture":
+        return dataclasses.replace(data, path=path)
+    parts = _typed("data.mixture", _read_mixture(path), tuple[MixturePart, ...])
+    return dataclasses.replace(data, path=path, mixture=parts)
+
+
+def _read_mixture(path: str) -> list[Any]:
+    try:
+        parts = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data.path={path} of a mixture must be a JSON file with its sources: {error}") from None
+    if not isinstance(parts, list):
+        raise ValueError(f"data.path={path} must hold a list of sources, as data.mixture does")
+    return parts
 
 
 def with_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -188,6 +218,13 @@ def make_section(section: str, cls: type[T], values: Mapping[str, Any], **derive
     return cls(**{name: _typed(f"{section}.{name}", value, hints[name]) for name, value in values.items()}, **derived)
 
 
+def _entry(name: str, cls: Any, values: Mapping[str, Any]) -> Any:
+    """One of several alike within a section: keys that have a default may be left out."""
+    optional = {field.name: field.default for field in dataclasses.fields(cls)}
+    given = {key: value for key, value in optional.items() if value is not dataclasses.MISSING} | dict(values)
+    return make_section(name, cls, given)
+
+
 def _typed(name: str, value: Any, expected: Any) -> Any:
     origin = typing.get_origin(expected)
     if origin is typing.Literal:
@@ -198,6 +235,10 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
         if not isinstance(value, tuple | list):
             raise ValueError(f"{name}={value!r} must be a tuple")
         return tuple(_typed(f"{name}[{i}]", item, typing.get_args(expected)[0]) for i, item in enumerate(value))
+    if dataclasses.is_dataclass(expected):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name}={value!r} must be a dict")
+        return _entry(name, expected, value)
     if origin is types.UnionType:  # of something and None
         return None if value is None else _typed(name, value, typing.get_args(expected)[0])
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -222,7 +263,7 @@ def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
     sections = json.loads(json.dumps(sections))  # tuples to lists, as a file has them
     # Batch norms see one microbatch at a time, so of a ResNet their number decides what is learned.
     learned = ("train.num_microbatches",) if "stages" in sections["vision"] else ()
-    changes = _changes(json.loads(file.read_text()), sections)
+    changes = _changes(_without_paths(_with_defaults(json.loads(file.read_text()))), _without_paths(sections))
     differing = [
         f"{name} was {old!r}, is {new!r}"
         for name, old, new in changes
@@ -248,9 +289,21 @@ def load_config(workdir: Path) -> Config:
     if not file.is_file():
         raise ValueError(f"{workdir} is not the workdir of a run: it has no config.json")
     try:
-        return make_config(json.loads(file.read_text()))
+        return make_config(_with_defaults(json.loads(file.read_text())))
     except ValueError as error:
         raise ValueError(f"{file} is not a config of this version of clip_jax: {error}") from None
+
+
+def _with_defaults(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sections of a run that was started before the data section had its newest keys, with neutral ones."""
+    newest = {f.name: f.default for f in dataclasses.fields(DataConfig) if f.default is not dataclasses.MISSING}
+    return {**sections, "data": {**json.loads(json.dumps(newest)), **sections["data"]}}
+
+
+def _without_paths(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sections without the places of a mixture's sources, which may move as data.path may."""
+    parts = [{**part, "path": ""} for part in sections["data"].get("mixture", ())]
+    return {**sections, "data": {**sections["data"], "mixture": parts}}
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

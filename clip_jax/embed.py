@@ -36,7 +36,9 @@ from clip_jax.embedding_shards import Row, Shards
 from clip_jax.metrics import format_table
 from clip_jax.read_ahead import load_ahead
 from clip_jax.sharding import make_mesh
-from input_pipeline.pipeline import BROKEN_REMEMBERED, FEW_RECORDS, check_broken_share, load_image
+from input_pipeline.data_config import FEW_RECORDS, check_broken_share
+from input_pipeline.examples import load_image
+from input_pipeline.pipeline import BROKEN_REMEMBERED
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 
 SOURCES = ("folder", "webdataset", "tfds", "array_record", "table")

@@ -13,14 +13,14 @@ from typing import Any
 from absl import flags
 
 from clip_jax import cli, distributed
-from clip_jax.config import load_config, write_json
+from clip_jax.config import load_config, with_data_path, write_json
 from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator, Results, as_table
 from clip_jax.restore import restore_run
 from clip_jax.suites.config import make_suite_config
 from clip_jax.suites.runner import as_table as as_suite_table
 from clip_jax.suites.runner import problems, run_suite
-from input_pipeline.pipeline import make_sources
+from input_pipeline.data_config import make_sources
 
 for flag in ("workdir", "config", "model", "activation", *cli.HOST_FLAGS):
     flags.declare_key_flag(flag)
@@ -47,7 +47,7 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     """
     run = restore_run(workdir)
     config, image_size = run.config, run.model.vision.image_size
-    data = config.data if data_path is None else dataclasses.replace(config.data, path=data_path)
+    data = config.data if data_path is None else with_data_path(config.data, data_path)
     evaluation = dataclasses.replace(config.evaluation, **changes)
     _, validation = make_sources(data, image_size)
     encoder = Encoder(run.model, run.mesh, evaluation.batch_size)

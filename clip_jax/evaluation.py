@@ -14,7 +14,7 @@ from clip_jax.evaluators.zero_shot import class_embeddings, confusion_matrix, ze
 from clip_jax.metrics import Row, format_table
 from clip_jax.plots import plot_confusion, plot_retrieval, plot_similarity
 from clip_jax.train_state import Variables
-from input_pipeline.pipeline import load_image
+from input_pipeline.examples import load_image
 from input_pipeline.scenes import LabelledScenes
 from input_pipeline.sources import BrokenRecordError, Source, TfdsSource
 from input_pipeline.tokenizers import Tokenizer

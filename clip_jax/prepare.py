@@ -27,14 +27,13 @@ from clip_jax import cli
 from clip_jax.data_plots import plot_statistics
 from clip_jax.metrics import format_table
 from input_pipeline.prepare import beam, workers
-from input_pipeline.prepare.filters import Filters
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.manifest import prepare
 from input_pipeline.prepare.shards import Folder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import Settings
 from input_pipeline.scenes import SceneSource
-from input_pipeline.sources import Source, make_source
+from input_pipeline.sources import Filters, Source, make_source
 
 SOURCES = ("folder", "webdataset", "tfds", "array_record", "table", "scenes")
 LOCAL = "local"
@@ -70,13 +69,16 @@ MAX_BROKEN_SHARE = flags.DEFINE_float(
 MIN_SIDE = flags.DEFINE_integer("min_side", 0, "Leave out pictures with a shorter side below it, in pixels.")
 MAX_ASPECT = flags.DEFINE_float("max_aspect", 0.0, "Leave out pictures longer than so many times their width; 0: none.")
 MIN_CAPTION_LENGTH = flags.DEFINE_integer(
-    "min_caption_length", 0, "Leave out records without a caption of so many characters."
+    "min_caption_length", 0, "Leave out captions of fewer characters, and records that have no others."
 )
 MAX_CAPTION_LENGTH = flags.DEFINE_integer(
-    "max_caption_length", 0, "Leave out records without a caption as short as this; 0: none."
+    "max_caption_length", 0, "Leave out captions of more characters, and records that have no others; 0: none."
 )
-CAPTION_PATTERN = flags.DEFINE_string(
-    "caption_pattern", "", "Leave out records without a caption in which this regular expression is found."
+CAPTION_MUST_MATCH = flags.DEFINE_string(
+    "caption_must_match", "", "Leave out captions in which this regular expression is not found."
+)
+CAPTION_MUST_NOT_MATCH = flags.DEFINE_string(
+    "caption_must_not_match", "", "Leave out captions in which this regular expression is found."
 )
 RUNNER = flags.DEFINE_string("runner", LOCAL, "local, or a runner of Apache Beam, such as DirectRunner.")
 BEAM_OPTIONS = flags.DEFINE_string("beam_options", "", "Beam's own flags, as '--project=P --region=R'.")
@@ -122,7 +124,8 @@ def main() -> int:
         max_aspect=MAX_ASPECT.value,
         min_caption_length=MIN_CAPTION_LENGTH.value,
         max_caption_length=MAX_CAPTION_LENGTH.value,
-        caption_pattern=CAPTION_PATTERN.value,
+        caption_must_match=CAPTION_MUST_MATCH.value,
+        caption_must_not_match=CAPTION_MUST_NOT_MATCH.value,
     )
     settings = Settings(image_size=IMAGE_SIZE.value, quality=QUALITY.value, filters=filters)
     if not NAME.value or "/" in NAME.value or NAME.value.startswith("."):

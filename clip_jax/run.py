@@ -17,6 +17,7 @@ from clip_jax.config import (
     check_workdir,
     make_config,
     record_config,
+    with_mixture,
     with_tokenizer,
 )
 from clip_jax.encoder import Encoder
@@ -36,7 +37,9 @@ from clip_jax.train_state import (
     with_variables,
 )
 from clip_jax.train_step import TrainStep, make_train_step
-from input_pipeline.pipeline import BatchIterator, DataConfig, Examples, make_sources
+from input_pipeline.data_config import DataConfig, make_sources
+from input_pipeline.examples import Examples
+from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Source
 from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer
 from input_pipeline.vocabulary import sample_captions, train_on_sample
@@ -72,6 +75,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
 
     Raises ValueError or CheckpointError, see `train`. A config that is refused leaves no record in the workdir.
     """
+    sections = with_mixture(sections)  # so that the record in the workdir is whole
     preflight.check_programs(sections)
     config = make_config(sections)
     mesh = make_mesh(config.sharding)
@@ -133,6 +137,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         f"{int(state.step)} to {config.train.total_steps} of {config.train.global_batch_size} pairs",
         *([text_packer.plan] if text_packer else []),
         *(f"  left out: {record_id}: {reason}" for record_id, reason in source.broken[:3]),
+        *(f"  filtered: {reason}: {count:,} records" for reason, count in left_out(source).items()),
     ]
     return Run(
         config=config,
@@ -242,6 +247,11 @@ def _make_text_packer(
         config.data.seed,
         config.train.num_microbatches,
     )
+
+
+def left_out(source: Source) -> dict[str, int]:
+    """How many records filters left out, by the reason; of a mixture NAME: reason."""
+    return dict(getattr(source, "filtered", {}))
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:

@@ -21,10 +21,10 @@ from clip_jax.evaluation import Results, as_row, as_table
 from clip_jax.metrics import NonFiniteLossError, ProgressLog, format_table, read_metrics
 from clip_jax.plots import plot_curves
 from clip_jax.read_ahead import load_ahead
-from clip_jax.run import Run, prepare_run
+from clip_jax.run import Run, left_out, prepare_run
 from clip_jax.sharding import local_rows, place_batch
 from clip_jax.watchdog import hang_watch
-from input_pipeline.pipeline import STAGES
+from input_pipeline.examples import STAGES
 
 for flag in ("config", "workdir", *cli.HOST_FLAGS):
     flags.declare_key_flag(flag)
@@ -108,7 +108,8 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
             with log.waiting_for_data():
                 batch = next(batches)
             run.state, metrics = run.step_fn(run.state, batch.arrays)
-            log.add(step, {**metrics, **batch.measures, "data_batches_ready": batches_ready}, batch.index)
+            measures = {**batch.measures, **run.batches.samples_seen(step), "data_batches_ready": batches_ready}
+            log.add(step, {**metrics, **measures}, batch.index)
             beat(f"step {step}")
             last, stop = step == last_step, _must_stop(step, received)
             if last or stop or _is_due(step, run.config.train.checkpoint_every):
@@ -227,6 +228,8 @@ def _summary(run: Run, data_state: dict[str, Any], run_s: float) -> str:
         ["time of this call", f"{run_s:.0f} s"],
         ["records that could not be used", f"{data_state['broken']} met, {len(run.source.broken)} left out beforehand"],
         ["captions truncated", f"{data_state['truncated']:,}"],
+        ["reads tried again", f"{data_state['retries']:,}"],
+        *_source_cells(run, data_state["next_batch"]),
     ]
     if run.text_packer:
         cells.append(
@@ -235,6 +238,18 @@ def _summary(run: Run, data_state: dict[str, Any], run_s: float) -> str:
     named = [*run.source.broken, *data_state["first_broken"]][:BROKEN_NAMED]
     broken = "".join(f"\n  broken: {record_id}: {reason}" for record_id, reason in named)
     return format_table(["training", ""], cells) + broken
+
+
+def _source_cells(run: Run, num_batches: int) -> list[list[str]]:
+    """Epochs, of a mixture for each source with its samples, and what filters left out for which reason."""
+    seen = run.batches.samples_seen(num_batches)
+    cells = []
+    for name, number in seen.items():
+        what, _, source = name.partition("/")
+        if what == "epochs":
+            samples = f" ({seen[f'samples_seen/{source}']:,} samples)" if source else ""
+            cells.append([f"epochs of {source}" if source else "epochs", f"{number:.2f}{samples}"])
+    return cells + [[f"filtered: {reason}", f"{count:,}"] for reason, count in left_out(run.source).items()]
 
 
 def main() -> int:

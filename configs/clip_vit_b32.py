@@ -58,6 +58,14 @@ def get_config() -> ConfigDict:
     config.data.split = ""  # of a tfds data set
     config.data.num_examples = 0  # of a drawn epoch
     config.data.scene_kinds = ()  # kinds of drawn scenes
+    config.data.captions_field = ""  # a column, feature or JSON key; "" is the usual one
+    config.data.mixture = ()  # sources of data.source="mixture": dicts of kind, name, path, weight, ...
+    config.data.min_side = 0  # pixels: smaller images are left out
+    config.data.max_aspect = 0.0  # longer over shorter side; 0: any
+    config.data.min_caption_length = 0  # characters
+    config.data.max_caption_length = 0  # characters; 0: any
+    config.data.caption_must_match = ""  # regular expression
+    config.data.caption_must_not_match = ""  # regular expression
     config.data.num_validation = 10_000  # last records, held out; not told in the paper
     config.data.min_crop_scale = 1.0  # of the shorter side: a random square crop is the only augmentation, sec. 2.4
     config.data.decode = "fast"  # of JPEGs to train on; "exact" is Pillow's way, as in the evaluation

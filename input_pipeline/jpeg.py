@@ -9,14 +9,9 @@ import importlib.metadata
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
+from input_pipeline import resize
 from input_pipeline.transforms import check_sides, random_square
-
-try:
-    import cykooz_resizer as resizer
-except ImportError:  # it has no wheel for Linux on ARM: Pillow's resize, the same filter, is slower
-    resizer = None
 
 # By which libjpeg-turbo decodes with vector instructions; sizes in between, as 5/8, take longer than the whole picture.
 REDUCTIONS = (8, 4, 2)
@@ -54,26 +49,9 @@ def random_jpeg_crop(data: bytes, image_size: int, min_scale: float, numbers: np
     except ValueError:  # a warning of libjpeg's, too: truncated data would be filled with grey
         return None
     left, top, side = (part / factor for part in square)
-    return _resize(pixels, image_size, left, top, side)
+    return resize.antialiased(pixels, (image_size, image_size), (left, top, left + side, top + side))
 
 
 def libraries() -> dict[str, str]:
     """The versions that decide the pixels, beside Pillow's: another libjpeg, or another resize, makes other ones."""
-    names = ("simplejpeg", *(["cykooz-resizer"] if resizer else []))
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def _resize(pixels: np.ndarray, image_size: int, left: float, top: float, side: float) -> np.ndarray:
-    """A square of uint8 [H, W, 3], in fractions of pixels, to [S, S, 3] with antialiased bicubic."""
-    if resizer is None:
-        box = (left, top, left + side, top + side)
-        return np.asarray(Image.fromarray(pixels).resize((image_size,) * 2, Image.Resampling.BICUBIC, box=box))
-    height, width = pixels.shape[:2]
-    picture = resizer.ImageData(width, height, resizer.PixelType.U8x3, pixels.tobytes())
-    resized = resizer.ImageData(image_size, image_size, resizer.PixelType.U8x3)
-    options = resizer.ResizeOptions(
-        resize_alg=resizer.ResizeAlg.convolution(resizer.FilterType.catmull_rom),  # Pillow's bicubic
-        crop_box=resizer.CropBox(left, top, side, side),
-    )
-    resizer.Resizer().resize(picture, resized, options)  # one a call: a shared one must not serve two threads at once
-    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(image_size, image_size, 3)
+    return {"simplejpeg": importlib.metadata.version("simplejpeg"), **resize.libraries()}

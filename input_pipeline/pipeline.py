@@ -4,248 +4,29 @@ Which record stands at which place of which batch is a pure function of (seed, p
 workers or hosts, so the whole state of the iterator is the number of the next batch.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import grain
 import numpy as np
-import PIL
 from absl import flags
-from grain.experimental import index_shuffle
-from PIL import Image
 
-from input_pipeline.jpeg import libraries, random_jpeg_crop
-from input_pipeline.scenes import SceneSource
-from input_pipeline.sources import BrokenRecordError, Record, Source, SubsetSource, make_source
-from input_pipeline.tokenizers import Tokenizer
-from input_pipeline.transforms import decode_image, random_square_crop
+from input_pipeline.data_config import FEW_RECORDS, check_broken_share
+from input_pipeline.examples import Batch, Example, Examples, collate, decoder
 
-MAX_BROKEN_IN_A_ROW = 100
 LAST_ROW = 2**62  # the stream has no end that a run could reach
-FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
 BROKEN_REMEMBERED = 20
-STAGES = ("read", "decode", "tokenise")
 MAX_RESTARTS = 3  # of the worker processes in a run, when one was killed
-Decode = Literal["fast", "exact"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which records a run reads, and how.
-
-    Attributes:
-      source: "scenes" (drawn, needs no path), "webdataset", "tfds", "array_record" or "table".
-      path: tar, folder, table or pattern of the source; for tfds the data set's folder, DATA_DIR/NAME.
-      split: of a tfds data set; unused elsewhere.
-      num_examples: pictures of a drawn epoch; unused elsewhere.
-      scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
-      num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream).
-      min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
-      decode: of training's JPEGs, "fast", or "exact" as the evaluation decodes; see `Examples`.
-      tokenizer: "sentencepiece" or "clip_bpe".
-      tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
-      pack_text: several captions share a row of the text tower: the same features and gradients but for rounding, from
-        fewer positions. A batch that does not fit the rows foreseen is encoded unpacked, and counted.
-      num_workers: processes that read and decode; 0 does it in the training process.
-      max_broken_share: the run stops when more of the records than this cannot be used.
-      seed: of the order, the crops, the choice of captions and the drawn scenes.
-    """
-
-    source: Literal["scenes", "webdataset", "tfds", "array_record", "table"]
-    path: str
-    split: str
-    num_examples: int
-    scene_kinds: tuple[str, ...]
-    num_validation: int
-    min_crop_scale: float
-    decode: Decode
-    tokenizer: Literal["sentencepiece", "clip_bpe"]
-    tokenizer_file: str
-    pack_text: bool
-    num_workers: int
-    max_broken_share: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"data.num_workers={self.num_workers} must be at least 0")
-        if not 0 < self.min_crop_scale <= 1:
-            raise ValueError(f"data.min_crop_scale={self.min_crop_scale} must lie in (0, 1]")
-        if not 0 <= self.max_broken_share <= 1:
-            raise ValueError(f"data.max_broken_share={self.max_broken_share} must lie in [0, 1]")
-        if self.seed < 0:
-            raise ValueError(f"data.seed={self.seed} must be at least 0")
-
-
-def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
-    """The records to train on and those held out for validation."""
-    if config.source == "scenes":
-
-        def scenes(num_examples: int, split: Literal["train", "validation"]) -> SceneSource:
-            return SceneSource(config.seed, num_examples, image_size, config.scene_kinds or None, split)
-
-        return scenes(config.num_examples, "train"), scenes(config.num_validation, "validation")
-    if not config.path:
-        raise ValueError(f"data.path is empty: data.source={config.source!r} needs one, as --config.data.path=DIR")
-    source = make_source(config.source, config.path, config.split)
-    check_broken_share(len(source.broken), len(source) + len(source.broken), source.broken, config.max_broken_share)
-    num_train = len(source) - config.num_validation
-    if num_train < 1 or config.num_validation < 1:
-        raise ValueError(
-            f"data.num_validation={config.num_validation} must leave something on both sides of the "
-            f"{len(source)} records of {config.path}"
-        )
-    return SubsetSource(source, 0, num_train), SubsetSource(source, num_train, len(source))
-
-
-def check_broken_share(
-    num_broken: int,
-    num_seen: int,
-    broken: Sequence[tuple[str, str]],
-    max_share: float,
-    limit: str = "data.max_broken_share",
-) -> None:
-    """Raises ValueError that names the first broken records when their share is over the limit, of that name."""
-    if num_broken > max_share * num_seen:
-        examples = "; ".join(f"{record_id}: {reason}" for record_id, reason in broken[:3])
-        raise ValueError(
-            f"{num_broken} of {num_seen} records cannot be used, more than {limit}={max_share} "
-            f"({examples}): mend the data or raise {limit}"
-        )
-
-
-class Batch(TypedDict):
-    """One process's rows of a global batch.
-
-    image: uint8 [b, H, W, 3]. text: int32 [b, L]. index: int64 [b], the records' places in the source.
-    truncated: how many captions were cut. broken: (id, reason) of the records met that could not be used.
-    seconds: [3] that a worker spent on its rows, by STAGES; decoding with cropping.
-    """
-
-    image: np.ndarray
-    text: np.ndarray
-    index: np.ndarray
-    truncated: int
-    seconds: np.ndarray
-    broken: list[tuple[str, str]]
-
-
-class Example(TypedDict):
-    """One row of a batch and what happened on the way to it."""
-
-    image: np.ndarray
-    text: np.ndarray
-    index: int
-    truncated: bool
-    seconds: np.ndarray
-    broken: list[tuple[str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """Position in the endless stream of shuffled epochs -> example, a pure function.
-
-    A record that cannot be used is reported where it stands, and the next one of the epoch takes its place.
-    min_scale: the smallest side of the random square crop, as a share of the image's shorter side.
-    decode: "exact" decodes and resizes with Pillow, as the evaluation does; "fast" takes `jpeg.random_jpeg_crop` for
-      plain JPEGs: the same square, nearly the same pixels.
-    """
-
-    source: Source
-    tokenizer: Tokenizer
-    image_size: int
-    min_scale: float
-    seed: int
-    decode: Decode = "exact"
-
-    def __getitem__(self, position: int) -> Example:
-        epoch, offset = divmod(position, len(self.source))
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-        square_numbers = rng.random(3)
-        started = time.perf_counter()
-        broken: list[tuple[str, str]] = []
-        for attempt in range(MAX_BROKEN_IN_A_ROW):
-            index = self._shuffled(epoch, (offset + attempt) % len(self.source))
-            try:
-                record = self.source[index]
-                if not record["captions"]:  # as labelled records may be
-                    raise BrokenRecordError(record["id"], "no caption")
-                read = time.perf_counter()
-                image = self.crop(record, square_numbers)
-            except BrokenRecordError as error:
-                broken.append((error.record_id, error.reason))
-                continue
-            cropped = time.perf_counter()
-            text, truncated = self.tokenizer.encode(record["captions"][rng.integers(len(record["captions"]))])
-            seconds = np.diff([started, read, cropped, time.perf_counter()])
-            # Only the record that stands here is this position's to report: the others stand elsewhere, too.
-            return Example(image=image, text=text, index=index, truncated=truncated, seconds=seconds, broken=broken[:1])
-        raise ValueError(
-            f"{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is {broken[0][0]}: {broken[0][1]}"
-        )
-
-    def crop(self, record: Record, numbers: np.ndarray) -> np.ndarray:
-        """The random square crop of a record, uint8 [S, S, 3]; three numbers in [0, 1) choose it.
-
-        Raises BrokenRecordError for a picture that cannot be used.
-        """
-        if self.decode == "fast" and isinstance(record["image"], bytes):
-            crop = random_jpeg_crop(record["image"], self.image_size, self.min_scale, numbers)
-            if crop is not None:
-                return crop
-        return random_square_crop(load_image(record), self.image_size, self.min_scale, numbers)
-
-    def _shuffled(self, epoch: int, offset: int) -> int:
-        if len(self.source) == 1:
-            return 0
-        seed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]
-        return index_shuffle(offset, max_index=len(self.source) - 1, seed=int(seed), rounds=4)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the content of every batch, together with the batch size."""
-        return {
-            "source": self.source.fingerprint(),
-            "tokenizer": self.tokenizer.fingerprint(),
-            "image_size": self.image_size,
-            "min_scale": self.min_scale,
-            "seed": self.seed,
-            "decode": {
-                "path": self.decode,
-                "pillow": PIL.__version__,
-                **(libraries() if self.decode == "fast" else {}),
-            },
-        }
-
-
-def load_image(record: Record) -> Image.Image | np.ndarray:
-    """The record's picture, decoded unless it was drawn; raises BrokenRecordError where that cannot be done."""
-    image = record["image"]
-    if isinstance(image, np.ndarray):
-        return image
-    try:
-        return decode_image(image)
-    except ValueError as error:
-        raise BrokenRecordError(record["id"], str(error)) from error
-
-
-def collate(examples: Sequence[Example]) -> Batch:
-    """Stacks examples into a batch."""
-    return Batch(
-        image=np.stack([e["image"] for e in examples]),
-        text=np.stack([e["text"] for e in examples]),
-        index=np.array([e["index"] for e in examples], np.int64),
-        truncated=sum(e["truncated"] for e in examples),
-        seconds=np.sum([e["seconds"] for e in examples], axis=0),
-        broken=[pair for e in examples for pair in e["broken"]],
-    )
+DIFFERENCES_NAMED = 10
+_MISSING = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,17 +90,23 @@ class BatchIterator(Iterator[Batch]):
             raise ValueError(f"rows={rows.tolist()} must be places in a batch of global_batch_size={global_batch_size}")
         fingerprint = {**examples.fingerprint(), "global_batch_size": global_batch_size}
         fingerprint = json.loads(json.dumps(fingerprint))  # as a checkpoint gives it back
-        start = state or {"next_batch": 0, "truncated": 0, "broken": 0, "first_broken": []}
-        if (state or {}).get("fingerprint", fingerprint) != fingerprint:
-            raise ValueError(f"the data is not what the checkpoint was made with: {_differences(state, fingerprint)}")
+        start = {"next_batch": 0, "truncated": 0, "broken": 0, "retries": 0, "first_broken": [], **(state or {})}
+        if state:
+            # Checkpoints that name neither are from before there were any: they have the first version's order.
+            unnamed = {"version": 1, "decode": decoder("exact")}
+            differing = differences({**unnamed, **state["fingerprint"]}, fingerprint)
+            if differing:
+                raise ValueError(f"the data is not what the checkpoint was made with: {differing}")
         self._start = {**start, "fingerprint": fingerprint}
         self.progress: dict[str, Any] = {
             "batches": 0,
             "truncated": 0,
             "broken": 0,
+            "retries": 0,
             "first_broken": [],
             "restarts": 0,
         }
+        self._examples = examples
         self._local_batch_size = len(rows)
         self._batch_size = global_batch_size
         self._max_broken_share = max_broken_share
@@ -351,6 +138,7 @@ class BatchIterator(Iterator[Batch]):
             "batches": before["batches"] + 1,
             "truncated": before["truncated"] + batch["truncated"],
             "broken": before["broken"] + len(batch["broken"]),
+            "retries": before["retries"] + batch["retries"],
             "first_broken": (before["first_broken"] + [list(pair) for pair in batch["broken"]])[:BROKEN_REMEMBERED],
             "restarts": before["restarts"],
         }
@@ -386,7 +174,7 @@ class BatchIterator(Iterator[Batch]):
         gather: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda own: [own],
         progress: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """For JSON: next_batch, the counts truncated and broken, first_broken as [id, reason], fingerprint.
+        """For JSON: next_batch, the counts truncated, broken and retries, first_broken as [id, reason], fingerprint.
 
         gather: a process's own counts to those of all processes with other rows; the state is then that of all.
         progress: that of an earlier batch, the last one that was used, where later ones were read ahead.
@@ -398,9 +186,14 @@ class BatchIterator(Iterator[Batch]):
             "next_batch": start["next_batch"] + progress["batches"],
             "truncated": start["truncated"] + sum(own["truncated"] for own in counts),
             "broken": start["broken"] + sum(own["broken"] for own in counts),
+            "retries": start["retries"] + sum(own["retries"] for own in counts),
             "first_broken": met[:BROKEN_REMEMBERED],
             "fingerprint": start["fingerprint"],
         }
+
+    def samples_seen(self, num_batches: int) -> dict[str, float]:
+        """After so many batches of the whole run, as `Examples.samples_seen`."""
+        return self._examples.samples_seen(num_batches * self._batch_size)
 
     def close(self) -> None:
         """Stops the worker processes."""
@@ -408,7 +201,21 @@ class BatchIterator(Iterator[Batch]):
             self._batches.close()
 
 
-def _differences(state: dict[str, Any] | None, fingerprint: dict[str, Any]) -> str:
-    old = (state or {})["fingerprint"]
-    names = sorted(name for name in {*old, *fingerprint} if old.get(name) != fingerprint.get(name))
-    return "; ".join(f"{name} was {old.get(name)!r:.200}, is {fingerprint.get(name)!r:.200}" for name in names)
+def differences(old: Any, new: Any) -> str:
+    """What differs between two fingerprints, by dotted names; empty if nothing does. Long lists are cut."""
+    found = [f"{name} was {before}, is {after}" for name, before, after in _changes("", old, new)]
+    more = f"; and {len(found) - DIFFERENCES_NAMED} more" if len(found) > DIFFERENCES_NAMED else ""
+    return "; ".join(found[:DIFFERENCES_NAMED]) + more
+
+
+def _changes(name: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
+    if isinstance(old, list) and isinstance(new, list):
+        for i, (before, after) in enumerate(itertools.zip_longest(old, new, fillvalue=_MISSING)):
+            yield from _changes(f"{name}[{i}]", before, after)
+    elif isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            inner = f"{name}.{key}" if name else key
+            yield from _changes(inner, old.get(key, _MISSING), new.get(key, _MISSING))
+    elif old != new:
+        before, after = ("missing" if value is _MISSING else f"{value!r:.200}" for value in (old, new))
+        yield name, before, after

@@ -3,8 +3,12 @@
 Set before jax wakes up.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
+os.environ["CLIP_JAX_CACHE"] = tempfile.mkdtemp(prefix="clip_jax_cache_")  # of kept indices and copies of data
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
@@ -17,6 +21,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+
+atexit.register(shutil.rmtree, os.environ["CLIP_JAX_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

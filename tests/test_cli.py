@@ -150,7 +150,7 @@ def commands(place: Path) -> dict[str, list[str]]:
         "path": train(web, "--config.data.path=/nowhere/at.tar"),
         "no path": train(web),
         "empty path": train(web, f"--config.data.path={place / 'empty'}"),
-        "remote path": train(web, "--config.data.path=gs://bucket/a.tar"),
+        "remote path": train(web, "--config.data.path=nowhere://bucket/a.tar"),
         "batch": train("--config.train.global_batch_size=12"),
         "batch below": train("--config.train.global_batch_size=5"),
         "devices": train("--config.sharding.fsdp=3"),
@@ -267,7 +267,7 @@ MESSAGES = {
     "no workdir to evaluate": "--workdir is missing: for instance --workdir=runs/tiny",
     "path": "no data at '/nowhere/at.tar', which does not exist: expected a tar",
     "empty path": "no data in the folder '{place}/empty': expected a tar",
-    "remote path": "gs://bucket/a.tar is remote, and only local paths can be read so far: copy or mount it first",
+    "remote path": "nowhere://bucket/a.tar cannot be opened: Protocol not known: nowhere",
     "batch": "train.global_batch_size=12 is not divisible by the 8 devices that share a batch: use 8 or 16",
     "batch below": "train.global_batch_size=5 is not divisible by the 8 devices that share a batch: use 8",
     "devices": "sharding data=-1, fsdp=3, tensor=1 does not multiply to the 8 devices: set one of them to -1",
@@ -277,7 +277,8 @@ MESSAGES = {
     "warm-up": "optimizer.warmup_steps=7 must lie between 0 and train.total_steps=7",
     "vocabulary": "text.vocab_size=50 is smaller than the tokenizer's vocabulary, {pieces}: set text.vocab_size=",
     "no path": "data.path is empty: data.source='webdataset' needs one, as --config.data.path=DIR",
-    "source": "data.source='photographs' must be one of 'scenes', 'webdataset', 'tfds', 'array_record', 'table'",
+    "source": "data.source='photographs' must be one of 'scenes', 'webdataset', 'tfds', 'array_record', 'table', "
+    "'folder', 'mixture'",
     "tokenizer file": "cannot read the SentencePiece model /nowhere/a.model: No such file or directory",
     "labelled set": "labelled set 'cats' of the drawn scenes is unknown: choose one of compositions, ",
     "apart": "train.global_batch_size=12 is not divisible",
@@ -460,7 +461,7 @@ def test_bench_lists_its_kinds_and_each_is_a_module(outcomes):
             "prepare",
             {"source", "path", "split", "output", "num_examples", "seed", "name", "image_size", "quality", "shard_size"}
             | {"num_workers", "max_broken_share", "min_side", "max_aspect", "min_caption_length", "max_caption_length"}
-            | {"caption_pattern", "runner", "beam_options", "traceback"},
+            | {"caption_must_match", "caption_must_not_match", "runner", "beam_options", "traceback"},
         ),
         ("inspect", {"source", "split", "output", "num_records", "num_tiles", "seed", "traceback"}),
     ],

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import importlib
 import json
 import re
@@ -10,7 +11,15 @@ import jax
 import pytest
 
 import configs
-from clip_jax.config import environment, load_config, make_config, record_config, with_tokenizer
+from clip_jax.config import (
+    environment,
+    load_config,
+    make_config,
+    record_config,
+    with_data_path,
+    with_mixture,
+    with_tokenizer,
+)
 from configs import clip_rn50
 from configs.tiny import get_config
 
@@ -243,6 +252,73 @@ def test_what_changes_nothing_that_is_learned_may_change(tmp_path):
     )
     record_config(copy.deepcopy(changed), tmp_path)
     assert load_config(tmp_path) == make_config(changed)
+
+
+MIXTURE = [
+    {"kind": "webdataset", "name": "photos", "path": "DIR", "weight": 3, "min_side": 200},
+    {"kind": "scenes", "name": "drawn", "num_examples": 1000, "weight": 1.0, "scene_kinds": ["digit"]},
+]
+
+
+def test_a_mixture_stands_in_the_config_or_in_a_file(tmp_path):
+    (tmp_path / "mixture.json").write_text(json.dumps(MIXTURE))
+    inline = make_config(sections(data__source="mixture", data__mixture=MIXTURE)).data
+    given = sections(data__source="mixture", data__path=str(tmp_path / "mixture.json"))
+    assert make_config(given).data == dataclasses.replace(inline, path=str(tmp_path / "mixture.json"))
+    photos, drawn = inline.mixture
+    assert (photos.weight, photos.min_side, photos.captions_field) == (3.0, 200, "")
+    assert (drawn.num_examples, drawn.scene_kinds) == (1000, ("digit",))
+    record_config(with_mixture(given), tmp_path)
+    (tmp_path / "moved.json").write_text(json.dumps([{**MIXTURE[0], "path": "ELSEWHERE"}, MIXTURE[1]]))
+    (tmp_path / "mixture.json").unlink()
+    assert load_config(tmp_path).data.mixture == inline.mixture  # the record is whole
+    moved = with_data_path(load_config(tmp_path).data, str(tmp_path / "moved.json"))
+    assert moved.mixture == (dataclasses.replace(photos, path="ELSEWHERE"), drawn)
+    assert with_data_path(make_config(sections()).data, "ELSEWHERE").path == "ELSEWHERE"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"data.path=.*mixture.json of a mixture must be a JSON file with its sources: .*No such file"),
+        ("[", r"data.path=.*mixture.json of a mixture must be a JSON file with its sources: Expecting value"),
+        ("{}", r"data.path=.*mixture.json must hold a list of sources, as data.mixture does$"),
+        ("[3]", r"^data.mixture\[0\]=3 must be a dict$"),
+        (
+            '[{"kind": "table", "nam": "a"}]',
+            r"^unknown data.mixture\[0\].nam, missing data.mixture\[0\].name; data.mixture\[",
+        ),
+        ('[{"kind": "hdf5", "name": "a"}]', r"^data.mixture\[0\].kind='hdf5' must be one of 'scenes', 'webdataset', "),
+        ('[{"kind": "table", "name": "a", "weight": "x"}]', r"^data.mixture\[0\].weight='x' must be float, not str$"),
+    ],
+)
+def test_mistakes_in_the_file_of_a_mixture_are_named(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "mixture.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        make_config(sections(data__source="mixture", data__path=str(tmp_path / "mixture.json")))
+
+
+def test_the_sources_of_a_mixture_may_move_and_not_change(tmp_path):
+    record_config(sections(data__source="mixture", data__mixture=MIXTURE), tmp_path)
+    moved = [{**MIXTURE[0], "path": "ELSEWHERE"}, MIXTURE[1]]
+    record_config(sections(data__source="mixture", data__mixture=moved), tmp_path)
+    with pytest.raises(ValueError, match=r"data.mixture was \[.*'weight': 3,.*is \[.*'weight': 4,"):
+        record_config(
+            sections(data__source="mixture", data__mixture=[{**MIXTURE[0], "weight": 4}, MIXTURE[1]]), tmp_path
+        )
+
+
+def test_a_run_from_before_filters_and_mixtures_goes_on(tmp_path):
+    record_config(sections(), tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    for name in ("captions_field", "mixture", "min_side", "max_aspect", "caption_must_match"):
+        del record["data"][name]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert load_config(tmp_path) == make_config(sections())
+    record_config(sections(), tmp_path)
+    with pytest.raises(ValueError, match=r"data.min_side was 0, is 9\. "):
+        record_config(sections(data__min_side=9), tmp_path)
 
 
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):

@@ -41,13 +41,14 @@ def test_prepare_by_its_flags(tmp_path, capsys):
     source = SceneSource(3, 23, 32)
     kept = [i for i in range(23) if min(map(len, source.captions(i))) <= 12]
     assert 0 < len(kept) < 23
+    num_captions = sum(len(text) <= 12 for i in kept for text in source.captions(i))
     megabytes = sum(file.stat().st_size for file in output.glob("*.array_record")) / 1e6
     header, _, row, _, filtered, end = printed.out.splitlines()
     assert re.split(r"  +", header) == [
         *("records", "captions", "MB", "broken", "filtered", "exact duplicates", "near duplicates", "shards")
     ]
-    assert row.split()[:5] == [str(len(kept)), str(5 * len(kept)), f"{megabytes:.1f}", "0", str(23 - len(kept))]
-    assert filtered == f"filtered: {23 - len(kept)} times no caption passes the caption filters"
+    assert row.split()[:5] == [str(len(kept)), str(num_captions), f"{megabytes:.1f}", "0", str(23 - len(kept))]
+    assert filtered == f"filtered: {23 - len(kept)} times a caption above 12 characters"
     assert end == f"3 shards made, in {output}"
     assert "23/23" in printed.err
     made = ArrayRecordSource(str(output))
@@ -71,7 +72,7 @@ def test_prepare_by_its_flags(tmp_path, capsys):
         ({"source": "folder"}, "--path is missing: for instance --path=photos"),
         ({"name": "a/b"}, "--name='a/b' must be the beginning of a file's name"),
         ({"image_size": 5}, "image_size=5 must be at least 8 pixels"),
-        ({"caption_pattern": "("}, r"caption_pattern='\(' is no regular expression"),
+        ({"caption_must_match": "("}, r"--caption_must_match='\(' is no regular expression"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(changes, message, tmp_path):

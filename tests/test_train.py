@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -26,8 +27,11 @@ from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.sharding import make_mesh
 from clip_jax.train_state import abstract_state
 from configs.tiny import get_config
-from input_pipeline.pipeline import BatchIterator, Examples, make_sources
-from input_pipeline.sources import Source, write_array_record
+from input_pipeline.data_config import make_sources
+from input_pipeline.examples import Examples
+from input_pipeline.pipeline import BatchIterator
+from input_pipeline.scenes import SceneSource
+from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, write_array_record
 from input_pipeline.tokenizers import make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -359,6 +363,23 @@ def test_broken_records_are_skipped_counted_and_reported(tmp_path, no_pictures, 
     sections["data"]["max_broken_share"] = 0.05
     with pytest.raises(ValueError, match=r"2 of 23 records cannot be used, more than data.max_broken_share=0.05 \(a/"):
         train.train(sections, tmp_path / "strict")
+
+
+def test_the_summary_says_what_was_seen_of_each_source():
+    few = FilteredSource(SceneSource(0, 40, 16), [Filters(max_caption_length=1000, min_side=8)])
+    few.filtered["a side below 8 pixels"] = 1234
+    source = Mixture({"few": few, "many": SceneSource(1, 3000, 16)}, [3.0, 1.0])
+    examples = Examples(source=source, tokenizer=None, image_size=16, min_scale=1.0, seed=0)  # type: ignore[arg-type]
+    batches = SimpleNamespace(samples_seen=lambda n: examples.samples_seen(n * 400))
+    finished = SimpleNamespace(batches=batches, source=source)
+    assert train._source_cells(finished, 25) == [  # type: ignore[arg-type]
+        ["epochs of few", "187.50 (7,500 samples)"],
+        ["epochs of many", "0.83 (2,500 samples)"],
+        ["filtered: few: a side below 8 pixels", "1,234"],
+    ]
+    one = Examples(source=few, tokenizer=None, image_size=16, min_scale=1.0, seed=0)  # type: ignore[arg-type]
+    finished = SimpleNamespace(batches=SimpleNamespace(samples_seen=one.samples_seen), source=SceneSource(0, 40, 16))
+    assert train._source_cells(finished, 50) == [["epochs", "1.25"]]  # type: ignore[arg-type]
 
 
 def test_a_broken_record_does_not_stop_the_training_of_the_tokenizer(tmp_path):

@@ -26,7 +26,9 @@ from clip_jax.benchmarks.options import SHARED, chosen_config, make_report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
 from clip_jax.config import Config
 from clip_jax.run import TOKENIZER_FILE, store_tokenizer
-from input_pipeline.pipeline import BatchIterator, Examples, collate, make_sources
+from input_pipeline.data_config import make_sources
+from input_pipeline.examples import Examples, collate
+from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Record
 from input_pipeline.tokenizers import make_tokenizer
 

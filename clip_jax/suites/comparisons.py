@@ -19,7 +19,7 @@ from clip_jax.suites.labelled_sets import LabelledSet
 from clip_jax.suites.measures import THUMBNAIL, Bench, data_key, headline_classified
 from clip_jax.suites.result_store import Results, file_name
 from clip_jax.suites.sources import FilesSource
-from input_pipeline.pipeline import load_image
+from input_pipeline.examples import load_image
 from input_pipeline.sources import Source
 from input_pipeline.transforms import resize_and_center_crop
 

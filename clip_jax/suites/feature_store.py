@@ -18,7 +18,7 @@ from clip_jax.evaluators.overlap import PERCEPTUAL_SIZE, perceptual_embedding
 from clip_jax.evaluators.zero_shot import class_embeddings
 from clip_jax.read_ahead import load_ahead
 from clip_jax.suites.array_files import content_hash, read_arrays, write_arrays
-from input_pipeline.pipeline import load_image
+from input_pipeline.examples import load_image
 from input_pipeline.sources import BrokenRecordError, Record, Source
 from input_pipeline.sources.base import digest
 from input_pipeline.tokenizers import Tokenizer

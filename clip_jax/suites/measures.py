@@ -25,7 +25,7 @@ from clip_jax.suites.feature_store import FeatureStore, ImageFeatures
 from clip_jax.suites.labelled_sets import LabelledSet
 from clip_jax.suites.plots import plot_reliability
 from clip_jax.suites.result_store import Results, ResultStore, file_name
-from input_pipeline.pipeline import load_image
+from input_pipeline.examples import load_image
 from input_pipeline.sources import Source
 from input_pipeline.transforms import resize_and_center_crop
 

@@ -1,15 +1,14 @@
 """Where a suite's captioned pairs, training images and pictures of people come from."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_jax.config import load_config
+from clip_jax.config import load_config, with_data_path
 from clip_jax.suites.labelled_sets import AbsentError
-from input_pipeline.pipeline import make_sources
+from input_pipeline.data_config import make_sources
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 from input_pipeline.sources.base import check_index, digest, relative_names
 
@@ -29,7 +28,7 @@ def open_run_sources(workdir: Path, image_size: int, data_path: str | None = Non
     """Those of a run's config, from data_path if the data has moved. Raises ValueError where they are not there."""
     data = load_config(workdir).data
     if data_path is not None:
-        data = dataclasses.replace(data, path=data_path)
+        data = with_data_path(data, data_path)
     train, validation = make_sources(data, image_size)
     return RunSources(train=train, validation=validation)
 

@@ -6,12 +6,14 @@ them stand in broken.jsonl, groups of duplicates in duplicates.jsonl, histograms
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from input_pipeline.pipeline import FEW_RECORDS, check_broken_share
+from input_pipeline import resize
+from input_pipeline.data_config import FEW_RECORDS, check_broken_share
 from input_pipeline.prepare.duplicates import find_exact, find_near
 from input_pipeline.prepare.shards import Folder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics, count_reasons
@@ -19,7 +21,7 @@ from input_pipeline.prepare.statistics import Statistics, count_reasons
 VERSION = 1
 SETTINGS, MANIFEST = "settings.json", "manifest.json"
 IDS_REMEMBERED = 1000
-DECIDES_BYTES = ("pillow", "kornia-rs", "array-record", "protobuf")  # libraries
+DECIDES_BYTES = ("pillow", "array-record", "protobuf")  # libraries, beside that of `resize`
 
 
 def prepare(
@@ -112,7 +114,7 @@ def _describe(maker: ShardMaker) -> dict[str, Any]:
         "shard_size": maker.shard_size,
         "num_shards": len(maker),
         "class_names": maker.source.class_names,
-        "libraries": {name: version(name) for name in DECIDES_BYTES},
+        "libraries": {name: version(name) for name in DECIDES_BYTES} | resize.libraries(),
     }
 
 
@@ -139,8 +141,12 @@ def _write_manifest(maker: ShardMaker, draw: Callable[[Statistics, str], None]) 
         for kind, pairs in left_out.items():
             pairs += details[kind]
         statistics.merge(Statistics.from_json(details["statistics"]))
+    # A filter's reason is the same for all its records; what is broken tells of itself.
+    reasons = {
+        "broken": count_reasons(left_out["broken"]),
+        "filtered": dict(Counter(reason for _, reason in left_out["filtered"]).most_common()),
+    }
     if not ids:
-        reasons = {kind: count_reasons(pairs) for kind, pairs in left_out.items()}
         raise ValueError(f"no record is left of {len(maker.source)}: {reasons}")
 
     duplicates: dict[str, list[list[int]]] = {"exact": find_exact(pixels)}
@@ -165,9 +171,7 @@ def _write_manifest(maker: ShardMaker, draw: Callable[[Statistics, str], None]) 
         "duplicates": {
             kind: {"groups": len(groups), "records": sum(map(len, groups))} for kind, groups in duplicates.items()
         },
-        **{
-            kind: {"reasons": count_reasons(pairs), "first": pairs[:IDS_REMEMBERED]} for kind, pairs in left_out.items()
-        },
+        **{kind: {"reasons": reasons[kind], "first": pairs[:IDS_REMEMBERED]} for kind, pairs in left_out.items()},
         "shards": shards,
     }
     folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())

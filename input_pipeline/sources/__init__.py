@@ -6,10 +6,13 @@ A source is cheap to send to a worker process: it holds an index, and every proc
 import os
 from collections.abc import Callable
 
+from input_pipeline.sources import opener
 from input_pipeline.sources.array_record import ArrayRecordSource, write_array_record
 from input_pipeline.sources.base import BrokenRecordError, Record, Source, SubsetSource
 from input_pipeline.sources.digits import DigitsSource
+from input_pipeline.sources.filters import FilteredSource, Filters, filters_of
 from input_pipeline.sources.folder import FolderSource
+from input_pipeline.sources.mixture import Mixture
 from input_pipeline.sources.table import TableSource
 from input_pipeline.sources.tfds import NotPreparedError, TfdsSource
 from input_pipeline.sources.webdataset import WebDatasetSource
@@ -18,7 +21,10 @@ __all__ = [
     "ArrayRecordSource",
     "BrokenRecordError",
     "DigitsSource",
+    "FilteredSource",
+    "Filters",
     "FolderSource",
+    "Mixture",
     "NotPreparedError",
     "Record",
     "Source",
@@ -26,39 +32,45 @@ __all__ = [
     "TableSource",
     "TfdsSource",
     "WebDatasetSource",
+    "filters_of",
     "make_source",
     "write_array_record",
 ]
 
 
-def make_source(kind: str, path: str, split: str = "") -> Source:
+def make_source(kind: str, path: str, split: str = "", captions_field: str = "") -> Source:
     """The source of a config's data section.
 
     Args:
       kind: webdataset, array_record, table, tfds or folder.
       path: see the class; for tfds the dataset's folder, DATA_DIR/NAME or DATA_DIR/NAME/VERSION.
       split: of a tfds dataset; unused elsewhere.
+      captions_field: where the captions stand, if not where the class looks by itself; not for a folder.
 
     Raises:
-      ValueError: an unknown kind, no split for tfds, and what the classes raise: a path that is missing, empty, remote
-        or of another form.
+      ValueError: an unknown kind, no split for tfds, and what the classes raise: a path that is missing, empty, not
+        to be opened or of another form.
     """
     makers: dict[str, Callable[[str], Source]] = {
-        "webdataset": WebDatasetSource,
-        "array_record": ArrayRecordSource,
-        "table": TableSource,
-        "tfds": lambda path: _make_tfds_source(path, split),
+        "webdataset": lambda path: WebDatasetSource(path, captions_field),
+        "array_record": lambda path: ArrayRecordSource(path, captions_field),
+        "table": lambda path: TableSource(path, captions_field),
+        "tfds": lambda path: _make_tfds_source(path, split, captions_field),
         "folder": FolderSource,
     }
     if kind not in makers:
         raise ValueError(f"unknown kind of data {kind!r}; known: {', '.join(makers)}")
+    if kind == "folder" and captions_field:
+        raise ValueError(
+            f"captions_field={captions_field!r}: the captions of a folder stand in .txt files; leave it empty"
+        )
     return makers[kind](path)
 
 
-def _make_tfds_source(path: str, split: str) -> TfdsSource:
+def _make_tfds_source(path: str, split: str, captions_field: str) -> TfdsSource:
     if not split or not path:
         raise ValueError(f"tfds needs a path and a split such as train; got path {path!r} and split {split!r}")
     path, name = os.path.split(path.rstrip("/"))
-    if os.path.isfile(os.path.join(path, name, "dataset_info.json")):  # the folder of one version
+    if opener.is_file(opener.join(opener.join(path, name), "dataset_info.json")):  # the folder of one version
         path, name = os.path.dirname(path), f"{os.path.basename(path)}:{name}"
-    return TfdsSource(name, split, path or ".")
+    return TfdsSource(name, split, path or ".", captions_field)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
     PerProcess,
@@ -14,6 +15,7 @@ from input_pipeline.sources.base import (
     clean_captions,
     describe_files,
     find_files,
+    find_states,
     require_captions,
     require_records,
 )
@@ -26,7 +28,9 @@ class ArrayRecordSource:
     (UTF-8, optional: the index by default), `label` (integer, optional). Broken records show when they are read.
 
     Args:
-      path: a file, a folder of *.array_record files, a glob, or a pattern such as train-{0..7}.array_record.
+      path: a file, a folder of *.array_record files, a glob, or a pattern such as train-{0..7}.array_record. The reader
+        opens local files alone: those of a URL are copied into `opener.cache_folder` first, once.
+      captions_field: the feature with the captions; empty takes those above.
 
     Raises:
       ValueError: nothing at path, no record in it, or a file that is no ArrayRecord file or is cut off.
@@ -34,18 +38,22 @@ class ArrayRecordSource:
 
     class_names: tuple[str, ...] | None = None
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, captions_field: str = ""):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         expected = "an ArrayRecord file, a folder of them, a glob or a {0..7}.array_record pattern"
         self._paths = find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
-        for file in self._paths:  # one by one, since the library's message does not name the file
+        self._states = find_states(self._paths)
+        self._told = describe_files(self._paths, self._states, captions_field)
+        copies = [opener.local_copy(file) for file in self._paths]
+        for file in copies:  # one by one, since the library's message does not name the file
             try:
                 ArrayRecordDataSource(file)
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"{file} is cut off or not an ArrayRecord file: {error}") from error
-        data = ArrayRecordDataSource(self._paths)
+        data = ArrayRecordDataSource(copies)
         self.broken: list[tuple[str, str]] = []
+        self._captions_keys = (captions_field,) if captions_field else ("captions", "caption")
         self._length = len(data)
         require_records(self._length, path, [], "tf.train.Example records")
         self._reader = PerProcess(functools.partial(copy.copy, data))  # a copy of it has no open file
@@ -66,7 +74,7 @@ class ArrayRecordSource:
             images, labels = feature["image"].bytes_list.value, feature["label"].int64_list.value
             if len(images) != 1:
                 raise ValueError(f"expected one image, not {len(images)}; the features are {found}")
-            captions = clean_captions([*feature["captions"].bytes_list.value, *feature["caption"].bytes_list.value])
+            captions = clean_captions([text for key in self._captions_keys for text in feature[key].bytes_list.value])
             record: Record = {"id": record_id, "image": images[0], "captions": captions}
             if labels:
                 return record | {"label": labels[0]}
@@ -79,7 +87,10 @@ class ArrayRecordSource:
         return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "array_record", **describe_files(self._paths), "length": len(self)}
+        return {"kind": "array_record", **self._told, "length": len(self)}
+
+    def file_states(self) -> list:
+        return self._states
 
 
 def write_array_record(path: str, records: Iterable[Record]) -> int:

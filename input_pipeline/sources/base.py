@@ -5,11 +5,16 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from glob import glob
+from concurrent.futures import ThreadPoolExecutor
+from glob import has_magic
 from typing import Any, Protocol
 
 import numpy as np
+
+from input_pipeline.sources import opener
+from input_pipeline.sources.remote import is_remote
 
 Record = dict[str, Any]
 NO_CAPTION = "no caption, or only empty ones"
@@ -35,6 +40,7 @@ class Source(Protocol):
 
     Attributes:
       broken: (id, reason) of what was found unusable while indexing; len() does not count it.
+      filtered: where a source leaves records out by choice, how many for which reason; len() does not count them.
       class_names: the names of the labels 0, 1, ..., or None.
     """
 
@@ -71,6 +77,7 @@ class SubsetSource:
             self._source = source._source
             self._start, self._stop = source._start + start, source._start + stop
         self.broken = source.broken
+        self.filtered = getattr(source, "filtered", Counter())
         self.class_names = getattr(source, "class_names", None)
 
     def __len__(self) -> int:
@@ -108,23 +115,43 @@ def find_files(path: str, suffix: str, expected: str) -> list[str]:
 
     `suffix` is a regular expression for the names that count in a folder.
     """
-    refuse_url(path)
-    path = os.path.expanduser(path)
-    if os.path.isfile(path):
+    path = path if is_remote(path) else os.path.expanduser(path)
+    try:
+        return _find_files(path, suffix, expected)
+    except PermissionError as error:
+        raise ValueError(f"{path} may not be read: {error}") from error
+
+
+def _find_files(path: str, suffix: str, expected: str) -> list[str]:
+    if opener.is_file(path):
         return [path]
-    if os.path.isdir(path):
-        names = sorted(name for name in os.listdir(path) if re.search(f"{suffix}$", name) and not name.startswith("."))
+    if opener.is_folder(path):
+        names = [name for name in opener.list_names(path) if re.search(f"{suffix}$", name) and not name.startswith(".")]
         if not names:
             raise ValueError(f"no data in the folder {path!r}: expected {expected}")
-        return [os.path.join(path, name) for name in names]
+        return [opener.join(path, name) for name in names]
     patterns = _expand_range(path)
-    found = [sorted(filter(os.path.isfile, glob(pattern))) for pattern in patterns]
+    found = _find_each(patterns)
     if not any(found):
         raise ValueError(f"no data at {path!r}, which does not exist: expected {expected}")
     if not all(found):
         missing = [pattern for pattern, files in zip(patterns, found) if not files]
         raise ValueError(f"{path}: {len(missing)} of {len(patterns)} files do not exist, the first is {missing[0]}")
     return list(itertools.chain.from_iterable(found))
+
+
+def _find_each(patterns: Sequence[str]) -> list[list[str]]:
+    """For each pattern its files. Plain remote names are looked up in the listings of their folders, all at once."""
+    plain = [is_remote(pattern) and not has_magic(pattern) for pattern in patterns]
+    listed: dict[str, set[str]] = {}
+    for folder in {os.path.dirname(pattern) for pattern, is_plain in zip(patterns, plain) if is_plain}:
+        listed[folder] = set(opener.list_names(folder)) if opener.is_folder(folder) else set()
+    return [
+        ([pattern] if os.path.basename(pattern) in listed[os.path.dirname(pattern)] else [])
+        if is_plain
+        else opener.matching_files(pattern)
+        for pattern, is_plain in zip(patterns, plain)
+    ]
 
 
 def _expand_range(path: str) -> list[str]:
@@ -136,22 +163,25 @@ def _expand_range(path: str) -> list[str]:
     return [name for number in numbers for name in _expand_range(path.replace(match[0], number, 1))]
 
 
-def refuse_url(path: str) -> None:
-    """ValueError for gs://bucket/x and the like."""
-    if "://" in path:
-        raise ValueError(f"{path} is remote, and only local paths can be read so far: copy or mount it first")
-
-
 def relative_names(paths: Sequence[str]) -> list[str]:
     """The paths from the deepest folder that holds all of them, with forward slashes."""
-    paths = [os.path.abspath(path) for path in paths]
+    paths = [f"/{path.partition('://')[2]}" if is_remote(path) else os.path.abspath(path) for path in paths]
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
 
 
-def describe_files(paths: Sequence[str]) -> dict[str, list]:
-    """The part of a fingerprint that names the files and their sizes in bytes."""
-    return {"files": relative_names(paths), "sizes": [os.path.getsize(path) for path in paths]}
+def find_states(paths: Sequence[str]) -> list[list[int | str]]:
+    """`opener.file_state` of each file; of remote ones many at a time."""
+    with ThreadPoolExecutor(opener.THREADS if is_remote(paths[0]) else 1) as pool:
+        return list(pool.map(opener.file_state, paths))
+
+
+def describe_files(
+    paths: Sequence[str], states: Sequence[Sequence[int | str]], captions_field: str = ""
+) -> dict[str, Any]:
+    """The part of a fingerprint that names the files, their sizes in bytes, and a chosen field of captions."""
+    field = {"captions_field": captions_field} if captions_field else {}
+    return {"files": relative_names(paths), "sizes": [size for size, _ in states], **field}
 
 
 def digest(*parts: bytes) -> str:

@@ -5,15 +5,16 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
     Record,
     check_index,
     clean_captions,
     digest,
-    refuse_url,
     require_records,
 )
+from input_pipeline.sources.remote import is_remote
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_CAPTION_BYTES = 2**20  # of one .txt; more is no caption
@@ -36,7 +37,10 @@ class FolderSource:
     """
 
     def __init__(self, path: str, class_folders: bool = False):
-        refuse_url(path)
+        if is_remote(path):
+            raise ValueError(
+                f"{path} is remote, and a folder of pictures is read where it lies: copy it, mount it or make tars"
+            )
         self._root = os.path.abspath(os.path.expanduser(path))
         if not os.path.isdir(self._root):
             state = "which is not a folder" if os.path.exists(self._root) else "which does not exist"
@@ -132,6 +136,12 @@ class FolderSource:
                 return file.read(size)
         except OSError as error:
             raise BrokenRecordError(self._names[index], f"{name}: {error.strerror}") from error
+
+    def file_states(self) -> list:
+        """Sizes and times of writing of all pictures and their captions, digested."""
+        texts = [f"{os.path.splitext(name)[0]}.txt" for name, has in zip(self._names, self._captioned) if has]
+        states = [opener.file_state(self._path(name)) for name in (*self._names, *texts)]
+        return [digest(repr(states).encode())]
 
     def fingerprint(self) -> dict[str, Any]:
         classes = {} if self.class_names is None else {"class_names": list(self.class_names)}

@@ -3,9 +3,11 @@
 import copy
 import functools
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
     PerProcess,
@@ -13,10 +15,12 @@ from input_pipeline.sources.base import (
     check_index,
     clean_captions,
     describe_files,
-    refuse_url,
+    digest,
+    find_states,
     require_captions,
     require_records,
 )
+from input_pipeline.sources.remote import is_remote
 
 
 class NotPreparedError(ValueError):
@@ -34,18 +38,21 @@ class TfdsSource:
     Args:
       name: such as "cifar10", "cifar10:3.0.2" or "coco_captions/2014".
       split: such as "train" or "train[:90%]".
-      data_dir: the folder that holds the folder NAME.
+      data_dir: the folder that holds the folder NAME. The reader opens local files alone: of a URL the folder of the
+        version is copied into `opener.cache_folder` first, once.
+      captions_field: the feature with the captions; empty takes the first of those above.
 
     Raises:
       NotPreparedError: not prepared, damaged, missing files or another file format.
       ValueError: unknown split, no image or neither captions nor labels.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str):
+    def __init__(self, name: str, split: str, data_dir: str, captions_field: str = ""):
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-        refuse_url(data_dir)
+        if is_remote(data_dir):
+            data_dir = _copy_version(data_dir, name, split)
         prepare = (
             f"prepare it with: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
             f"data_dir='{data_dir}', file_format='array_record').download_and_prepare()\""
@@ -67,17 +74,21 @@ class TfdsSource:
             raise NotPreparedError(
                 f"{name!r} in {data_dir!r} lacks {len(missing)} file(s), the first {missing[0]}; {prepare}"
             )
-        self._captions_key = next((key for key in ("captions", "caption", "text") if key in info.features), None)
+        captions_keys = (captions_field,) if captions_field else ("captions", "caption", "text")
+        self._captions_key = next((key for key in captions_keys if key in info.features), None)
         labels = next((key for key in ("label", "labels") if key in info.features), None)
         if "image" not in info.features or (self._captions_key is None and labels is None):
             found = ", ".join(info.features)
-            raise ValueError(f"{name!r} needs image and one of captions, caption, text, label, labels; it has {found}")
+            wanted = ", ".join((*captions_keys, "label", "labels"))
+            raise ValueError(f"{name!r} needs image and one of {wanted}; it has {found}")
         label: Any = info.features[labels] if labels else None
         names = getattr(label.feature if labels == "labels" else label, "names", None)
         self.multi_label = labels == "labels"
         self.class_names: tuple[str, ...] | None = tuple(names) if names else None
         self.broken: list[tuple[str, str]] = []
         self._paths = sorted(set(files))
+        self._states = find_states(self._paths)
+        self._told = describe_files(self._paths, self._states, captions_field)
         self._name = f"{info.full_name}/{split}"
         data = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         self._length = len(data)
@@ -118,7 +129,33 @@ class TfdsSource:
         return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "tfds", "name": self._name, **describe_files(self._paths), "length": len(self)}
+        return {"kind": "tfds", "name": self._name, **self._told, "length": len(self)}
+
+    def file_states(self) -> list:
+        return self._states
+
+
+def _copy_version(data_dir: str, name: str, split: str) -> str:
+    """Copies what a split needs of a remote data set's newest or named version; returns the copy's data_dir."""
+    parts, version = name.partition(":")[0].split("/"), name.partition(":")[2]
+    folder = functools.reduce(opener.join, parts, data_dir)
+    if not version:
+        found = [x for x in opener.list_names(folder) if re.fullmatch(r"\d+\.\d+\.\d+", x)]
+        if not found:
+            raise NotPreparedError(f"no prepared dataset {name!r} in {data_dir!r}: no folder of a version in {folder}")
+        version = max(found, key=lambda x: tuple(map(int, x.split("."))))
+    folder = opener.join(folder, version)
+    shard = re.compile(r"-([\w]+)\.(?:array_record|tfrecord|riegeli)\S*-of-\d+$")
+    wanted = set(re.findall(r"\w+", split))  # "train[:90%]+test" names train and test
+    names = [x for x in opener.list_names(folder) if (m := shard.search(x)) is None or m[1] in wanted]
+    states = [[file, *opener.file_state(opener.join(folder, file))] for file in names]
+    root = opener.cache_folder() / "tfds" / digest(folder.encode(), repr(states).encode())
+    target = root.joinpath(*parts, version)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in names:
+        if not (target / file).exists():  # a copy is whole, or has no name
+            opener.copy_file(opener.join(folder, file), target / file)
+    return str(root)
 
 
 def _reopen_tfds(data: Any) -> Any:

@@ -14,17 +14,10 @@ import pytest
 from PIL import Image
 
 from input_pipeline import pipeline
+from input_pipeline.data_config import DataConfig, check_broken_share, make_sources
+from input_pipeline.examples import MAX_BROKEN_IN_A_ROW, Batch, Examples, collate
 from input_pipeline.jpeg import libraries
-from input_pipeline.pipeline import (
-    MAX_BROKEN_IN_A_ROW,
-    Batch,
-    BatchIterator,
-    DataConfig,
-    Examples,
-    check_broken_share,
-    collate,
-    make_sources,
-)
+from input_pipeline.pipeline import BatchIterator, differences
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, Record, Source, WebDatasetSource
 
@@ -257,10 +250,29 @@ def test_a_state_of_other_data_is_refused_with_the_differences():
     other = make_examples(NumberedSource(29), seed=7)
     message = (
         "the data is not what the checkpoint was made with: global_batch_size was 8, is 16; "
-        "seed was 5, is 7; source was {'length': 23}, is {'length': 29}"
+        "seed was 5, is 7; source.length was 23, is 29"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         BatchIterator(other, 16, state=state)
+
+
+def test_a_state_from_before_fingerprints_had_a_version_goes_on():
+    state = BatchIterator(make_examples(), BATCH_SIZE).get_state()
+    del state["fingerprint"]["version"], state["retries"]
+    assert BatchIterator(make_examples(), BATCH_SIZE, state=state).get_state()["fingerprint"]["version"] == 1
+
+
+def test_differences_are_listed_by_dotted_names_and_not_without_end():
+    old = {"source": {"files": ["a", "b", "c"], "length": 3, "filters": []}, "seed": 1, "text": "x" * 500}
+    new = {"source": {"files": ["a", "d"], "length": 3, "filters": [{"min_side": 9}]}, "seed": 1, "text": "y"}
+    assert differences(old, old) == ""
+    assert differences(old, new) == (
+        "source.files[1] was 'b', is 'd'; source.files[2] was 'c', is missing; "
+        f"source.filters[0] was missing, is {{'min_side': 9}}; text was '{'x' * 199}, is 'y'"
+    )
+    many = differences({"a": list(range(30))}, {"a": list(range(1, 31))})
+    assert many.startswith("a[0] was 0, is 1; ")
+    assert many.endswith("a[9] was 9, is 10; and 20 more")
 
 
 def test_broken_records_are_counted_where_they_stand_and_replaced_by_the_next():
@@ -458,7 +470,7 @@ def test_both_ways_to_decode_make_the_same_batches_but_for_the_pixels(tmp_path):
     assert set(decode) == {"path", "pillow", *libraries()}
     state = {"next_batch": 0, "truncated": 0, "broken": 0, "first_broken": []}
     state["fingerprint"] = BatchIterator(exact, BATCH_SIZE).get_state()["fingerprint"]
-    with pytest.raises(ValueError, match=r"decode was \{'path': 'exact', 'pillow': .*, is \{'path': 'fast'"):
+    with pytest.raises(ValueError, match=r"decode\.path was 'exact', is 'fast'; decode\.simple"):
         BatchIterator(fast, BATCH_SIZE, state=state)
 
 

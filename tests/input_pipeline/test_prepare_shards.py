@@ -23,17 +23,17 @@ import pytest
 from PIL import Image
 
 from input_pipeline.prepare import beam, manifest, workers
-from input_pipeline.prepare.filters import Filters
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.manifest import prepare
 from input_pipeline.prepare.shards import ShardMaker
 from input_pipeline.prepare.statistics import Statistics, quantiles, reason_kind
 from input_pipeline.prepare.transform import Settings, open_record
 from input_pipeline.scenes import SceneSource
-from input_pipeline.sources import ArrayRecordSource, WebDatasetSource, make_source
+from input_pipeline.sources import ArrayRecordSource, Filters, WebDatasetSource, make_source
 
 NUM_RECORDS, SHARD_SIZE = 211, 37  # six shards, the last of 26
-SETTINGS = Settings(image_size=24, filters=Filters(caption_pattern="^(?!nothing)"))
+KEPT_OUT = "a caption that does not match '^(?!nothing)'"
+SETTINGS = Settings(image_size=24, filters=Filters(caption_must_match="^(?!nothing)"))
 
 
 def encode(pixels: np.ndarray, form: str = "JPEG") -> bytes:
@@ -120,9 +120,12 @@ def test_every_record_is_in_a_shard_or_in_the_list_of_those_left_out(tar, prepar
     source = ArrayRecordSource(str(prepared / "data-{00000..00005}-of-00006.array_record"))
     records = [source[i] for i in range(len(source))]
     lines = [json.loads(line) for line in (prepared / "broken.jsonl").read_text().splitlines()]
-    left_out = {line["id"]: (line["kind"], reason_kind(line["reason"])) for line in lines}
+    left_out = {
+        line["id"]: (line["kind"], line["reason"] if line["kind"] == "filtered" else reason_kind(line["reason"]))
+        for line in lines
+    }
     expected = {f"scenes/{key}": ("broken", reason) for key, (_, _, reason) in BROKEN.items()}
-    expected |= {f"scenes/{key}": ("filtered", "no caption passes the caption filters") for key in FILTERED}
+    expected |= {f"scenes/{key}": ("filtered", KEPT_OUT) for key in FILTERED}
     assert left_out == expected
     assert len(lines) == len(expected)
     kept = [f"scenes/{i:04d}" for i in range(NUM_RECORDS) if f"scenes/{i:04d}" not in expected]
@@ -151,7 +154,7 @@ def test_the_manifest_accounts_for_all(tar, prepared):
     }
     assert content["broken"]["reasons"] == {reason: 1 for _, _, reason in BROKEN.values()}
     assert sorted(key for key, _ in content["broken"]["first"]) == [f"scenes/{key}" for key in sorted(BROKEN)]
-    assert content["filtered"]["reasons"] == {"no caption passes the caption filters": 2}
+    assert content["filtered"]["reasons"] == {KEPT_OUT: 2}
     assert content["duplicates"]["exact"] == {"groups": 1, "records": 3}
     assert content["source"] == WebDatasetSource(str(tar)).fingerprint()
     assert content["settings"]["image_size"] == 24
@@ -244,7 +247,7 @@ def test_too_many_broken_records_stop_the_run(tar, tmp_path):
 
 
 def test_filters_that_leave_nothing_are_an_error(tar, tmp_path):
-    with pytest.raises(ValueError, match=r"no record is left of 208: .*'no caption passes the caption filters': 204"):
+    with pytest.raises(ValueError, match=r"no record is left of 208: .*'a caption below 999 characters': 204"):
         run(tar, tmp_path, settings=Settings(image_size=24, filters=Filters(min_caption_length=999)))
     assert not (tmp_path / "manifest.json").exists()
 

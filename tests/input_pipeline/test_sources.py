@@ -25,7 +25,7 @@ from input_pipeline.sources import (
     TfdsSource,
     WebDatasetSource,
     make_source,
-    webdataset,
+    opener,
     write_array_record,
 )
 from input_pipeline.sources.base import PerProcess
@@ -387,10 +387,10 @@ def test_webdataset_index_is_small_when_pickled(tmp_path):
 
 
 def test_webdataset_reads_more_shards_than_it_keeps_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "_MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(opener, "MAX_OPEN_FILES", 2)
     source = WebDatasetSource(str(write_shards(tmp_path, (1, 1, 1, 1, 1))))
     assert [record["image"] for record in read_all(source)] == [jpeg(10 * i) for i in range(5)]
-    assert len(source._files._descriptors) == 2
+    assert len(source._opener._descriptors) == 2
 
 
 # ArrayRecord
@@ -651,7 +651,7 @@ def test_parquet_image_bytes_across_row_groups_and_broken_rows(tmp_path):
     with pytest.raises(BrokenRecordError, match="12: empty image"):
         source[1]
     assert jpeg(3) not in pickle.dumps(source)  # though its row group is at hand
-    assert jpeg(3) in source._cached_group[1].to_pylist()
+    assert jpeg(3) in source._cached_group[2].to_pylist()
 
 
 def test_table_errors(tmp_path):
@@ -671,8 +671,6 @@ def test_table_errors(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 cut off")
     with pytest.raises(ValueError, match=r"t.parquet is not a readable CSV or Parquet file"):
         TableSource(str(tmp_path / "t.parquet"))
-    with pytest.raises(ValueError, match="matches 2 tables"):
-        TableSource(str(tmp_path))
 
 
 # Subsets and choosing a source
@@ -715,15 +713,17 @@ def test_make_source_names_a_path_without_data(tmp_path, kind):
         assert repr(path) in str(error.value)
     with pytest.raises(ValueError, match=r"no data in the folder .*empty': expected "):
         make_source(kind, str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match="gs://bucket/x is remote, and only local paths can be read so far"):
-        make_source(kind, "gs://bucket/x")
+    with pytest.raises(ValueError, match="nowhere://bucket/x cannot be opened: Protocol not known: nowhere"):
+        make_source(kind, "nowhere://bucket/x")
 
 
 def test_make_source_other_errors(tmp_path):
     with pytest.raises(ValueError, match="unknown kind of data 'hdf5'; known: webdataset, array_record, table, tfds"):
         make_source("hdf5", str(tmp_path))
-    with pytest.raises(ValueError, match="gs://bucket is remote"):
-        make_source("tfds", "gs://bucket/cifar10", "train")
+    with pytest.raises(ValueError, match=r"nowhere://bucket/cifar10/.* cannot be opened: Protocol not known"):
+        make_source("tfds", "nowhere://bucket/cifar10", "train")
+    with pytest.raises(ValueError, match="nowhere://bucket/photos is remote, and a folder of pictures is read where"):
+        make_source("folder", "nowhere://bucket/photos")
     folder = write_shards(tmp_path / "shards")
     with pytest.raises(ValueError, match=r"2 of 4 files do not exist, the first is .*00002\.tar"):
         make_source("webdataset", f"{folder}/{{00000..00003}}.tar")

@@ -1,0 +1,209 @@
+"""The data section of a config, and the sources that it names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from input_pipeline.scenes import SceneSource
+from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, SubsetSource, filters_of, make_source
+
+Decode = Literal["fast", "exact"]
+FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePart(Filters):
+    """One source of a mixture.
+
+    Attributes:
+      kind, path, split, num_examples, scene_kinds, captions_field: as source, path, ... of `DataConfig`.
+      name: what it is called in the metrics and in the ids of its records; unlike the others'.
+      weight: its share of the samples, relative to the others'; None, then of all, stands for its number of records.
+
+    The filters apply to its records besides those of the whole.
+    """
+
+    kind: Literal["scenes", "webdataset", "tfds", "array_record", "table", "folder"]
+    name: str
+    path: str = ""
+    split: str = ""
+    num_examples: int = 0
+    scene_kinds: tuple[str, ...] = ()
+    captions_field: str = ""
+    weight: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Filters):
+    """Which records a run reads, and how.
+
+    The filters apply to all records, see `Filters`; what they leave out is no part of an epoch.
+
+    Attributes:
+      source: "scenes" (drawn, needs no path), "webdataset", "tfds", "array_record", "table", "folder" or "mixture".
+      path: tar, folder, table or pattern of the source, local or a URL; for tfds the data set's folder, DATA_DIR/NAME;
+        for a mixture without entries a JSON file with the list of them.
+      split: of a tfds data set; unused elsewhere.
+      num_examples: pictures of a drawn epoch; unused elsewhere.
+      scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
+      captions_field: where the captions stand, if not in the usual place: a column, a feature, a key of the JSON.
+      mixture: the sources of a mixture; empty elsewhere.
+      num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream and
+        then filtered); of a mixture the last ones of each source, in proportion to its records.
+      min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
+      decode: of training's JPEGs, "fast", or "exact" as the evaluation decodes; see `Examples`.
+      tokenizer: "sentencepiece" or "clip_bpe".
+      tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
+      pack_text: several captions share a row of the text tower: the same features and gradients but for rounding, from
+        fewer positions. A batch that does not fit the rows foreseen is encoded unpacked, and counted.
+      num_workers: processes that read and decode; 0 does it in the training process.
+      max_broken_share: the run stops when more of the records than this cannot be used.
+      seed: of the order, the crops, the choice of captions and the drawn scenes.
+    """
+
+    source: Literal["scenes", "webdataset", "tfds", "array_record", "table", "folder", "mixture"]
+    path: str
+    split: str
+    num_examples: int
+    scene_kinds: tuple[str, ...]
+    captions_field: str = ""
+    mixture: tuple[MixturePart, ...] = ()
+    num_validation: int
+    min_crop_scale: float
+    decode: Decode = "exact"
+    tokenizer: Literal["sentencepiece", "clip_bpe"]
+    tokenizer_file: str
+    pack_text: bool
+    num_workers: int
+    max_broken_share: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers={self.num_workers} must be at least 0")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"data.min_crop_scale={self.min_crop_scale} must lie in (0, 1]")
+        if not 0 <= self.max_broken_share <= 1:
+            raise ValueError(f"data.max_broken_share={self.max_broken_share} must lie in [0, 1]")
+        if self.seed < 0:
+            raise ValueError(f"data.seed={self.seed} must be at least 0")
+        self.check("data.")
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        if (self.source == "mixture") != bool(self.mixture):
+            raise ValueError(
+                f"data.source={self.source!r} with {len(self.mixture)} entries in data.mixture: a mixture needs some, "
+                "in the config or in a JSON file that data.path names, and nothing else takes any"
+            )
+        names = [part.name for part in self.mixture]
+        for i, part in enumerate(self.mixture):
+            where = f"data.mixture[{i}]"
+            part.check(f"{where}.")
+            if not part.name or "/" in part.name or names.count(part.name) > 1:
+                raise ValueError(f"{where}.name={part.name!r} must be a name of its own, not empty and without a slash")
+            if part.weight is not None and not 0 < part.weight < float("inf"):
+                raise ValueError(f"{where}.weight={part.weight} must be above 0")
+            if (part.weight is None) != (self.mixture[0].weight is None):
+                raise ValueError(
+                    f"{where}.weight={part.weight}: give weights to all sources of data.mixture, or to none"
+                )
+
+
+def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
+    """The records to train on and those held out for validation."""
+    if config.source == "mixture":
+        return _make_mixtures(config, image_size)
+    part = MixturePart(
+        kind=config.source,
+        name="",
+        path=config.path,
+        split=config.split,
+        num_examples=config.num_examples,
+        scene_kinds=config.scene_kinds,
+        captions_field=config.captions_field,
+    )
+    whole, drawn = _open_part(config, part, image_size, "data", config.num_validation)
+    if drawn is not None:
+        return whole, drawn
+    return _split(whole, config.num_validation, f"data.num_validation={config.num_validation}", config.path)
+
+
+def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixture]:
+    # Pictures are drawn when asked for, so their number for validation may be told later.
+    opened = [_open_part(config, part, image_size, f"data.mixture[{i}]", 0) for i, part in enumerate(config.mixture)]
+    held_out = _proportional(config.num_validation, [len(whole) for whole, _ in opened])
+    train: dict[str, Source] = {}
+    validation: dict[str, Source] = {}
+    for part, (whole, _), num_validation in zip(config.mixture, opened, held_out):
+        train[part.name] = whole
+        if not num_validation:
+            continue
+        if part.kind == "scenes":
+            drawn = _open_part(config, part, image_size, part.name, num_validation)[1]
+            assert drawn is not None
+            validation[part.name] = drawn
+        else:
+            told = f"the share {num_validation} of {part.name!r} in data.num_validation={config.num_validation}"
+            train[part.name], validation[part.name] = _split(whole, num_validation, told, part.path)
+    if not validation:
+        raise ValueError(f"data.num_validation={config.num_validation} must hold out at least one record")
+    weights = [part.weight for part in config.mixture if part.weight is not None]
+    return Mixture(train, weights or None), Mixture(validation)
+
+
+def _open_part(
+    config: DataConfig, part: MixturePart, image_size: int, where: str, num_validation: int
+) -> tuple[Source, Source | None]:
+    """The records of a source that pass the filters and, where they are drawn, num_validation held-out ones."""
+    drawn: Source | None = None
+    if part.kind == "scenes":
+        kinds = part.scene_kinds or None
+        whole: Source = SceneSource(config.seed, part.num_examples, image_size, kinds, "train")
+        if num_validation:
+            drawn = SceneSource(config.seed, num_validation, image_size, kinds, "validation")
+    else:
+        if not part.path:
+            key = "source" if where == "data" else "kind"
+            mend = ", as --config.data.path=DIR" if where == "data" else ""
+            raise ValueError(f"{where}.path is empty: {where}.{key}={part.kind!r} needs one{mend}")
+        whole = make_source(part.kind, part.path, part.split, part.captions_field)
+    filters = [chosen for keys in (config, part) if (chosen := filters_of(keys))]
+    if filters:
+        whole = FilteredSource(whole, filters)
+        drawn = drawn and FilteredSource(drawn, filters)
+    num_broken = len(whole.broken)
+    check_broken_share(num_broken, len(whole) + num_broken, whole.broken, config.max_broken_share)
+    return whole, drawn
+
+
+def _split(source: Source, num_validation: int, told: str, path: str) -> tuple[Source, Source]:
+    num_train = len(source) - num_validation
+    if num_train < 1 or num_validation < 1:
+        raise ValueError(f"{told} must leave something on both sides of the {len(source)} records of {path}")
+    return SubsetSource(source, 0, num_train), SubsetSource(source, num_train, len(source))
+
+
+def _proportional(total: int, lengths: Sequence[int]) -> list[int]:
+    """Whole numbers in the proportion of the lengths that sum to the total; the longest take what rounding leaves."""
+    shares = [total * length // sum(lengths) for length in lengths]
+    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for i in longest[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def check_broken_share(
+    num_broken: int,
+    num_seen: int,
+    broken: Sequence[tuple[str, str]],
+    max_share: float,
+    limit: str = "data.max_broken_share",
+) -> None:
+    """Raises ValueError that names the first broken records when their share is over the limit, of that name."""
+    if num_broken > max_share * num_seen:
+        examples = "; ".join(f"{record_id}: {reason}" for record_id, reason in broken[:3])
+        raise ValueError(
+            f"{num_broken} of {num_seen} records cannot be used, more than {limit}={max_share} "
+            f"({examples}): mend the data or raise {limit}"
+        )

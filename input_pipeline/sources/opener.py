@@ -1,0 +1,209 @@
+"""Local and remote files behind one opener: sizes, listings and reads by (offset, size), tried again when they fail.
+
+A path with "://" goes through fsspec, see `remote`, every other one through the operating system.
+"""
+
+import functools
+import hashlib
+import io
+import os
+import secrets
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from input_pipeline.sources.remote import ask, is_remote, with_retries
+
+LOCAL_TRIES = 5  # a disk that fails for three seconds will fail on
+MAX_OPEN_FILES = 256  # a process; files beyond that are opened for each read
+THREADS = 16  # so many remote files are looked at together
+BLOCK_SIZE = 8 * 2**20  # bytes that a remote file read in order is fetched by
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """Bytes [offset, offset + size) of a file, fewer at its end.
+
+    Raises FileNotFoundError and PermissionError at once, UnreachableError after the last try.
+    """
+    if not is_remote(path):
+        return with_retries(functools.partial(_read_local, path, offset, size), LOCAL_TRIES)
+    if size <= 0:  # fsspec would take it for the whole file
+        return b""
+    return ask(path, lambda fs, name: fs.cat_file(name, start=offset, end=offset + size), size)
+
+
+def read_file(path: str, most: int = 2**62) -> bytes:
+    """All bytes of a file, or the first `most` of them. Raises like `read_range`."""
+    return read_range(path, 0, min(most, file_size(path)))
+
+
+def file_size(path: str) -> int:
+    """Bytes. Raises like `read_range`."""
+    if not is_remote(path):
+        return os.path.getsize(path)
+    return ask(path, lambda fs, name: int(fs.info(name)["size"]))
+
+
+def file_state(path: str) -> list[int | str]:
+    """Size and what tells whether a file is still the same: the time it was written, or the store's tag of it."""
+    if not is_remote(path):
+        stat = os.stat(path)
+        return [stat.st_size, stat.st_mtime_ns]
+    info = ask(path, lambda fs, name: fs.info(name))
+    marks = (info.get(key) for key in ("etag", "ETag", "md5Hash", "generation", "mtime", "LastModified", "created"))
+    return [int(info["size"]), str(next((mark for mark in marks if mark), ""))]
+
+
+def is_file(path: str) -> bool:
+    return ask(path, lambda fs, name: bool(fs.isfile(name))) if is_remote(path) else os.path.isfile(path)
+
+
+def is_folder(path: str) -> bool:
+    return ask(path, lambda fs, name: bool(fs.isdir(name))) if is_remote(path) else os.path.isdir(path)
+
+
+def list_names(folder: str) -> list[str]:
+    """The names of what lies directly in a folder, sorted."""
+    if not is_remote(folder):
+        return sorted(os.listdir(folder))
+    found = ask(folder, lambda fs, name: fs.ls(name, detail=False))
+    return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+
+def list_sizes(folder: str) -> dict[str, int]:
+    """The names and sizes in bytes of the files directly in a folder; empty if there is no such folder."""
+    if not is_remote(folder):
+        if not os.path.isdir(folder or "."):
+            return {}
+        with os.scandir(folder or ".") as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    found = ask(folder, lambda fs, name: fs.ls(name, detail=True) if fs.isdir(name) else [])
+    return {x["name"].rpartition("/")[2]: int(x["size"]) for x in found if x["type"] == "file"}
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def matching_files(pattern: str) -> list[str]:
+    """The files that a glob pattern names, sorted."""
+    if not is_remote(pattern):
+        return sorted(filter(os.path.isfile, glob(pattern)))
+    if not has_magic(pattern):
+        return [pattern] if is_file(pattern) else []
+    found = ask(pattern, lambda fs, name: [fs.unstrip_protocol(x) for x in fs.glob(name)])
+    return sorted(filter(is_file, found))
+
+
+class RangedFile(io.RawIOBase):
+    """A file to read and seek in, by `read_range`; within io.BufferedReader it is fetched block by block."""
+
+    def __init__(self, path: str):
+        self._path, self._size, self._position = path, file_size(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._position))
+        data = read_range(self._path, self._position, size)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def open_file(path: str) -> io.BufferedReader:
+    """A file to read in order or from any place."""
+    if not is_remote(path):
+        return open(path, "rb")
+    return io.BufferedReader(RangedFile(path), BLOCK_SIZE)
+
+
+def cache_folder() -> Path:
+    """Where indices and copies are kept that find no place beside the data: $CLIP_JAX_CACHE or ~/.cache/clip_jax."""
+    return Path(os.environ.get("CLIP_JAX_CACHE") or Path.home() / ".cache" / "clip_jax")
+
+
+def local_copy(path: str) -> str:
+    """A path that the operating system can open: of a remote file, its copy in the cache folder, made once.
+
+    Raises OSError when the copy cannot be written, as on a full disk; nothing half-written is left.
+    """
+    if not is_remote(path):
+        return path
+    size, mark = file_state(path)
+    told = hashlib.sha256(f"{path}\0{size}\0{mark}".encode()).hexdigest()[:16]
+    copy = cache_folder() / "copies" / told / path.rpartition("/")[2]
+    if not (copy.is_file() and copy.stat().st_size == size):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy_file(path, copy)
+    return str(copy)
+
+
+def copy_file(path: str, copy: Path) -> None:
+    """Copies a file, whole or not at all, with the progress on the terminal. Raises OSError, as on a full disk."""
+    size, partial = file_size(path), partial_name(copy)
+    try:
+        with (
+            partial.open("wb") as file,
+            tqdm(total=size, unit="B", unit_scale=True, desc=f"copy {copy.name}", delay=3, leave=False) as bar,
+        ):
+            for start in range(0, size, BLOCK_SIZE):
+                data = read_range(path, start, min(BLOCK_SIZE, size - start))
+                file.write(data)
+                bar.update(len(data))
+        partial.replace(copy)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def partial_name(file: Path) -> Path:
+    """A name beside a file for its unfinished content, this writer's own: two may write at once, the last one wins."""
+    return file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+
+
+class Opener:
+    """Reads by (offset, size) from many files. Local ones are opened when first read and read by position, so threads
+    and forked processes do not disturb each other; it is pickled without its open files."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[str, int] = {}
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """As `read_range`."""
+        if is_remote(path):
+            return read_range(path, offset, size)
+        return with_retries(functools.partial(self._read_local, path, offset, size), LOCAL_TRIES)
+
+    def _read_local(self, path: str, offset: int, size: int) -> bytes:
+        if path not in self._descriptors and len(self._descriptors) >= MAX_OPEN_FILES:
+            return _read_local(path, offset, size)
+        if path not in self._descriptors:
+            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if self._descriptors.setdefault(path, opened) != opened:  # another thread was faster
+                os.close(opened)
+        return os.pread(self._descriptors[path], size, offset)
+
+    def __reduce__(self) -> tuple:
+        return Opener, ()
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+
+def _read_local(path: str, offset: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), size, offset)

@@ -1,0 +1,205 @@
+"""The records of a WebDataset tar: where their images and captions lie, found once and kept in a file."""
+
+import io
+import os
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.sources import opener
+from input_pipeline.sources.base import NO_CAPTION, clean_captions, digest, parse_json
+from input_pipeline.sources.index_file import load_index, save_index
+from input_pipeline.sources.remote import UnreachableError, is_remote
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MAX_CAPTION_BYTES = 2**20  # of one .txt or .json; more is no caption
+INDEX_VERSION = 1  # of the file and of the rules by which records are found
+# Suffix -> offset, size, and of captions why they cannot be used, or "".
+Members = dict[str, tuple[int, int, str]]
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """What a tar holds.
+
+    rows: int64 [n, 5], image offset and size, captions offset and size, whether the captions are JSON. keys: of the
+    records. broken: (what follows the tar's stem in the id of a member, the tar or a record, reason).
+    """
+
+    rows: np.ndarray
+    keys: tuple[str, ...]
+    broken: tuple[tuple[str, str], ...]
+
+
+def open_index(path: str, captions_field: str = "", state: list[int | str] | None = None) -> TarIndex:
+    """The index of a tar: the one kept of it, if it is of the tar as it is now, or else a new one, which is kept.
+
+    It is kept beside the tar as .NAME.index.npz, or in `opener.cache_folder` where nothing can be written there. Its
+    file holds the tar's size and time of writing, so an index of another or an older tar is made anew, and so is a
+    damaged one. It is written under a name of its own and renamed: two processes may do so at once.
+
+    state: `opener.file_state` of the tar, where it is known.
+    """
+    state = state or opener.file_state(path)
+    told = {"version": INDEX_VERSION, "state": state, "captions_field": captions_field}
+    places = _index_files(path, captions_field)
+    for file in places:
+        if (index := _load(file, told)) is not None:
+            return index
+    index = make_index(path, captions_field)
+    if opener.file_state(path) == state:  # and not of a tar that is still being written
+        for file in places:
+            try:
+                _save(file, index, told)
+            except OSError:  # read-only or full
+                continue
+            break
+    return index
+
+
+def _index_files(path: str, captions_field: str) -> list[Path]:
+    field = f".{digest(captions_field.encode())}" if captions_field else ""
+    name = f"{os.path.basename(path)}{field}.index.npz"
+    whole = path if is_remote(path) else os.path.abspath(path)
+    cached = opener.cache_folder() / "indices" / f"{digest(whole.encode())}.{name}"
+    return [cached] if is_remote(path) else [Path(whole).parent / f".{name}", cached]
+
+
+def _load(file: Path, told: Mapping[str, Any]) -> TarIndex | None:
+    if (loaded := load_index(file, told)) is None:
+        return None
+    found, arrays = loaded
+    keys = tuple(arrays["keys"].tobytes().decode().split("\0")[:-1])
+    return TarIndex(arrays["rows"], keys, tuple((name, reason) for name, reason in found["broken"]))
+
+
+def _save(file: Path, index: TarIndex, told: Mapping[str, Any]) -> None:
+    keys = "".join(f"{key}\0" for key in index.keys).encode()  # a tar's names hold no zero bytes
+    save_index(file, told, {"broken": index.broken}, rows=index.rows, keys=np.frombuffer(keys, np.uint8))
+
+
+def make_index(path: str, captions_field: str = "") -> TarIndex:
+    """Reads the headers and captions of a tar, in one pass."""
+    groups, refused, end = _scan_tar(path, captions_field)
+    suffix = ".tar" if path.endswith(".tar") else ""
+    broken = [(f"{suffix}/{member}", reason) for member, reason in refused]
+    if end:
+        broken.append((suffix, end))
+        # The last record may have lost members behind the cut: keep it only if it has as many as the first one.
+        if groups and len(groups[last := next(reversed(groups))]) < len(next(iter(groups.values()))):
+            del groups[last]
+    rows, keys = [], []
+    for key, members in groups.items():
+        try:
+            row = _index_record(members, captions_field)
+        except ValueError as error:
+            broken.append((f"/{key}", str(error)))
+        else:
+            rows.append(row)
+            keys.append(key)
+    return TarIndex(np.array(rows, np.int64).reshape(len(rows), 5), tuple(keys), tuple(broken))
+
+
+def _scan_tar(path: str, captions_field: str) -> tuple[dict[str, Members], list[tuple[str, str]], str | None]:
+    """Returns key -> members of the complete members, (name, reason) of refused ones, and where and how the tar ends if
+    it does not end as it should."""
+    groups: dict[str, Members] = {}
+    refused: list[tuple[str, str]] = []
+    size = opener.file_size(path)
+    end = 0
+    with opener.open_file(path) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if member.offset_data + member.size > size:
+                        return groups, refused, f"tar cut off at byte {size}, within {member.name}"
+                    end = tar.offset
+                    name = member.name.removeprefix("./")
+                    if member.isdir():
+                        continue
+                    if reason := _refusal(member):
+                        refused.append((name.encode(errors="replace").decode(), reason))
+                        continue
+                    folder, slash, base = name.rpartition("/")
+                    stem, _, suffix = base.partition(".")
+                    suffix = suffix.lower()
+                    if suffix not in (*IMAGE_SUFFIXES, "txt", "json"):
+                        continue
+                    group = groups.setdefault(folder + slash + stem, {})
+                    if suffix in group:
+                        refused.append((name, "occurs twice in the tar"))
+                        continue
+                    why = "" if suffix in IMAGE_SUFFIXES else _why_unusable(member, suffix, file, captions_field)
+                    group[suffix] = (member.offset_data, member.size, why)
+                    tar.members = []  # type: ignore[attr-defined]  # or all headers would stay in memory
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two from damaged extended headers
+            if isinstance(error, UnreachableError):
+                raise
+            if not groups:
+                return groups, refused, f"not an uncompressed tar, or cut off at byte {size}: {error}"
+            return groups, refused, f"tar cut off at byte {size}: {error}"
+        file.seek(end)  # tarfile takes a bad header for the end
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            return groups, refused, f"tar cut off or damaged at byte {end} of {size}"
+    return groups, refused, None
+
+
+def _refusal(member: tarfile.TarInfo) -> str | None:
+    if not member.isreg() or member.issparse():
+        return "a link, a sparse or a special file, not a plain one"
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "the name leads out of the tar"
+    try:
+        member.name.encode()
+    except UnicodeEncodeError:
+        return "the name is not UTF-8"
+    return None
+
+
+def _why_unusable(member: tarfile.TarInfo, suffix: str, file: io.BufferedReader, captions_field: str) -> str:
+    """Why a .txt or .json gives no caption; empty if it gives one."""
+    if member.size > MAX_CAPTION_BYTES:
+        return f".{suffix} of {member.size} bytes, at most {MAX_CAPTION_BYTES}"
+    file.seek(member.offset_data)
+    try:
+        return "" if parse_captions(file.read(member.size), suffix == "json", captions_field) else NO_CAPTION
+    except UnreachableError:
+        raise
+    except ValueError as error:
+        return str(error)
+
+
+def _index_record(members: Members, captions_field: str) -> tuple[int, ...]:
+    """Returns image offset and size, captions offset and size, and 1 if those are JSON; ValueError if unusable."""
+    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+    if image is None:
+        raise ValueError("caption without image")
+    if image[1] == 0:
+        raise ValueError("empty image")
+    wanted = {"": ("json", "txt"), "txt": ("txt",)}.get(captions_field, ("json",))
+    sources = [suffix for suffix in wanted if suffix in members]
+    if not sources:
+        raise ValueError(f"image without caption: {' and '.join(f'no .{suffix}' for suffix in sorted(wanted)[::-1])}")
+    for suffix in sources:
+        offset, size, why = members[suffix]
+        if not why:
+            return *image[:2], offset, size, int(suffix == "json")
+        if why != NO_CAPTION:
+            raise ValueError(why)
+    raise ValueError(NO_CAPTION)
+
+
+def parse_captions(data: bytes, is_json: bool, captions_field: str = "") -> tuple[str, ...]:
+    """The captions in a .txt or .json file; empty if there are none, ValueError if they cannot be read."""
+    if not is_json:
+        return clean_captions(data)
+    content = parse_json(data)
+    if not isinstance(content, dict):
+        raise ValueError(f"the JSON is a {type(content).__name__}, not an object with captions or caption")
+    if captions_field:
+        return clean_captions(content.get(captions_field) or ())
+    return clean_captions(content.get("captions") or content.get("caption") or ())
