@@ -24,7 +24,7 @@ TRY_TIMEOUT_S = 10.0  # of a remote try, and a second more for each SLOWEST_BYTE
 SLOWEST_BYTES_PER_S = 1_000_000
 # What a second try does not mend.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "remote", "s3a": "remote"}  # protocol -> extra of this package
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # protocol -> extra of this package
 
 _count_lock = threading.Lock()
 _retried = 0
