@@ -144,16 +144,15 @@ class Config:
 
 def _check_prediction(config: Config) -> None:
     """Raises ValueError for what a model that predicts captions cannot do."""
-    kind, train, data = config.loss.kind, config.train, config.data
-    refused = None
-    if data.pack_text:
-        refused = "data.pack_text=True", "captions of this kind have no end token's feature to read: set it to False"
-    if data.tokenizer == "siglip":
-        refused = "data.tokenizer='siglip'", "its captions have no start token: use 'sentencepiece' or 'clip_bpe'"
-    if train.init_from and train.init_towers != ("visual",):
-        refused = f"train.init_towers={train.init_towers}", "only the image tower can be given: set it to ('visual',)"
-    if refused:
-        raise ValueError(f"{refused[0]} with loss.kind={kind!r}: {refused[1]}")
+    kind, towers = config.loss.kind, config.train.init_towers
+    if config.data.pack_text:
+        raise ValueError(
+            f"data.pack_text=True with loss.kind={kind!r}: only text features are read from packed rows; set it to False"
+        )
+    if config.train.init_from and towers != ("visual",):
+        raise ValueError(
+            f"train.init_towers={towers} with loss.kind={kind!r}: only an image tower can be given; set it to ('visual',)"
+        )
 
 
 def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:

@@ -49,7 +49,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     _draw_smoothed(axes["loss"], metrics, "loss", BLUE, "loss")
     axes["loss"].plot(*_series(metrics, "chance_loss"), color=GREY, linestyle="--", label="chance")
     if predicts_tokens:
-        _draw_smoothed(axes["accuracy"], metrics, "token_accuracy", BLUE, "likeliest token")
+        _draw_smoothed(axes["accuracy"], metrics, "token_accuracy", BLUE, "words or tokens foretold")
     else:
         _draw_smoothed(axes["accuracy"], metrics, "image_to_text_accuracy", BLUE, "image to text")
         _draw_smoothed(axes["accuracy"], metrics, "text_to_image_accuracy", ORANGE, "text to image")

@@ -29,7 +29,7 @@ T = TypeVar("T")
 ACCURACIES = {
     "image_to_text_accuracy": "image to text accuracy in the batch",
     "text_to_image_accuracy": "text to image accuracy in the batch",
-    "token_accuracy": "accuracy of the likeliest token",
+    "token_accuracy": "words or tokens foretold",
 }
 BROKEN_NAMED = 20  # records that the summary names
 

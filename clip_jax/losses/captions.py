@@ -23,8 +23,8 @@ class CaptionScores(NamedTuple):
 
     log_likelihood: the weighted sum of log-probabilities: of a bag their mean, of a sequence its log-probability.
     weight: the sum of the weights: of a bag 1, of a sequence its tokens, the end token included; 0 of no words.
-    correct: the weight that the likeliest answer earns: of a bag 1 if it is one of the words, of a sequence how many
-      tokens are foretold.
+    correct: how much of the weight is foretold: of a bag of k words the share of them that are among the k likeliest,
+      ties counted against the model; of a sequence the tokens that are the likeliest at their place.
     """
 
     log_likelihood: jax.Array
@@ -55,13 +55,13 @@ def caption_scores(kind: CaptionKind, logits: jax.Array, text: jax.Array, eot_to
     log_p = jax.nn.log_softmax(logits)
     if kind == "bag_of_words":
         own = jnp.take_along_axis(log_p, targets, axis=1)  # [N, M]
-        is_likeliest = targets == jnp.argmax(logits, axis=1)[:, None]
-        correct = jnp.any(is_likeliest & (weights > 0), axis=1).astype(own.dtype)
+        rank = jnp.sum(log_p[:, None, :] >= own[:, :, None], axis=2)  # [N, M], from 1
+        is_foretold = rank <= jnp.sum(weights > 0, axis=1, keepdims=True)
     else:
         own = jnp.take_along_axis(log_p, targets[:, :, None], axis=2)[:, :, 0]
-        correct = jnp.sum(weights * (targets == jnp.argmax(logits, axis=2)), axis=1).astype(own.dtype)
+        is_foretold = targets == jnp.argmax(logits, axis=2)
     weights = weights.astype(own.dtype)
-    return CaptionScores(jnp.sum(weights * own, axis=1), jnp.sum(weights, axis=1), correct)
+    return CaptionScores(*(jnp.sum(weights * x, axis=1) for x in (own, jnp.ones_like(own), is_foretold)))
 
 
 def caption_loss(scores: CaptionScores) -> tuple[jax.Array, Metrics]:
