@@ -147,11 +147,11 @@ def _check_prediction(config: Config) -> None:
     kind, towers = config.loss.kind, config.train.init_towers
     if config.data.pack_text:
         raise ValueError(
-            f"data.pack_text=True with loss.kind={kind!r}: only text features are read from packed rows; set it to False"
+            f"data.pack_text=True with loss.kind={kind!r}: it packs for text features alone; set it to False"
         )
     if config.train.init_from and towers != ("visual",):
         raise ValueError(
-            f"train.init_towers={towers} with loss.kind={kind!r}: only an image tower can be given; set it to ('visual',)"
+            f"train.init_towers={towers} with loss.kind={kind!r}: only the image tower can be given; set ('visual',)"
         )
 
 

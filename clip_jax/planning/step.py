@@ -217,9 +217,9 @@ def forward_flops(model: ModelConfig) -> int:
     def forward(variables: Any, image: jax.Array, text: jax.Array) -> Any:
         module = nnx.merge(graph, variables)
         features = module.encode_image(image)
-        return features, module.encode_text(text) if model.head == "embedding" else module.caption_logits(
-            features, text
-        )
+        if model.head == "embedding":
+            return features, module.encode_text(text)
+        return module.caption_logits(features, text)
 
     return count_flops(forward, variables, *_rows(model, 1).values())
 
