@@ -31,7 +31,7 @@ KINDS = ("bag_of_words", "language_model")
 N, L, V, EOT = 24, 7, 62, 61
 CLIP = ModelConfig(
     embed_dim=14,
-    vision=VisionConfig(width=8, depth=1, num_heads=2, mlp_dim=22, image_size=10, patch_size=5, patch_dropout=0.5),
+    vision=VisionConfig(width=8, depth=1, num_heads=2, mlp_dim=22, image_size=10, patch_size=5),
     text=TextConfig(width=12, depth=1, num_heads=2, mlp_dim=26, context_length=L, vocab_size=V, eot_token=EOT),
     compute_dtype="float64",
     param_dtype="float64",
@@ -80,21 +80,16 @@ def definition(kind):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("num_microbatches", "shape"), [(1, (2, 1, 1)), (3, (1, 2, 2))])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_gradient_is_the_definitions(kind, num_microbatches, shape):
-    data, fsdp, tensor = shape
-    devices = jax.devices()[: data * fsdp * tensor]
-    mesh = make_mesh(ShardingConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
+def test_every_gradient_in_parts_on_a_mesh_is_the_definitions(kind):
+    mesh = make_mesh(ShardingConfig(data=2, fsdp=2, tensor=2))
     config = config_of(kind)
     params = some_params(config)
     loss = make_loss(LossConfig(kind=kind), mesh)
     gradient = partial(loss_and_gradient, partial(encode, model_graph(config), {}), loss)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, variable_shardings(params, mesh))
-        (value, _), grads = jax.jit(partial(gradient, num_microbatches=num_microbatches))(
-            placed, {}, place_batch(some_rows(), mesh)
-        )
+        (value, _), grads = jax.jit(partial(gradient, num_microbatches=3))(placed, {}, place_batch(some_rows(), mesh))
     expected, expected_grads = definition(kind)
     np.testing.assert_allclose(value, expected, rtol=1e-13)
     grads, expected_grads = (flatten_dict(tree, sep="/") for tree in (grads, expected_grads))
@@ -112,8 +107,8 @@ def miniature(kind, **changes):
     sections["vision"] |= {"image_size": 16, "patch_size": 8, **tower}
     sections["text"] |= {"context_length": 8, "vocab_size": 300, **tower}
     sections["data"] |= {"num_examples": 101, "num_validation": 11, "num_workers": 0}
-    sections["optimizer"] |= {"warmup_steps": 2, "learning_rate": 3e-3}
-    sections["train"] |= {"global_batch_size": 16, "total_steps": 24, "checkpoint_every": 10, "evaluate_every": 20}
+    sections["optimizer"] |= {"warmup_steps": 2, "learning_rate": 1e-2}
+    sections["train"] |= {"global_batch_size": 16, "total_steps": 12, "checkpoint_every": 5, "evaluate_every": 10}
     sections["evaluation"] |= {"zero_shot": ("scenes/shape",), "num_examples": 13, "batch_size": 16}
     for name, value in changes.items():
         section, _, key = name.partition("__")
@@ -132,6 +127,7 @@ def finished(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         lines = []
         patch.setattr("builtins.print", lambda *args, **_: lines.extend(map(str, args)))
+        patch.setattr(evaluation, "plot_confusion", lambda *args: None)
         assert train.train(miniature(request.param), workdir) == 0
     return request.param, workdir, " ".join(" ".join(lines).split())
 
@@ -139,7 +135,7 @@ def finished(request, tmp_path_factory):
 def test_a_run_learns_and_says_what_there_is_to_say(finished):
     _, workdir, out = finished
     rows = [row for row in read_metrics(workdir) if "loss" in row]
-    assert [row["step"] for row in rows] == list(range(1, 25))
+    assert [row["step"] for row in rows] == list(range(1, 13))
     names = {"loss", "chance_loss", "token_accuracy", "grad_norm", "param_norm", "learning_rate", "step"}
     assert rows[0].keys() == names | {"samples_seen", *TIMING}
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
@@ -153,17 +149,21 @@ def test_a_run_learns_and_says_what_there_is_to_say(finished):
         1 / 8,
     )
     assert read_metrics(workdir)[-1]["evaluation/scenes/shape/top1"] == results["zero_shot"]["scenes/shape"]["top1"]
-    assert {file.stem for file in workdir.glob("*.png")} == {"curves", "confusion_scenes_shape"}
+    assert {file.stem for file in workdir.glob("*.png")} == {"curves"}
 
 
 def test_a_run_that_was_cut_short_ends_as_if_undisturbed(finished, tmp_path, monkeypatch):
     kind, workdir, _ = finished
+    with pytest.raises(ValueError, match=rf"^workdir .* another config: loss.kind was '{kind}', is 'contrastive'"):
+        train.train(miniature("contrastive"), workdir)
+    if kind == "bag_of_words":  # what stops and goes on is the same code
+        return
 
     def stop(*args):
         raise RuntimeError("the power failed")
 
-    for name in ("plot_confusion", "plot_curves"):
-        monkeypatch.setattr(evaluation if name == "plot_confusion" else train, name, lambda *args: None)
+    monkeypatch.setattr(evaluation, "plot_confusion", lambda *args: None)
+    monkeypatch.setattr(train, "plot_curves", lambda *args: None)
     with monkeypatch.context() as patch:
         patch.setattr(evaluation.Evaluator, "__call__", stop)
         with pytest.raises(RuntimeError, match="the power failed"):
@@ -173,14 +173,12 @@ def test_a_run_that_was_cut_short_ends_as_if_undisturbed(finished, tmp_path, mon
     assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(
         (workdir / "evaluation.json").read_text()
     )
-    with pytest.raises(ValueError, match=rf"^workdir .* another config: loss.kind was '{kind}', is 'contrastive'"):
-        train.train(miniature("contrastive"), tmp_path)
 
 
 def test_evaluate_gives_the_numbers_of_the_end_of_the_run(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "plot_confusion", lambda *args: None)
     _, workdir, _ = finished
-    assert evaluate(workdir, tmp_path) == {"step": 24, **json.loads((workdir / "evaluation.json").read_text())}
+    assert evaluate(workdir, tmp_path) == {"step": 12, **json.loads((workdir / "evaluation.json").read_text())}
 
 
 def test_such_a_run_is_not_loaded_as_clip(finished):
