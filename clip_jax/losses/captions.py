@@ -4,8 +4,8 @@ Both kinds are one thing: some tokens of a caption are asked for, each with a we
 vocabulary answers. Rows do not meet, so the partitioner splits them over the devices by itself. All is computed in at
 least float32.
 
-Reference: Radford et al. 2021, sec. 2.3 and fig. 2; the bag as in Joulin et al. 2016, https://arxiv.org/abs/1511.02251,
-sec. 3.1: softmax cross-entropy with the words' shares, better there than a yes or no for each word.
+Reference: Radford et al. 2021, sec. 2.3 and fig. 2; the bag as in Joulin et al. 2016, https://arxiv.org/abs/1511.02251:
+softmax cross-entropy with the words' shares, which did better there than a yes or no for each word.
 """
 
 from typing import Literal, NamedTuple

@@ -21,7 +21,7 @@ OUTPUT_STD = 0.02  # of an output layer's kernel, as of the token embedding: all
 class BagOfWords(ImageEncoder):
     """One linear layer from the image features to the vocabulary.
 
-    Reference: Joulin et al. 2016, https://arxiv.org/abs/1511.02251, sec. 3.1.
+    Reference: Joulin et al. 2016, https://arxiv.org/abs/1511.02251.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
