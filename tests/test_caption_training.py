@@ -82,7 +82,7 @@ def definition(kind):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_gradient_in_parts_on_a_mesh_is_the_definitions(kind):
-    mesh = make_mesh(ShardingConfig(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(ShardingConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
     config = config_of(kind)
     params = some_params(config)
     loss = make_loss(LossConfig(kind=kind), mesh)
