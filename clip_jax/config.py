@@ -123,6 +123,11 @@ class Config:
                     else "the sigmoid loss learns a bias; start it at -10.0, as SigLIP does"
                 )
             )
+        if self.loss.caption_kind:
+            _check_prediction(self)
+        head = self.loss.caption_kind or "embedding"
+        if self.model.head != head:
+            raise ValueError(f"model.head={self.model.head!r} with loss.kind={self.loss.kind!r}: it must be {head!r}")
         for tower in self.optimizer.frozen:
             if not self.train.init_from or tower not in self.train.init_towers:
                 raise ValueError(
@@ -135,6 +140,19 @@ class Config:
                 f"vision.patch_dropout={patch_dropout} has no effect on a frozen image tower, which sees all patches: "
                 "set it to 0"
             )
+
+
+def _check_prediction(config: Config) -> None:
+    """Raises ValueError for what a model that predicts captions cannot do."""
+    kind, towers = config.loss.kind, config.train.init_towers
+    if config.data.pack_text:
+        raise ValueError(
+            f"data.pack_text=True with loss.kind={kind!r}: it packs for text features alone; set it to False"
+        )
+    if config.train.init_from and towers != ("visual",):
+        raise ValueError(
+            f"train.init_towers={towers} with loss.kind={kind!r}: only the image tower can be given; set ('visual',)"
+        )
 
 
 def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -152,9 +170,11 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     vision_class: type[VisionConfig | ResNetConfig] = ResNetConfig if "stages" in sections["vision"] else VisionConfig
     vision = make_section("vision", vision_class, sections["vision"])
     text = make_section("text", TextConfig, sections["text"], eot_token=eot_token)
+    loss = make_section("loss", LossConfig, sections["loss"])
+    head = loss.caption_kind or "embedding"
     return Config(
-        model=make_section("model", ModelConfig, sections["model"], vision=vision, text=text),
-        loss=make_section("loss", LossConfig, sections["loss"]),
+        model=make_section("model", ModelConfig, sections["model"], vision=vision, text=text, head=head),
+        loss=loss,
         data=make_section("data", DataConfig, sections["data"]),
         optimizer=make_section("optimizer", OptimizerConfig, sections["optimizer"]),
         sharding=make_section("sharding", ShardingConfig, sections["sharding"]),

@@ -103,7 +103,7 @@ class Encoder:
         full = text.shape[1]
         return next((size for size in TEXT_LENGTHS if length <= size < full), full) if self._short_text else full
 
-    def _encode(self, encode: jax.stages.Wrapped, batches: Iterable[np.ndarray]) -> np.ndarray:
+    def _encode(self, encode: Callable[[Variables, jax.Array], jax.Array], batches: Iterable[np.ndarray]) -> np.ndarray:
         features: list[np.ndarray] = []
         waiting: tuple[jax.Array, int] | None = None  # under way while the next batch is prepared
         for rows in batches:
@@ -116,7 +116,7 @@ class Encoder:
             raise ValueError("there is nothing to encode")
         return np.concatenate([*features, np.asarray(waiting[0])[: waiting[1]]])
 
-    def _encode_batch(self, encode: jax.stages.Wrapped, rows: np.ndarray) -> jax.Array:
+    def _encode_batch(self, encode: Callable[[Variables, jax.Array], jax.Array], rows: np.ndarray) -> jax.Array:
         size = min(size for size in self._batch_sizes if size >= len(rows))
         padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
         with jax.set_mesh(self._mesh), jax.default_matmul_precision(self._precision):

@@ -13,8 +13,8 @@ from typing import Any
 from absl import flags
 
 from clip_jax import cli, distributed
+from clip_jax.caption_scorer import make_encoder
 from clip_jax.config import load_config, with_data_path, write_json
-from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator, Results, as_table
 from clip_jax.restore import restore_run
 from clip_jax.suites.config import make_suite_config
@@ -50,7 +50,7 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     data = config.data if data_path is None else with_data_path(config.data, data_path)
     evaluation = dataclasses.replace(config.evaluation, **changes)
     _, validation = make_sources(data, image_size)
-    encoder = Encoder(run.model, run.mesh, evaluation.batch_size)
+    encoder = make_encoder(run.model, run.mesh, evaluation.batch_size)
     evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
     first = distributed.is_first()
     if first:

@@ -1,16 +1,24 @@
 """Measures a model: zero-shot classification on each labelled set, retrieval on held-out pairs, and their pictures."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clip_jax.caption_scorer import CaptionScorer
 from clip_jax.config import EvaluationConfig
 from clip_jax.encoder import Encoder
 from clip_jax.evaluators.prompts import load_templates
 from clip_jax.evaluators.retrieval import recall_at_k, top_matches
-from clip_jax.evaluators.zero_shot import class_embeddings, confusion_matrix, zero_shot_metrics
+from clip_jax.evaluators.zero_shot import (
+    class_embeddings,
+    class_scores,
+    embedding_scores,
+    score_confusion,
+    score_metrics,
+)
 from clip_jax.metrics import Row, format_table
 from clip_jax.plots import plot_confusion, plot_retrieval, plot_similarity
 from clip_jax.train_state import Variables
@@ -40,20 +48,29 @@ class Evaluator:
         self._templates = {name: _templates(config, source) for name, source in self._sets.items()}
 
     def __call__(self, variables: Variables, pictures: Path | None = None) -> Results:
-        """{"zero_shot": {set: metrics}, "retrieval": metrics}, ready for JSON; PNGs into the folder `pictures`."""
+        """{"zero_shot": {set: metrics}, "retrieval": metrics}, ready for JSON; PNGs into the folder `pictures`.
+
+        A model that predicts captions has no text features to be found by: it is not measured in retrieval.
+        """
         self.encoder.variables = variables
-        zero_shot = {name: self._zero_shot(name, source, pictures) for name, source in self._sets.items()}
-        return {"zero_shot": zero_shot, "retrieval": self._retrieval(pictures)}
+        results: Results = {"zero_shot": {n: self._zero_shot(n, source, pictures) for n, source in self._sets.items()}}
+        if not isinstance(self.encoder, CaptionScorer):
+            results["retrieval"] = self._retrieval(pictures)
+        return results
 
     def _zero_shot(self, name: str, source: Source, pictures: Path | None) -> Results:
         records, features, skipped = self._encode_images(source)
         labels = np.array([record["label"] for record in records])
         names = source.class_names or ()
-        classes = class_embeddings(self.encoder.texts, self._tokenizer, names, self._templates[name])
+        prompts = self._tokenizer, names, self._templates[name]
+        if isinstance(self.encoder, CaptionScorer):
+            scores = class_scores(partial(self.encoder.score, features), *prompts)
+        else:
+            scores = embedding_scores(features, class_embeddings(self.encoder.texts, *prompts))
         if pictures:
             file = pictures / f"confusion_{name.replace('/', '_')}.png"
-            plot_confusion(confusion_matrix(features, labels, classes), names, file, name)
-        return {**zero_shot_metrics(features, labels, classes, names), "skipped": skipped}
+            plot_confusion(score_confusion(scores, labels), names, file, name)
+        return {**score_metrics(scores, labels, names), "skipped": skipped}
 
     def _retrieval(self, pictures: Path | None) -> Results:
         records, images, skipped = self._encode_images(self._validation)
@@ -153,7 +170,7 @@ def as_row(results: Results) -> Row:
     """The headline numbers, flat, as a row of metrics has them."""
     keys = ("top1", "chance")
     row = {f"evaluation/{name}/{key}": metrics[key] for name, metrics in results["zero_shot"].items() for key in keys}
-    recalls = {name: value for name, value in results["retrieval"].items() if "_r@" in name}
+    recalls = {name: value for name, value in results.get("retrieval", {}).items() if "_r@" in name}
     return row | {f"evaluation/retrieval/{name}": value for name, value in recalls.items()}
 
 
@@ -171,7 +188,8 @@ def as_table(results: Results) -> str:
             for name, m in results["zero_shot"].items()
         ]
         tables.append(format_table(header, rows))
-    r = results["retrieval"]
+    if (r := results.get("retrieval")) is None:
+        return "\n\n".join(tables)
     header = [f"retrieval ({r['images']} images, {r['captions']} captions)", "R@1", "R@5", "R@10"]
     ways = (("image to text", "image_to_text_r@{}"), ("text to image", "text_to_image_r@{}"))
     rows = [

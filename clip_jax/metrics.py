@@ -167,7 +167,8 @@ class ProgressLog:
         row = {"step": step, "samples_seen": step * self._batch_size, **values}
         self._writer.write({**row, "images_per_s": speed, "data_wait_share": wait_share})
         broken = f", {values['data_broken']:,.0f} broken records" if values.get("data_broken") else ""
-        accuracy = (values["image_to_text_accuracy"] + values["text_to_image_accuracy"]) / 2
+        accuracies = [value for name, value in values.items() if name.endswith("_accuracy")]
+        accuracy = sum(accuracies) / len(accuracies)
         self._bar.update()
         self._bar.set_postfix_str(
             f"loss {values['loss']:.3f} (chance {values['chance_loss']:.2f}), accuracy {accuracy:.1%}, "

@@ -27,7 +27,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
 
     Args:
       metrics: rows in any order, each with `samples_seen` and any of loss, chance_loss, image_to_text_accuracy,
-        text_to_image_accuracy, learning_rate, logit_scale, grad_norm, and of the evaluations'
+        text_to_image_accuracy, token_accuracy, learning_rate, logit_scale, grad_norm, and of the evaluations'
         `evaluation/NAME/top1` and `evaluation/NAME/..._r@k` with their chance levels. Where two rows give the same
         thing at the same samples_seen (a resumed run repeats steps), the later row counts.
       path: the PNG to write.
@@ -38,7 +38,9 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     if not metrics:
         raise ValueError(f"no metrics to draw in {path}")
     scores = list(dict.fromkeys(key for row in metrics for key in row if _is_score(key)))
-    mosaic: list[Any] = [["loss"] * 3 + ["accuracy"] * 3, ["rate"] * 2 + ["scale"] * 2 + ["norm"] * 2]
+    predicts_tokens = any("token_accuracy" in row for row in metrics)  # and then there is no logit scale
+    below = ["rate"] * 3 + ["norm"] * 3 if predicts_tokens else ["rate"] * 2 + ["scale"] * 2 + ["norm"] * 2
+    mosaic: list[Any] = [["loss"] * 3 + ["accuracy"] * 3, below]
     if scores:
         mosaic.append(["evaluation"] * 6)
     figure = Figure(figsize=(12, 3.4 * len(mosaic)), layout="constrained")
@@ -46,10 +48,14 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
 
     _draw_smoothed(axes["loss"], metrics, "loss", BLUE, "loss")
     axes["loss"].plot(*_series(metrics, "chance_loss"), color=GREY, linestyle="--", label="chance")
-    _draw_smoothed(axes["accuracy"], metrics, "image_to_text_accuracy", BLUE, "image to text")
-    _draw_smoothed(axes["accuracy"], metrics, "text_to_image_accuracy", ORANGE, "text to image")
+    if predicts_tokens:
+        _draw_smoothed(axes["accuracy"], metrics, "token_accuracy", BLUE, "words or tokens foretold")
+    else:
+        _draw_smoothed(axes["accuracy"], metrics, "image_to_text_accuracy", BLUE, "image to text")
+        _draw_smoothed(axes["accuracy"], metrics, "text_to_image_accuracy", ORANGE, "text to image")
+        axes["scale"].plot(*_series(metrics, "logit_scale"), color=BLUE)
+        axes["scale"].set_title("Logit scale", loc="left")
     axes["rate"].plot(*_series(metrics, "learning_rate"), color=BLUE)
-    axes["scale"].plot(*_series(metrics, "logit_scale"), color=BLUE)
     _draw_smoothed(axes["norm"], metrics, "grad_norm", BLUE, "gradient norm")
     norms = _series(metrics, "grad_norm")[1]
     if (norms := norms[np.isfinite(norms) & (norms > 0)]).size:
@@ -57,8 +63,9 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
         axes["norm"].set_yscale("log")
         axes["norm"].yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
         axes["norm"].yaxis.set_major_formatter("{x:g}")
-    titles = {"loss": "Loss", "accuracy": "In-batch accuracy", "rate": "Learning rate", "scale": "Logit scale"}
-    for name, title in {**titles, "norm": "Gradient norm"}.items():
+    accuracy = "Accuracy" if predicts_tokens else "In-batch accuracy"
+    titles = {"loss": "Loss", "accuracy": accuracy, "rate": "Learning rate", "norm": "Gradient norm"}
+    for name, title in titles.items():
         axes[name].set_title(title, loc="left")
     if scores:
         _draw_scores(axes["evaluation"], metrics, scores)

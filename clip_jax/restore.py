@@ -104,6 +104,12 @@ def _find_tokenizer(pretrained: Pretrained) -> Tokenizer | None:
 def _open_run(
     workdir: Path, activation: str | None, image_size: int | None, context_length: int | None, param_dtype: str
 ) -> tuple[Pretrained, Tokenizer]:
+    kind = load_config(workdir).loss.caption_kind
+    if kind:
+        raise ValueError(
+            f"the run in {workdir} was trained with loss.kind={kind!r}: it predicts captions and has no text features, "
+            f"so it can only go on or be measured with `clip-jax evaluate --workdir={workdir}`"
+        )
     run = restore_run(workdir, make_mesh(ShardingConfig(), jax.local_devices()[:1]))
     model = run.model
     if activation not in (None, model.activation):

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax import distributed, preflight
+from clip_jax.caption_scorer import make_encoder
 from clip_jax.checkpoint import Checkpointer, saved_steps
 from clip_jax.config import (
     TOKENIZER_FILE,
@@ -20,7 +21,6 @@ from clip_jax.config import (
     with_mixture,
     with_tokenizer,
 )
-from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator
 from clip_jax.models import ModelConfig
 from clip_jax.optimizer import make_optimizer, make_schedule
@@ -101,7 +101,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
         _check_start(config, given, given_tokenizer, model, tokenizer)
     graph = model_graph(model)
     text_packer = _make_text_packer(config, model, source, tokenizer, mesh)
-    encoder = Encoder(model, mesh, config.evaluation.batch_size)
+    encoder = make_encoder(model, mesh, config.evaluation.batch_size)
     evaluator = Evaluator(config.evaluation, encoder, tokenizer, validation, image_size)
     first_state = _first_state(config, model, optimizer, mesh, given) if is_new else None
     if distributed.is_first():

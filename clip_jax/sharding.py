@@ -33,6 +33,9 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r"(visual|text)_projection/kernel", P("fsdp", None)),  # [D, embed_dim]
     (r"text_projection/bias", P()),
     (r"logit_(scale|bias)", P()),
+    # Of models that predict captions.
+    (r"(word_logits|prefix_projection)/kernel", P("fsdp", None)),  # [embed_dim, vocab_size or D]
+    (r"(word_logits|prefix_projection)/bias", P()),
     # Attention pooling of ResNets and of SigLIP.
     (r"visual/attention_(pool|head)/(query|key|value)/kernel", P("fsdp", "tensor", None)),  # [D, H, K]
     (r"visual/attention_(pool|head)/(query|key|value)/bias", P("tensor", None)),  # [H, K]

@@ -31,6 +31,11 @@ for flag in ("config", "workdir", *cli.HOST_FLAGS):
 
 T = TypeVar("T")
 BATCHES_AHEAD = 2  # read and placed on the devices before their step asks for them
+ACCURACIES = {
+    "image_to_text_accuracy": "image to text accuracy in the batch",
+    "text_to_image_accuracy": "text to image accuracy in the batch",
+    "token_accuracy": "words or tokens foretold",
+}
 BROKEN_NAMED = 20  # records that the summary names
 
 
@@ -221,9 +226,8 @@ def _summary(run: Run, data_state: dict[str, Any], run_s: float) -> str:
     cells = [
         ["samples seen", f"{rows[-1]['samples_seen']:,}"],
         ["loss, mean of the last twentieth", f"{mean('loss'):.3f} (chance {rows[-1]['chance_loss']:.3f})"],
-        ["image to text accuracy in the batch", f"{mean('image_to_text_accuracy'):.1%}"],
-        ["text to image accuracy in the batch", f"{mean('text_to_image_accuracy'):.1%}"],
-        ["logit scale", f"{rows[-1]['logit_scale']:.2f}"],
+        *([label, f"{mean(name):.1%}"] for name, label in ACCURACIES.items() if name in rows[-1]),
+        *([["logit scale", f"{rows[-1]['logit_scale']:.2f}"]] if "logit_scale" in rows[-1] else []),
         ["images/s", f"{mean('images_per_s'):.0f} ({mean('data_wait_share'):.0%} of the time waiting for data)"],
         ["time of this call", f"{run_s:.0f} s"],
         ["records that could not be used", f"{data_state['broken']} met, {len(run.source.broken)} left out beforehand"],

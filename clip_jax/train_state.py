@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.models import CLIP, ModelConfig
+from clip_jax.models import ModelConfig, make_model
 from clip_jax.sharding import param_shardings, place_as
 
 Params = dict[str, Any]
@@ -52,14 +52,14 @@ class TrainState:
         return join_variables(self.ema or join_variables(self.params, self.batch_stats), self.frozen)
 
 
-def model_graph(config: ModelConfig) -> nnx.GraphDef[CLIP]:
+def model_graph(config: ModelConfig) -> nnx.GraphDef[Any]:
     """The model without its arrays; `nnx.merge(graph, variables)` gives the module back."""
-    return nnx.split(nnx.eval_shape(lambda: CLIP(config, nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))[0]
 
 
 def init_variables(config: ModelConfig, key: jax.Array) -> Variables:
     """Fresh parameters and running statistics as a nested dict of arrays."""
-    return nnx.to_pure_dict(nnx.split(CLIP(config, nnx.Rngs(key)))[1])
+    return nnx.to_pure_dict(nnx.split(make_model(config, nnx.Rngs(key)))[1])
 
 
 def split_variables(variables: Variables) -> tuple[Params, Variables]:

@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     config.text.mlp_dim = 4 * config.text.get_ref("width")  # channels
 
     config.loss = ConfigDict()
-    config.loss.kind = "contrastive"  # sec. 2.3; "sigmoid" is SigLIP's
+    config.loss.kind = "contrastive"  # sec. 2.3; "sigmoid" is SigLIP's, "bag_of_words" and "language_model" fig. 2's
     config.loss.block_size = 0  # rows of similarities at once, 0 for all of a device's; 256 where they do not fit
 
     config.data = ConfigDict()

@@ -71,6 +71,13 @@ ALLOWED: dict[str, set[str]] = {
         "input_pipeline.tokenizers",
     },
     "clip_jax.encoder": {"clip_jax.losses.", "clip_jax.models.", "clip_jax.sharding", "clip_jax.train_state"},
+    "clip_jax.caption_scorer": {
+        "clip_jax.encoder",
+        "clip_jax.losses.",
+        "clip_jax.models.",
+        "clip_jax.sharding",
+        "clip_jax.train_state",
+    },
     "clip_jax.text_packer": {"clip_jax.models.", "clip_jax.sharding", "input_pipeline."},
     "clip_jax.rendezvous": set(),
     "clip_jax.watchdog": set(),

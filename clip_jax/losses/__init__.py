@@ -1,12 +1,19 @@
-"""Losses over all pairs of a batch: dense references, their sharded and their streamed twins."""
+"""Losses over all pairs of a batch: dense references, their sharded and their streamed twins; and of captions
+predicted."""
 
+from clip_jax.losses.captions import CaptionScores, caption_chance, caption_loss, caption_scores, caption_targets
 from clip_jax.losses.choice import LossConfig, make_loss
 from clip_jax.losses.contrastive import contrastive_loss, normalize, sharded_contrastive_loss
 from clip_jax.losses.sigmoid import sharded_sigmoid_loss, sigmoid_loss, streamed_sigmoid_loss
 from clip_jax.losses.streamed import streamed_contrastive_loss
 
 __all__ = [
+    "CaptionScores",
     "LossConfig",
+    "caption_chance",
+    "caption_loss",
+    "caption_scores",
+    "caption_targets",
     "contrastive_loss",
     "make_loss",
     "normalize",

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from clip_jax.losses.captions import CaptionKind, CaptionScores, caption_loss
 from clip_jax.losses.contrastive import Metrics, normalize, sharded_contrastive_loss
 from clip_jax.losses.sigmoid import sharded_sigmoid_loss, streamed_sigmoid_loss
 from clip_jax.losses.streamed import streamed_contrastive_loss
 
 Features = tuple[jax.Array, jax.Array]  # of images and texts, [N, E] each, not normalised
-Loss = Callable[[Mapping[str, Any], Features], tuple[jax.Array, Metrics]]
+Loss = Callable[[Mapping[str, Any], Any], tuple[jax.Array, Metrics]]
 # By kind, with each device's whole rows, and streamed.
 FORMS: dict[str, tuple[Callable, Callable]] = {
     "contrastive": (sharded_contrastive_loss, streamed_contrastive_loss),
@@ -24,10 +25,12 @@ FORMS: dict[str, tuple[Callable, Callable]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What compares the pairs of a batch.
+    """What is learned from the pairs of a batch.
 
     Attributes:
-      kind: "contrastive", the paper's softmax over rows and columns, or "sigmoid", SigLIP's, with a bias.
+      kind: "contrastive", the paper's softmax over rows and columns, or "sigmoid", SigLIP's, with a bias. What the
+        paper compares its objective with looks at each pair by itself: "bag_of_words" predicts the words of the
+        caption from the image, "language_model" writes it token by token.
       block_size: 0 computes each device's rows of the similarities at once, N²/D numbers; more computes so many rows at
         a time while the texts travel round the devices, so that memory is O(N/D): the same numbers for batches whose
         rows do not fit.
@@ -35,19 +38,34 @@ class LossConfig:
     Reference: Radford et al. 2021, sec. 2.3; Zhai et al. 2023, https://arxiv.org/abs/2303.15343, sec. 3.2.
     """
 
-    kind: Literal["contrastive", "sigmoid"] = "contrastive"
+    kind: Literal["contrastive", "sigmoid", "bag_of_words", "language_model"] = "contrastive"
     block_size: int = 0
+
+    @property
+    def caption_kind(self) -> CaptionKind | None:
+        """How captions are predicted; None where pairs are compared."""
+        return None if self.kind in FORMS else self.kind  # type: ignore[return-value]
 
     def __post_init__(self) -> None:
         if self.block_size < 0:
             raise ValueError(
                 f"loss.block_size={self.block_size} must be rows computed at once, or 0 for all of a device's"
             )
+        if self.block_size and self.caption_kind:
+            raise ValueError(
+                f"loss.block_size={self.block_size} is of losses over all pairs; loss.kind={self.kind!r} looks at each "
+                "pair by itself: set it to 0"
+            )
 
 
 def make_loss(config: LossConfig, mesh: Mesh) -> Loss:
     """(parameters, features of the global batch) -> (loss, metrics); of the parameters it reads logit_scale and, if
-    sigmoid, logit_bias. `chance_loss` is what one answer to all questions, the best one, would give."""
+    sigmoid, logit_bias. `chance_loss` is what one answer to all questions, the best one, would give.
+
+    Of captions predicted, the features are their CaptionScores, and chance is `caption_chance`, which asks the text.
+    """
+    if config.caption_kind:
+        return predict
     whole, streamed = FORMS[config.kind]
     form, options = (streamed, {"block_size": config.block_size}) if config.block_size else (whole, {})
     scalars = ("logit_scale", "logit_bias") if config.kind == "sigmoid" else ("logit_scale",)
@@ -58,6 +76,11 @@ def make_loss(config: LossConfig, mesh: Mesh) -> Loss:
         return value, {**metrics, "chance_loss": jnp.asarray(chance_loss(config.kind, len(zi)))}
 
     return loss
+
+
+def predict(params: Mapping[str, Any], scores: CaptionScores) -> tuple[jax.Array, Metrics]:
+    """The loss of captions predicted, which has no parameters."""
+    return caption_loss(scores)
 
 
 def chance_loss(kind: str, N: int) -> float:

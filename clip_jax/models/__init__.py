@@ -1,5 +1,6 @@
 """The encoders as Flax NNX modules."""
 
+from clip_jax.models.caption_models import BagOfWords, LanguageModel, make_model
 from clip_jax.models.clip import CLIP, CLIPFeatures, normalize_images
 from clip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, TransformerConfig, VisionConfig
 from clip_jax.models.published import PUBLISHED
@@ -8,12 +9,15 @@ from clip_jax.models.text_transformer import PackedText
 __all__ = [
     "CLIP",
     "PUBLISHED",
+    "BagOfWords",
     "CLIPFeatures",
+    "LanguageModel",
     "ModelConfig",
     "PackedText",
     "ResNetConfig",
     "TextConfig",
     "TransformerConfig",
     "VisionConfig",
+    "make_model",
     "normalize_images",
 ]

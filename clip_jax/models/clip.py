@@ -31,25 +31,22 @@ def normalize_images(images: jax.Array, config: ModelConfig) -> jax.Array:
     return ((pixels - jnp.asarray(config.image_mean, wide)) / jnp.asarray(config.image_std, wide)).astype(dtype)
 
 
-class CLIP(nnx.Module):
-    """Image and text encoders into one space.
+class ImageEncoder(nnx.Module):
+    """The image side of every model: a tower and, where the tower has none of its own, a linear projection.
 
-    Reference: Radford et al. 2021, fig. 3 and sec. 2.3 (linear projections, no bias, no non-linearity).
+    Subclasses set config, visual and visual_projection, each in the order in which its parameters are drawn.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dtypes = config.dtypes
-        self.config = config
-        is_resnet = isinstance(config.vision, ResNetConfig)
-        self.visual = ModifiedResNet(config, rngs) if is_resnet else VisionTransformer(config, rngs)
-        self.text = TextTransformer(config, rngs)
-        self.visual_projection = (
-            self._projection(config.vision.width, False, rngs) if config.has_visual_projection else None
-        )
-        self.text_projection = self._projection(config.text.width, config.text.projection_bias, rngs)
-        self.logit_scale = nnx.Param(jnp.log(jnp.asarray(config.logit_scale_init, dtypes["param_dtype"])))
-        bias = config.logit_bias_init
-        self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, dtypes["param_dtype"]))
+    config: ModelConfig
+    visual: VisionTransformer | ModifiedResNet
+    visual_projection: nnx.Linear | None
+
+    def _make_visual(self, rngs: nnx.Rngs) -> VisionTransformer | ModifiedResNet:
+        is_resnet = isinstance(self.config.vision, ResNetConfig)
+        return ModifiedResNet(self.config, rngs) if is_resnet else VisionTransformer(self.config, rngs)
+
+    def _make_visual_projection(self, rngs: nnx.Rngs) -> nnx.Linear | None:
+        return self._projection(self.config.vision.width, False, rngs) if self.config.has_visual_projection else None
 
     def _projection(self, width: int, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
         init = nnx.initializers.normal(width**-0.5)
@@ -78,6 +75,24 @@ class CLIP(nnx.Module):
     def project_image(self, pooled: jax.Array) -> jax.Array:
         """What `pool_image` gives, [B, D], to features [B, E]."""
         return constrain_batch(self.visual_projection(pooled) if self.visual_projection else pooled)
+
+
+class CLIP(ImageEncoder):
+    """Image and text encoders into one space.
+
+    Reference: Radford et al. 2021, fig. 3 and sec. 2.3 (linear projections, no bias, no non-linearity).
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dtypes = config.dtypes
+        self.config = config
+        self.visual = self._make_visual(rngs)
+        self.text = TextTransformer(config, rngs)
+        self.visual_projection = self._make_visual_projection(rngs)
+        self.text_projection = self._projection(config.text.width, config.text.projection_bias, rngs)
+        self.logit_scale = nnx.Param(jnp.log(jnp.asarray(config.logit_scale_init, dtypes["param_dtype"])))
+        bias = config.logit_bias_init
+        self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, dtypes["param_dtype"]))
 
     def encode_text(self, text: jax.Array | PackedText) -> jax.Array:
         """Features [B, E], not normalised, of token ids int32 [B, L], or packed; see `TextTransformer` about both."""

@@ -178,6 +178,9 @@ class ModelConfig:
 
     Attributes:
       embed_dim: channels of the joint embedding space.
+      head: what reads the image features [B, E]. "embedding": nothing, they are compared with those of texts, as CLIP
+        does. "bag_of_words", "language_model": what predicts the caption from them, see `caption_models`; such a model
+        has no text features. No key of a config: loss.kind says it.
       activation: "quick_gelu", x * sigmoid(1.702 x), as in the released weights, the exact "gelu", or its tanh
         approximation "gelu_tanh" (SigLIP).
       logit_scale_init: initial logit scale before the logarithm; 1 / 0.07 in the paper (sec. 2.5).
@@ -207,6 +210,7 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     remat: Literal["none", "dots", "named", "attention", "full"] = "none"
+    head: Literal["embedding", "bag_of_words", "language_model"] = "embedding"
 
     def __post_init__(self) -> None:
         for name, expected in typing.get_type_hints(ModelConfig).items():
@@ -230,6 +234,11 @@ class ModelConfig:
                 f"model.embed_dim={self.embed_dim} must be vision.width={vision.width}: a tower that ends in attention "
                 "pooling has no projection"
             )
+        if self.head == "language_model" and not self.text.ignores_padding:
+            raise ValueError(
+                f"text.causal={self.text.causal} with text.pooling={self.text.pooling!r}: a language model needs a "
+                "causal text tower whose captions end in an end token; set causal=True and pooling='eot'"
+            )
 
     @property
     def has_visual_projection(self) -> bool:
@@ -239,7 +248,7 @@ class ModelConfig:
     @property
     def computation(self) -> dict[str, Any]:
         """By name, all that decides the features: precision, memory and initial values are left out."""
-        aside = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init"}
+        aside = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init", "head"}
         aside |= {"vision.position_init_scale", "vision.batch_norm", "vision.patch_dropout"}
         flat = _flatten(dataclasses.asdict(self)) | {"has a logit bias": self.logit_bias_init is not None}
         return {name: value for name, value in flat.items() if name not in aside}

@@ -8,6 +8,7 @@ from flax import nnx
 
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.transformer import Transformer, make_layer_norm
+from clip_jax.sharding import constrain_batch
 
 
 @jax.tree_util.register_dataclass
@@ -68,6 +69,20 @@ class TextTransformer(nnx.Module):
         end = jnp.argmax(text == self.eot_token, axis=-1)  # [B]
         # Layer norm acts on each position alone, so we norm only the one that is read.
         return self.ln_final(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
+
+    def next_token_logits(self, prefix: jax.Array, text: jax.Array) -> jax.Array:
+        """What follows each position, float32 [B, L - 1, V], of token ids int32 [B, L] with L <= context_length.
+
+        prefix, [B, D], stands in the place of the start token, which all texts share: logits [:, i] see it and
+        text[:, 1 : i + 1], and predict text[:, i + 1]. The token embedding is the output layer, too; products are of
+        the compute dtype and their sums at least float32.
+        """
+        x = jnp.concatenate([prefix[:, None], self.token_embedding(text[:, 1:-1])], axis=1)  # [B, L - 1, D]
+        x = x + self.positional_embedding[: x.shape[1]].astype(x.dtype)
+        x = self.ln_final(self.transformer(x))
+        embedding = self.token_embedding.embedding[...].astype(x.dtype)  # [V, D]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return constrain_batch(jnp.einsum("bld,vd->blv", x, embedding, preferred_element_type=wide))
 
     def _encode_packed(self, text: PackedText) -> jax.Array:
         if not self.ignores_padding:

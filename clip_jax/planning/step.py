@@ -211,12 +211,15 @@ def read_refusal(error: Exception) -> Exception:
 
 
 def forward_flops(model: ModelConfig) -> int:
-    """FLOPs of encoding one image and one text of the full context length."""
+    """FLOPs of encoding one image and one text of the full context length, or of predicting it from the image."""
     graph, variables = model_graph(model), jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))
 
     def forward(variables: Any, image: jax.Array, text: jax.Array) -> Any:
-        clip = nnx.merge(graph, variables)
-        return clip.encode_image(image), clip.encode_text(text)
+        module = nnx.merge(graph, variables)
+        features = module.encode_image(image)
+        if model.head == "embedding":
+            return features, module.encode_text(text)
+        return module.caption_logits(features, text)
 
     return count_flops(forward, variables, *_rows(model, 1).values())
 

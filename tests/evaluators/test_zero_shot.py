@@ -119,7 +119,7 @@ def test_a_collapsed_model_gets_nothing(score):
         ([-1, 0], NAMES, "label -1 of example 0 is outside"),
         ([0, 1, 2], NAMES, r"labels have shape \(3,\) for 2 examples"),
         ([0.0, 1.0], NAMES, "labels must be integers, got float64"),
-        ([0, 1], NAMES[:2], "2 class names for 3 class embeddings"),
+        ([0, 1], NAMES[:2], "2 class names for the scores of 3 classes"),
     ],
 )
 def test_bad_labels_are_refused(labels, names, message):

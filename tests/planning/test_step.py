@@ -32,6 +32,28 @@ def test_forward_flops_are_the_tables(name):
     assert (forward_flops(PUBLISHED[name]) + unread) / 1e9 == pytest.approx(GFLOPS[name], rel=0.01)
 
 
+@pytest.mark.parametrize("kind", ["bag_of_words", "language_model"])
+def test_flops_of_captions_predicted_are_counted_by_hand(kind):
+    """By hand, what comes to the image encoder: matrix products of 2 FLOPs a multiply-add."""
+    model = tiny_config(loss__kind=kind).model
+    vision, text, E = model.vision, model.text, model.embed_dim
+
+    def blocks(config, length):
+        projections = 4 * config.width**2 + 2 * config.width * config.mlp_dim
+        return 2 * config.depth * length * (projections + 2 * length * config.width)
+
+    image = 2 * 16 * 3 * 8**2 * vision.width + blocks(vision, 17) + 2 * vision.width * E
+    places = text.context_length - 1
+    expected = {
+        "bag_of_words": 2 * E * text.vocab_size,
+        "language_model": 2 * E * text.width + blocks(text, places) + 2 * places * text.width * text.vocab_size,
+    }
+    assert forward_flops(model) == image + expected[kind]
+    # The backward pass takes two products for each one, but none for the pixels.
+    patches = 2 * 16 * 3 * 8**2 * vision.width
+    assert Towers(tiny_config(loss__kind=kind)).flops("none") == 3 * forward_flops(model) - patches
+
+
 @pytest.fixture(scope="module")
 def full():
     return compile_step(tiny_config(), jax.devices())

@@ -1,0 +1,80 @@
+"""Two models that predict an image's caption, on the image encoder of CLIP: what the contrastive objective is compared
+with.
+
+Both read the image features [B, E] that `encode_image` gives, so that nothing of the image encoder differs.
+
+Reference: Radford et al. 2021, sec. 2.3 and fig. 2.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from clip_jax.models.clip import CLIP, ImageEncoder
+from clip_jax.models.config import ModelConfig
+from clip_jax.models.text_transformer import TextTransformer
+from clip_jax.sharding import constrain_batch
+
+OUTPUT_STD = 0.02  # of an output layer's kernel, as of the token embedding: all words are about equally likely at first
+
+
+class BagOfWords(ImageEncoder):
+    """One linear layer from the image features to the vocabulary.
+
+    Reference: Joulin et al. 2016, https://arxiv.org/abs/1511.02251.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.visual = self._make_visual(rngs)
+        self.visual_projection = self._make_visual_projection(rngs)
+        init = nnx.initializers.normal(OUTPUT_STD)
+        self.word_logits = nnx.Linear(
+            config.embed_dim,
+            config.text.vocab_size,
+            kernel_init=init,
+            precision="highest",
+            rngs=rngs,
+            param_dtype=config.dtypes["param_dtype"],
+            dtype=jnp.promote_types(config.dtypes["dtype"], jnp.float32),  # a small part of a step
+        )
+
+    def caption_logits(self, image_features: jax.Array, text: jax.Array) -> jax.Array:
+        """Of each word of the vocabulary, at least float32 [B, V]; text is not read."""
+        return constrain_batch(self.word_logits(image_features))
+
+
+class LanguageModel(ImageEncoder):
+    """A causal transformer, of the text tower's sizes, that writes the caption after the image.
+
+    The image is one position before the caption: its features, linearly projected to the text width. Against
+    cross-attention to patches this leaves the text tower as it is, and the image encoder ends, as for the other
+    objectives, in one vector, whatever tower it has; an image is encoded once for any number of captions.
+
+    Reference: Desai & Johnson 2021, https://arxiv.org/abs/2006.06666 (VirTex), which attends to a grid of features and
+    predicts in both directions; the paper's has one direction.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.visual = self._make_visual(rngs)
+        self.visual_projection = self._make_visual_projection(rngs)
+        self.text = TextTransformer(config, rngs)
+        init = nnx.initializers.normal(config.embed_dim**-0.5)
+        self.prefix_projection = nnx.Linear(
+            config.embed_dim, config.text.width, kernel_init=init, rngs=rngs, **config.dtypes
+        )
+
+    def caption_logits(self, image_features: jax.Array, text: jax.Array) -> jax.Array:
+        """Of each token that may stand at text[:, 1:], after those before it, at least float32 [B, L - 1, V]."""
+        return self.text.next_token_logits(self.prefix_projection(image_features), constrain_batch(text))
+
+
+def make_model(config: ModelConfig, rngs: nnx.Rngs) -> CLIP | BagOfWords | LanguageModel:
+    """The model that a config describes, with random parameters."""
+    match config.head:
+        case "bag_of_words":
+            return BagOfWords(config, rngs)
+        case "language_model":
+            return LanguageModel(config, rngs)
+    return CLIP(config, rngs)
