@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "tell what a config asks of its devices",
     "train": "train a model from a config",
     "evaluate": "measure a trained model",
+    "ablate": "redraw an ablation of the paper: runs, figure, report",
     "embed": "embed a folder or a data set of pictures and captions",
     "classify": "tell which of your labels fit pictures",
     "convert": "read weights of any layout, write them in another",
@@ -158,6 +159,19 @@ def host_options() -> dict[str, Any]:
         "cluster": CLUSTER.value,
         "timeout_s": HOST_TIMEOUT_S.value,
     }
+
+
+def config_changes(base: str) -> dict[str, Any]:
+    """{"section.key": value} of the --config.SECTION.KEY=VALUE that were given to a command whose configs are its own.
+
+    base: its DEFAULT_CONFIG. Raises ValueError where another --config was given.
+    """
+    if CONFIG.value is None:
+        return {}
+    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if file.stem != base:
+        raise ValueError(f"--config={file} is not for this command, whose configs are its own: change keys of them")
+    return dict(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def required(flag: flags.FlagHolder[Any], example: str) -> Any:

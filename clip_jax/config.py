@@ -222,7 +222,7 @@ def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
     sections = json.loads(json.dumps(sections))  # tuples to lists, as a file has them
     # Batch norms see one microbatch at a time, so of a ResNet their number decides what is learned.
     learned = ("train.num_microbatches",) if "stages" in sections["vision"] else ()
-    changes = _changes(json.loads(file.read_text()), sections)
+    changes = changed_keys(json.loads(file.read_text()), sections)
     differing = [
         f"{name} was {old!r}, is {new!r}"
         for name, old, new in changes
@@ -253,7 +253,8 @@ def load_config(workdir: Path) -> Config:
         raise ValueError(f"{file} is not a config of this version of clip_jax: {error}") from None
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """ "section.key", the value before and the value after, of what differs; None where there is none."""
     names = sorted({(s, k) for sections in (old, new) for s in sections for k in sections[s]})
     pairs = [(f"{s}.{k}", old.get(s, {}).get(k), new.get(s, {}).get(k)) for s, k in names]
     return [(name, before, after) for name, before, after in pairs if before != after]

@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
     config.optimizer.eps = 1e-6  # table 18, of ViTs
     config.optimizer.warmup_steps = 2000  # table 18
     config.optimizer.max_logit_scale = 100.0  # sec. 2.5
+    config.optimizer.learn_logit_scale = True  # sec. 2.3; False keeps model.logit_scale_init
     config.optimizer.first_moment_dtype = "param_dtype"  # "bfloat16" halves it; sec. 2.5 has a half-precision Adam
     config.optimizer.ema_decay = 0.0  # of the average that is evaluated and exported; 0: none, as in the paper
     config.optimizer.frozen = ()  # towers: ("visual",) in Zhai et al. 2021 (LiT)
