@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.model.embed_dim = 512  # channels of the joint space; table 20
     config.model.activation = "quick_gelu"  # of the released weights
     config.model.layer_norm_eps = 1e-5
+    config.model.projection = "linear"  # sec. 2.3; "mlp" is non-linear
     config.model.logit_scale_init = 1 / 0.07  # sec. 2.5
     config.model.logit_bias_init = config_dict.placeholder(float)  # None: only the sigmoid loss has a bias
     config.model.image_mean = (0.48145466, 0.4578275, 0.40821073)  # of pixels in [0, 1]; the released weights'
