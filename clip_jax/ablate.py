@@ -37,6 +37,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Run nothing; list the runs, with 
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "With --scale=full: TPU slice to plan for, such as v5e:16x16.", allow_override=True
 )
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared sets to measure on lie.", allow_override=True)
 GALLERY = flags.DEFINE_string("gallery", None, "Folder for a README.md of all that is finished, with its figures.")
 
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     names = ablation_names() if arguments[0] == ALL else (arguments[0],)
     place, number = _shard(SHARD.value)
     overrides = cli.config_changes(DEFAULT_CONFIG)
-    ablations = [load_ablation(name, SCALE.value, overrides) for name in names]
+    ablations = [load_ablation(name, SCALE.value, overrides, DATA_DIR.value) for name in names]
     if SCALE.value == "full":
         for ablation in ablations:
             full_scale.check_data(ablation)
@@ -108,6 +109,7 @@ def _command(ablation: Ablation, workdir: Path, overrides: dict[str, object]) ->
     words = [f"clip-jax ablate {ablation.name} --workdir={workdir}"]
     words += [] if SCALE.value == "mini" else [f"--scale={SCALE.value}"]
     words += [] if SEEDS.value == 3 else [f"--seeds={SEEDS.value}"]
+    words += [f"--data_dir={DATA_DIR.value}"] if DATA_DIR.value else []
     return " ".join([*words, *(f"--config.{key}={value}" for key, value in overrides.items())])
 
 

@@ -107,13 +107,21 @@ def _difference(finding: Finding, observations: Sequence[Observation]) -> dict[i
 
 def _difference_to_best(finding: Finding, observations: Sequence[Observation]) -> dict[int, float]:
     """a less the one of b's arms that is best by the mean over seeds."""
+    return _difference_to(max, finding, observations)
+
+
+def _difference_to_worst(finding: Finding, observations: Sequence[Observation]) -> dict[int, float]:
+    return _difference_to(min, finding, observations)
+
+
+def _difference_to(end: Callable, finding: Finding, observations: Sequence[Observation]) -> dict[int, float]:
     arms = distinct(select(observations, finding.b), "arm")
     values = {arm: by_seed(observations, {**finding.b, "arm": arm}) for arm in arms}
     if not values:
         return {}
-    best = max(values.values(), key=lambda of_seed: float(np.mean(list(of_seed.values()))))
+    chosen = end(values.values(), key=lambda of_seed: float(np.mean(list(of_seed.values()))))
     a = by_seed(observations, finding.a)
-    return {seed: a[seed] - best[seed] for seed in a if seed in best}
+    return {seed: a[seed] - chosen[seed] for seed in a if seed in chosen}
 
 
 def _by_set(finding: Finding, observations: Sequence[Observation]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -215,6 +223,7 @@ STATISTICS: dict[str, Callable[[Finding, Sequence[Observation]], dict[int, float
     "mean": _mean,
     "difference": _difference,
     "difference_to_best": _difference_to_best,
+    "difference_to_worst": _difference_to_worst,
     "largest_difference": _largest_difference,
     "share_above": _share_above,
     "correlation": _correlation,

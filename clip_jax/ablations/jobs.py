@@ -21,7 +21,7 @@ from clip_jax.suites.array_files import content_hash
 ROOT = Path(__file__).parents[2]
 MODULES = "clip_jax"  # the package whose modules are the commands
 LISTED = 12  # differing keys
-CONFIG = '''"""A run of a sweep; `clip-jax {command}` makes it by itself."""
+CONFIG = '''"""A run of a sweep: clip-jax {command}"""
 
 from ml_collections import ConfigDict
 
@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(SECTIONS)
 
 
+# fmt: off
 SECTIONS = {sections}
 '''
 
@@ -113,10 +114,13 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     found = [] if old["scale"] == new["scale"] else [f"scale was {old['scale']}, is {new['scale']}"]
     found += [f"run {arm!r} was there, is not" for arm in old["arms"] if arm not in new["arms"]]
     found += [f"run {arm!r} was not there, is" for arm in new["arms"] if arm not in old["arms"]]
-    pairs = {f"run {arm!r}: ": (old["arms"][arm], new["arms"][arm]) for arm in old["arms"] if arm in new["arms"]}
-    for where, (before, after) in {**pairs, "suite: ": (old["suite"], new["suite"])}.items():
-        found += [f"{where}{name} was {was!r}, is {now!r}" for name, was, now in changed_keys(before, after)]
-    return found
+    kept = [arm for arm in old["arms"] if arm in new["arms"]]
+    changes: dict[str, list[str]] = {}  # the arms of each
+    for arm in kept:
+        for name, was, now in changed_keys(old["arms"][arm], new["arms"][arm]):
+            changes.setdefault(f"{name} was {was!r}, is {now!r}", []).append(arm)
+    found += [what if of == kept else f"{what} (of {', '.join(of)})" for what, of in changes.items()]
+    return found + [f"{name} was {was!r}, is {now!r}" for name, was, now in changed_keys(old["suite"], new["suite"])]
 
 
 def run_all(runs: Sequence[Run], say: Callable[[str], None] = print) -> None:

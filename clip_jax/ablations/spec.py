@@ -13,8 +13,8 @@ Sections = dict[str, dict[str, Any]]
 Scale = str  # "mini" or "full"
 Where = Mapping[str, Any]  # which observations: those with this value, or one of these, of each key
 Statistic = Literal[
-    "mean", "difference", "difference_to_best", "largest_difference", "share_above", "correlation", "median",
-    "log_slope", "log_r2", "ratio_to_reach", "matching_shots",
+    "mean", "difference", "difference_to_best", "difference_to_worst", "largest_difference", "share_above",
+    "correlation", "median", "log_slope", "log_r2", "ratio_to_reach", "matching_shots",
 ]  # fmt: skip
 FOLDER = Path(__file__).parents[2] / "configs" / "ablations"
 
@@ -127,19 +127,25 @@ def ablation_names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "__init__"))
 
 
-def load_ablation(name: str, scale: Scale, overrides: Mapping[str, Any] | None = None) -> Ablation:
+def load_ablation(
+    name: str, scale: Scale, overrides: Mapping[str, Any] | None = None, data_dir: str | None = None
+) -> Ablation:
     """Reads configs/ablations/NAME.py.
 
     Args:
       overrides: {"section.key": value}, changes to the base of every run, before the arms change it.
+      data_dir: where the prepared sets of evaluations and suites lie.
 
     Raises:
       ValueError: unknown name (the message lists those known) or key; a run's config that does not stand.
     """
     module = _module(name)
+    overrides = {**(overrides or {}), **({"evaluation.data_dir": data_dir} if data_dir else {})}
     spec = _plain(module.get_config(scale))
     check_names("ablation", set(spec), {"about", "measure", "figure", "paper", "findings", "base", "suite"})
-    arms = {arm: _sections(module, scale, change, overrides or {}) for arm, change in module.arms(scale).items()}
+    if spec["suite"] and data_dir:
+        spec["suite"]["suite"]["data_dir"] = data_dir
+    arms = {arm: _sections(module, scale, change, overrides) for arm, change in module.arms(scale).items()}
     for arm, sections in arms.items():
         try:
             make_config(sections)
