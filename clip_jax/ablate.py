@@ -1,4 +1,4 @@
-"""Redraws an ablation of the paper: `clip-jax ablate batch_size --workdir=runs/ablations`; `all` for all of them.
+"""Redraws ablations of the paper: `python -m clip_jax.ablate batch_size --workdir=runs/ablations`, or `all`.
 
 configs/ablations/NAME.py says what is asked, of which runs, and what would show the paper's finding. Runs that are done
 are skipped, one that was stopped goes on, and runs of one config are shared between ablations. At the end DIR/NAME has
@@ -31,7 +31,7 @@ flags.declare_key_flag("workdir")
 flags.declare_key_flag("config")
 SCALE = flags.DEFINE_enum("scale", "mini", ["mini", "full"], "On drawn scenes and two cores, or the paper's settings.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each arm.", lower_bound=1)
-SHARD = flags.DEFINE_string("shard", "0/1", "i/n, i from 0: only every n-th run; the last to finish makes the report.")
+SHARD = flags.DEFINE_string("shard", "0/1", "i/n, 0 <= i < n: every n-th run only; who ends last makes the report.")
 REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Run nothing; make the reports of what is there.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Run nothing; list the runs, with the commands that make them.")
 TOPOLOGY = flags.DEFINE_string(
@@ -100,7 +100,7 @@ def _run(
 def _shard(value: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", value)
     if not found or int(found[1]) >= int(found[2]):
-        raise ValueError(f"--shard={value} must be i/n with i from 0 to n - 1, as 0/2 and 1/2 for two machines")
+        raise ValueError(f"--shard={value} must be i/n with 0 <= i < n: for instance --shard=0/2 and --shard=1/2")
     return int(found[1]), int(found[2])
 
 

@@ -50,7 +50,7 @@ def plan_runs(
     for run in runs:
         if run.arm in plans:
             continue
-        file = folder / "plans" / f"{content_hash([run.folder.name, topology])[:12]}.json"
+        file = plan_file(folder, run, topology)
         if not file.is_file():
             say(f"planning {run.arm}, {topology or 'on the devices of this machine'}: minutes")
             commands(run)
@@ -65,6 +65,11 @@ def plan_runs(
             write_json(file, json.loads(told.stdout))
         plans[run.arm] = json.loads(file.read_text())
     return plans
+
+
+def plan_file(folder: Path, run: Run, topology: str | None) -> Path:
+    """Where the plan of a run is kept."""
+    return folder / "plans" / f"{content_hash([run.folder.name, topology])[:12]}.json"
 
 
 def as_table(runs: list[Run], plans: dict[str, dict[str, Any]]) -> str:

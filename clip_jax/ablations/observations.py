@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from clip_jax.ablations.jobs import Run
 from clip_jax.ablations.spec import Ablation, Where
 from clip_jax.config import make_config
 from clip_jax.metrics import read_metrics
+from clip_jax.models import ModelConfig
 from clip_jax.planning.step import forward_flops
 
 Observation = dict[str, Any]
@@ -22,7 +24,7 @@ def facts_of(ablation: Ablation) -> dict[str, dict[str, Any]]:
     facts = {}
     for arm, sections in ablation.arms.items():
         config = make_config(sections)
-        compute = forward_flops(config.model)
+        compute = _compute(config.model)
         pairs = config.train.global_batch_size * config.train.total_steps
         family, _, size = arm.partition("/")
         keys = {name: sections[name.partition(".")[0]][name.partition(".")[2]] for name in ablation.needed_facts}
@@ -35,6 +37,11 @@ def facts_of(ablation: Ablation) -> dict[str, dict[str, Any]]:
             **keys,
         }
     return facts
+
+
+@cache
+def _compute(model: ModelConfig) -> int:
+    return forward_flops(model)
 
 
 def observe(ablation: Ablation, runs: Sequence[Run], facts: dict[str, dict[str, Any]]) -> list[Observation]:
