@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from clip_jax.ablations.findings import ERRORS, log_fit, number, summary
 from clip_jax.ablations.observations import Observation, by_seed, distinct, select
@@ -30,7 +30,7 @@ def draw(ablation: Ablation, observations: Sequence[Observation], path: str | os
     if not any(select(observations, where) for _, where in series):
         raise ValueError(f"{ablation.name} has no observations to draw")
     rows = len(distinct(observations, "set")) if spec.kind == "bars" else 0
-    height = max(4.4, 0.34 * rows * len(series) ** 0.5 + 1.6)  # inches
+    height = max(4.4, (0.1 + 0.14 * len(series)) * rows + 1.6)  # inches
     figure = Figure(figsize=(6.2 + (5.0 if paper.series else 0), height), layout="constrained")
     axes = figure.subplots(1, 2, width_ratios=(6.2, 5.0)) if paper.series else [figure.subplots()]
     _KINDS[spec.kind](axes[0], spec, observations, series)
@@ -128,11 +128,20 @@ def _number_axis(ax: Axes, spec: FigureSpec, values: Sequence[Any]) -> None:
     """Few values stand at the axis themselves; many leave it to powers of ten."""
     if 1 < len(values) <= 8 and spec.x not in ("samples_seen", "far_compute"):
         formatter = EngFormatter(places=1, sep="") if max(values) >= 10_000 else None
-        names = [formatter(value) if formatter else f"{value:g}" for value in values]
-        ax.set_xticks(values, names)
+        places = _apart(sorted(values)) if spec.log_x else values
+        ax.set_xticks(places, [formatter(value) if formatter else f"{value:g}" for value in places])
         ax.xaxis.set_minor_locator(NullLocator())
     else:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Those of ascending values whose names have room on an axis of logarithms."""
+    kept = [values[0]]
+    for value in values[1:]:
+        if value > kept[-1] * (values[-1] / values[0]) ** 0.1:
+            kept.append(value)
+    return kept
 
 
 def _draw_scatter(ax: Axes, spec: FigureSpec, observations: Sequence[Observation], series: Series) -> None:
@@ -154,8 +163,9 @@ def _draw_scatter(ax: Axes, spec: FigureSpec, observations: Sequence[Observation
         ax.axhline(0, color=GREY, linestyle="--", linewidth=1)
     if spec.log_x:
         ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
@@ -164,7 +174,7 @@ def _draw_bars(ax: Axes, spec: FigureSpec, observations: Sequence[Observation], 
         own = by_seed(observations, {**where, "set": name})
         if not spec.minus:
             return own
-        less = by_seed(observations, {**spec.minus, "set": name})
+        less = by_seed(observations, {**where, **spec.minus, "set": name})
         return {seed: own[seed] - less[seed] for seed in own if seed in less}
 
     names = [name for name in distinct(observations, "set") if of_set(series[0][1], name)]
@@ -195,15 +205,17 @@ def _draw_bars(ax: Axes, spec: FigureSpec, observations: Sequence[Observation], 
         ax.xaxis.set_major_formatter(PercentFormatter(1))
     if spec.chance:
         ax.axvline(spec.chance, color=GREY, linestyle=":", label="chance")
-    _legend(ax, len(series))
+    ax.set_ylim(-0.6, len(names) - 0.4)
+    _legend(ax, len(series), below=True)
 
 
 def _draw_paper(ax: Axes, spec: FigureSpec, paper: Paper) -> None:
     """Lines, points of named places, or bars, by what x is."""
+    are_names = isinstance(paper.series[0][1][0][0], str)
     for place, (label, points) in enumerate(paper.series):
         colour, marker = _look(place)
         xs, ys = [point[0] for point in points], [point[1] for point in points]
-        if isinstance(xs[0], str):
+        if are_names:
             at = np.arange(len(xs)) + BETWEEN * ((place + 0.5) / len(paper.series) - 0.5)
             ax.barh(at, ys, BETWEEN / len(paper.series), color=colour, label=label)
             ax.set_yticks(range(len(xs)), xs, parse_math=False)
@@ -213,11 +225,15 @@ def _draw_paper(ax: Axes, spec: FigureSpec, paper: Paper) -> None:
         else:
             line = "" if spec.kind == "scatter" else "-"
             ax.plot(xs, ys, color=colour, marker=marker, linestyle=line, linewidth=1.2, label=label)
-            if spec.log_x:
-                ax.set_xscale("log")
-            if spec.log_y:
-                ax.set_yscale("log")
-    _legend(ax, len(paper.series))
+    if spec.log_x and (spec.kind == "bars" or not are_names):
+        ax.set_xscale("log")
+    if not are_names:
+        every = sorted({point[0] for _, points in paper.series for point in points})
+        places = _apart(every) if spec.log_x else every
+        ax.set_xticks(places, [f"{x:g}" for x in places])
+        ax.xaxis.set_minor_locator(NullLocator())
+        _y_axis(ax, spec)
+    _legend(ax, len(paper.series), below=are_names)
 
 
 def _look(place: int) -> tuple[str, str]:
@@ -230,12 +246,14 @@ def _y_axis(ax: Axes, spec: FigureSpec) -> None:
     if spec.log_y:
         ax.set_yscale("log")
     if spec.unit == "percent":
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.yaxis.set_minor_formatter(PercentFormatter(1, decimals=0))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.yaxis.set_minor_formatter(PercentFormatter(1))
 
 
-def _legend(ax: Axes, num_series: int) -> None:
-    if num_series > 1 or any(label.startswith("fit") for label in ax.get_legend_handles_labels()[1]):
+def _legend(ax: Axes, num_series: int, below: bool = False) -> None:
+    if below and num_series > 1:
+        ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=num_series)
+    elif num_series > 1 or any(label.startswith("fit") for label in ax.get_legend_handles_labels()[1]):
         ax.legend(frameon=False, fontsize=8, loc="best")
 
 

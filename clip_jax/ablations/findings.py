@@ -29,8 +29,8 @@ def judge(finding: Finding, observations: Sequence[Observation]) -> dict[str, An
     low, high = found["low"], found["high"]
     verdict = UNDECIDED
     if low is not None:
-        inside = finding.low <= low and high <= finding.high
-        outside = high < finding.low or low > finding.high
+        inside = finding.low < low and high < finding.high  # beyond two errors: an end itself is not within
+        outside = high <= finding.low or low >= finding.high
         verdict = HOLDS if inside else FAILS if outside else UNDECIDED
     ends = [end if math.isfinite(end) else None for end in (finding.low, finding.high)]
     return {
@@ -78,12 +78,16 @@ def _clause(result: Mapping[str, Any]) -> str:
     if result["low"] is None:
         return f"{words} (one seed, which has no error)"
     ends = f"{number(result['low'], unit, bare=True)} to {number(result['high'], unit, bare=True)}"
-    return f"{words} ({ends} by two standard errors over {seeds} seeds; asked: {_range(result)})"
+    asked = f"; asked: {describe_range(result)}" if result["range"] != [None, None] else ""
+    return f"{words} ({ends} by two standard errors over {seeds} seeds{asked})"
 
 
-def _range(result: Mapping[str, Any]) -> str:
+def describe_range(result: Mapping[str, Any]) -> str:
+    """Where a finding should lie, in words; empty where anywhere."""
     low, high = (None if end is None else number(end, result["unit"], bare=True) for end in result["range"])
-    return f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+    if low is None:
+        return "" if high is None else f"less than {high}"
+    return f"more than {low}" if high is None else f"between {low} and {high}"
 
 
 def number(value: float, unit: str, bare: bool = False) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from clip_jax.ablations.findings import number
+from clip_jax.ablations.findings import describe_range, number
 from clip_jax.suites.report_html import Markup, Page, code, pairs, paragraph, table
 
 Results = Mapping[str, Any]
@@ -60,10 +60,8 @@ def _findings(results: Results) -> str:
             None if found[name] is None else Markup(number(found[name], unit, bare=name != "mean"))
             for name in ("mean", "standard_error", "low", "high", "student_low", "student_high")
         ]
-        ends = [None if end is None else number(end, unit, bare=True) for end in found["range"]]
-        asked = " to ".join(end or "any" for end in ends)
         seeds = ", ".join(number(value, unit, bare=True) for value in found["values"].values())
-        rows.append([found["words"], *shown, asked, seeds, found["verdict"]])
+        rows.append([found["words"], *shown, describe_range(found) or None, seeds, found["verdict"]])
     header = [
         "number",
         "mean",

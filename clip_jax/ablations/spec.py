@@ -81,7 +81,7 @@ class Paper:
 class Finding:
     """A statistic of the observations, one number a seed, and the range in which the paper's finding holds.
 
-    It holds where the mean over seeds with two standard errors either way lies within [low, high], does not hold where
+    It holds where the mean over seeds with two standard errors either way lies within (low, high), does not hold where
     it lies outside, and is undecided where an end of the range lies within.
 
     Attributes:

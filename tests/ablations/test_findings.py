@@ -72,14 +72,14 @@ def test_one_seed_decides_nothing():
 def test_the_sentence_tells_by_how_much_and_how_sure():
     results = [judge(finding(a=NEW, b=OLD, low=0, words="new less old:"), PAIRS)]
     assert sentence(results) == (
-        "Holds here: new less old: +16.7 points (+10.0 to +23.3 by two standard errors over 3 seeds; asked: at least "
+        "Holds here: new less old: +16.7 points (+10.0 to +23.3 by two standard errors over 3 seeds; asked: more than "
         "+0.0)."
     )
     results.append(judge(finding("mean", a=NEW, high=0.1, unit="percent"), PAIRS))
     assert overall(results) == "does not hold"
     assert sentence(results).startswith("Does not hold here: new less old: ")
     assert sentence(results).endswith(
-        "w 70.0 % (58.5 to 81.5 by two standard errors over 3 seeds; asked: at most 10.0)."
+        "w 70.0 % (58.5 to 81.5 by two standard errors over 3 seeds; asked: less than 10.0)."
     )
 
 

@@ -42,8 +42,8 @@ def test_a_sweep_ends_in_results_figure_report_and_one_sentence(tmp_path, monkey
     results, said = sweep("loss", tmp_path, command="clip-jax ablate loss --workdir=runs/a")
     assert len(pretended.calls) == 6
     assert results["sentence"] == (
-        "Holds here: sigmoid less softmax: +16.7 points (+10.0 to +23.3 by two standard errors over 3 seeds; asked: at "
-        "least -3.0)."
+        "Holds here: sigmoid less softmax: +16.7 points (+10.0 to +23.3 by two standard errors over 3 seeds; asked: "
+        "more than -3.0)."
     )
     assert (results["seeds"], results["minutes"], results["failed"]) == ([0, 1, 2], 6.0, [])
     assert results["commits"] == ["0123456789abcdef"]
