@@ -47,6 +47,8 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.figure.unit = "percent"  # "points" or "number"
     config.figure.chance = 0.0
 
+    config.second = ConfigDict()  # of the same keys, another panel
+
     config.paper = ConfigDict()  # its points in the form of our figure
     config.paper.series = ()  # pairs of a label and ((x, y), ...)
     config.paper.x_label = ""

@@ -16,6 +16,7 @@ from clip_jax.plots import BLUE, GOLD, GREEN, GREY, ORANGE, PINK, SKY, save_figu
 
 COLOURS = [BLUE, ORANGE, GREEN, PINK, SKY, GOLD, "black"]
 MARKERS = "osD^vP*"
+OURS, THEIRS = 6.2, 5.0  # inches, of a panel
 BETWEEN = 0.8  # of a place on an axis of names, what several series share
 Series = list[tuple[str, Mapping[str, Any]]]
 
@@ -25,19 +26,22 @@ def draw(ablation: Ablation, observations: Sequence[Observation], path: str | os
 
     Raises ValueError where there is nothing to draw.
     """
-    spec, paper = ablation.figure, ablation.paper
-    series = series_of(spec, observations)
-    if not any(select(observations, where) for _, where in series):
+    paper = ablation.paper
+    panels = [(spec, series_of(spec, observations)) for spec in (ablation.figure, ablation.second) if spec]
+    if not any(select(observations, where) for _, series in panels for _, where in series):
         raise ValueError(f"{ablation.name} has no observations to draw")
-    rows = len(distinct(observations, "set")) if spec.kind == "bars" else 0
-    height = max(4.4, (0.1 + 0.14 * len(series)) * rows + 1.6)  # inches
-    figure = Figure(figsize=(6.2 + (5.0 if paper.series else 0), height), layout="constrained")
-    axes = figure.subplots(1, 2, width_ratios=(6.2, 5.0)) if paper.series else [figure.subplots()]
-    _KINDS[spec.kind](axes[0], spec, observations, series)
-    _finish(axes[0], spec.x_label, spec.y_label, wrapped(ablation.about.question, 62, 3))
+    widths = [*(OURS for _ in panels), *([THEIRS] if paper.series else [])]
+    rows = len(distinct(observations, "set"))
+    bars = max(len(series) if spec.kind == "bars" else 0 for spec, series in panels)
+    height = max(4.4, (0.1 + 0.14 * bars) * rows + 1.6 if bars else 0)  # inches
+    figure = Figure(figsize=(sum(widths), height), layout="constrained")
+    axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    for ax, (spec, series) in zip(axes, panels):
+        _KINDS[spec.kind](ax, spec, observations, series)
+        _finish(ax, spec.x_label, spec.y_label, wrapped(ablation.about.question, 62, 3) if ax is axes[0] else "")
     if paper.series:
-        _draw_paper(axes[1], spec, paper)
-        _finish(axes[1], paper.x_label, paper.y_label, wrapped(f"The paper: {paper.source}", 48, 3))
+        _draw_paper(axes[-1], ablation.figure, paper)
+        _finish(axes[-1], paper.x_label, paper.y_label, wrapped(f"The paper: {paper.source}", 48, 3))
     save_figure(figure, path)
 
 

@@ -104,13 +104,15 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """All of it. arms: {name: the sections of a run's config}, of seed 0; suite: the sections of a suite, or {}."""
+    """All of it. second: another panel of the figure; arms: {name: the sections of a run's config}, of seed 0; suite:
+    the sections of a suite, or {}."""
 
     name: str
     scale: Scale
     about: About
     measure: Measure
     figure: FigureSpec
+    second: FigureSpec | None
     paper: Paper
     findings: tuple[Finding, ...]
     arms: dict[str, Sections] = field(repr=False)
@@ -142,7 +144,7 @@ def load_ablation(
     module = _module(name)
     overrides = {**(overrides or {}), **({"evaluation.data_dir": data_dir} if data_dir else {})}
     spec = _plain(module.get_config(scale))
-    check_names("ablation", set(spec), {"about", "measure", "figure", "paper", "findings", "base", "suite"})
+    check_names("ablation", set(spec), {"about", "measure", "figure", "second", "paper", "findings", "base", "suite"})
     if spec["suite"] and data_dir:
         spec["suite"]["suite"]["data_dir"] = data_dir
     arms = {arm: _sections(module, scale, change, overrides) for arm, change in module.arms(scale).items()}
@@ -156,6 +158,7 @@ def load_ablation(
         name=name,
         scale=scale,
         findings=tuple(make_section("findings", Finding, finding) for finding in spec["findings"]),
+        second=make_section("second", FigureSpec, spec["second"]) if spec["second"] else None,
         arms=arms,
         suite=spec["suite"],
         **{section: make_section(section, cls, spec[section]) for section, cls in classes.items()},

@@ -30,6 +30,10 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.figure.kind = "scatter"
     config.figure.series = (("linear probe", probe), ("zero-shot", own))
     config.figure.x_label, config.figure.y_label = "linear probe of the same features", "zero-shot"
+    config.second = config.figure.copy_and_resolve_references()
+    config.second.kind, config.second.unit, config.second.minus = "bars", "points", ConfigDict(rival)
+    config.second.series = (("zero-shot less the rival's probe", own),)
+    config.second.x_label, config.second.y_label = "zero-shot less the rival's probe, accuracy", ""
     config.findings = (
         finding("share of sets above the rival's probe:", "share_above", own, rival, low=0.5, unit="percent"),
         finding("zero-shot less the probe of its own features:", "difference", own, probe, high=0),

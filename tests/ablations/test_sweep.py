@@ -1,6 +1,8 @@
 """Sweeps from their runs to their sentence, with runs that are pretended."""
 
+import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -11,7 +13,7 @@ from clip_jax.ablations import full_scale, jobs
 from clip_jax.ablations.gallery import write_gallery
 from clip_jax.ablations.jobs import run_all
 from clip_jax.ablations.observations import facts_of
-from clip_jax.ablations.spec import ablation_names, load_ablation
+from clip_jax.ablations.spec import Finding, ablation_names, load_ablation
 from clip_jax.ablations.sweep import conclude, prepare, unique
 
 FILES = ("results.json", "figure.png", "report.html", "sweep.json")
@@ -198,3 +200,26 @@ def test_chip_hours_are_those_of_what_is_still_to_train(tmp_path, monkeypatch):
     assert lines[4].split() == ["all", "5", "62"]
     unknown = {arm: {**plan, "chip_hours": None} for arm in plans}
     assert full_scale.as_table(runs, unknown).splitlines()[4].split() == ["all", "5", "-"]
+
+
+def test_a_curve_tells_how_many_images_less_reach_the_same(tmp_path, monkeypatch):
+    pretend(monkeypatch, lambda sections, name: 0.5 if sections["loss"]["kind"] == "sigmoid" else 0.4)
+    ablation = load_ablation("loss", "mini")
+    sides = [{"what": "zero_shot", "arm": arm} for arm in ("sigmoid", "softmax")]
+    ratio = Finding(
+        words="images of the softmax over the sigmoid's:", statistic="ratio_to_reach", a=sides[0], b=sides[1],
+        x="samples_seen", low=1.0, high=math.inf, unit="times",
+    )  # fmt: skip
+    ablation = dataclasses.replace(
+        ablation,
+        measure=dataclasses.replace(ablation.measure, kind="curve"),
+        figure=dataclasses.replace(ablation.figure, kind="lines", x="samples_seen", series=(("{arm}", {}),)),
+        second=dataclasses.replace(ablation.figure, kind="lines", x="far_compute", series=(("{arm}", {}),), log_x=True),
+        findings=(ratio,),
+    )
+    runs = prepare(ablation, 2, tmp_path)
+    run_all(unique(runs), lambda _: None)
+    results = conclude(ablation, runs, tmp_path, "command", lambda _: None)
+    # The evaluations grow evenly to 0.4 and 0.5; of the latter 0.4 lies a fifth of the way from the third to the last.
+    assert results["findings"][0]["mean"] == pytest.approx((4 / 3) ** 0.8)
+    assert {cell["mean"] for cell in results["cells"]} == {0.4, 0.5}  # the last evaluation's
