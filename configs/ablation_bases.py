@@ -97,7 +97,7 @@ def full() -> ConfigDict:
     return config
 
 
-def world(scale: str, steps: int = 2000) -> ConfigDict:
+def world(scale: str, steps: int = 1500) -> ConfigDict:
     """A run that sees every kind of scene, so that there are many sets to measure it on; at full scale the paper's."""
     if scale == "full":
         return full()
@@ -194,9 +194,9 @@ def suite(scale: str, *measures: str) -> ConfigDict:
     config.suite.datasets = (*WORLD_SETS, *SHIFTED_SETS, DIGITS)
     config.suite.num_examples = 512
     config.zero_shot.num_mistakes = 0
-    config.few_shot.num_seeds = 3
+    config.few_shot.num_seeds = 2
     config.robustness.reference, config.robustness.shifts = "scenes/shape", SHIFTED_SETS
-    config.overlap.num_training = 10_000
+    config.overlap.num_training = 5_000
     return config
 
 

@@ -104,9 +104,18 @@ def _mean(finding: Finding, observations: Sequence[Observation]) -> dict[int, fl
 
 
 def _difference(finding: Finding, observations: Sequence[Observation]) -> dict[int, float]:
-    """a less b, seed by seed: the same seed is the same data and the same first parameters."""
-    a, b = by_seed(observations, finding.a), by_seed(observations, finding.b)
+    """a less b, seed by seed: the same seed is the same data and the same first parameters. Where they have sets in
+    common these alone count, so that a set without a probe does not move the average of the other side."""
+    shared = _shared_sets(observations, finding.a, finding.b)
+    a, b = by_seed(observations, {**finding.a, **shared}), by_seed(observations, {**finding.b, **shared})
     return {seed: a[seed] - b[seed] for seed in a if seed in b}
+
+
+def _shared_sets(observations: Sequence[Observation], *sides: Mapping[str, Any]) -> dict[str, Any]:
+    """What selects the sets that all sides have; nothing where there are none."""
+    names = [distinct(select(observations, side), "set") for side in sides]
+    shared = [name for name in names[0] if all(name in others for others in names)]
+    return {"set": shared} if shared else {}
 
 
 def _difference_to_best(finding: Finding, observations: Sequence[Observation]) -> dict[int, float]:
@@ -214,10 +223,12 @@ def _ratio_to_reach(finding: Finding, observations: Sequence[Observation]) -> di
 
 def _matching_shots(finding: Finding, observations: Sequence[Observation]) -> dict[int, float]:
     """Labels a class at which the mean over sets of the few-shot curve a reaches the mean of b, zero-shot's; the ends
-    of the curve where it starts above or stays below."""
+    of the curve where it starts above or stays below. Only sets with all of the numbers count."""
+    every = distinct(select(observations, finding.a), "shots")
+    shared = _shared_sets(observations, finding.b, *({**finding.a, "shots": number} for number in every))
     shots = {}
-    for seed, target in by_seed(observations, finding.b).items():
-        places, values = curve(observations, finding.a, "shots", seed)
+    for seed, target in by_seed(observations, {**finding.b, **shared}).items():
+        places, values = curve(observations, {**finding.a, **shared}, "shots", seed)
         if places:
             shots[seed] = float(labels_to_match(target, places, values)["labels_per_class"])
     return shots

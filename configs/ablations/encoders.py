@@ -13,7 +13,7 @@ PAPER = {
     "ViT": ((14.78, 0.632), (41.09, 0.686), (175.33, 0.753), (395.22, 0.762)),
     "ResNet": ((18.18, 0.596), (25.5, 0.622), (51.82, 0.658), (162.69, 0.705), (552.65, 0.736)),
 }
-RESNETS = {"S": (6, 1), "M": (8, 1), "L": (12, 2)}  # channels of the stem, blocks a stage
+RESNETS = {"S": (6, 1), "M": (8, 1), "L": (10, 1)}  # channels of the stem, blocks a stage
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
@@ -27,7 +27,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
     )
     config.measure.kind = "suite"
     config.suite = bases.suite(scale, "linear_probe")
-    config.base = bases.world(scale, steps=500)
+    config.base = bases.world(scale, steps=400)
     if scale == "mini":
         config.base.vision.image_size, config.base.vision.patch_size = 64, 16
     config.figure.kind, config.figure.x, config.figure.log_x = "lines", "compute", True

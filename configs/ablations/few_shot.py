@@ -18,7 +18,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "Of the drawn world's sets. Asked: one label a class below zero-shot, and a match at 16 or fewer."
     )
     config.measure.kind = "suite"
-    if scale == "mini":  # of compositions there are not 16 pictures a class
+    if scale == "mini":  # without the shifts, and compositions, of which some classes have nothing to train on
         config.measure.sets = bases.WORLD_SETS[:-1]
     config.suite = bases.world_suite(scale)
     config.base = bases.world(scale)

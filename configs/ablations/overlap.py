@@ -17,7 +17,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.about.place = "fig. 17"
     config.about.finding = "2.2 % of a set overlap in the median, which adds rarely more than 0.1 points, 0.6 at most."
     config.about.note = (
-        "10,000 training images of a run; a duplicate is 0.95 or more similar by the perceptual embedding. A set "
+        "5,000 training images of a run; a duplicate is 0.95 or more similar by the perceptual embedding. A set "
         "without overlap gains nothing. Asked: what overlap adds to a set's accuracy is within one point on average."
     )
     config.measure.kind = "suite"

@@ -46,6 +46,13 @@ def test_a_difference_is_taken_seed_by_seed_over_all_sets():
     assert found["verdict"] == "holds"
 
 
+def test_a_set_that_one_side_lacks_does_not_move_a_difference():
+    more = [*PAIRS, *saw(*(("new", seed, "u", 0.0) for seed in range(3)))]
+    assert judge(finding(a=NEW, b=OLD), more)["values"] == pytest.approx({"0": 0.1, "1": 0.2, "2": 0.2})
+    apart = judge(finding(a={**NEW, "set": "t"}, b={**NEW, "set": ("s", "u")}), more)  # other sets on purpose
+    assert apart["values"] == pytest.approx({"0": 0.7 - 0.25, "1": 0.8 - 0.3, "2": 0.9 - 0.35})
+
+
 @pytest.mark.parametrize(
     ("ends", "verdict"),
     [
@@ -136,6 +143,7 @@ def test_the_labels_that_match_zero_shot_on_average():
         *(("m", 0, name, value, {"what": "few_shot", "shots": n}) for n, pair in {1: (0.2, 0.4), 4: (0.6, 0.8)}.items()
           for name, value in zip("st", pair)),
         ("m", 0, "s", 0.4, {"what": "zero_shot"}), ("m", 0, "t", 0.6, {"what": "zero_shot"}),
+        ("m", 0, "u", 0.9, {"what": "zero_shot"}), ("m", 0, "u", 0.9, {"what": "few_shot", "shots": 1}),
     )  # fmt: skip
     match = finding("matching_shots", a={"what": "few_shot"}, b={"what": "zero_shot"}, unit="number")
     assert judge(match, rows)["mean"] == pytest.approx(2)  # 0.5 lies half-way from 0.3 to 0.7: the root of 1 times 4
