@@ -68,6 +68,14 @@ def test_a_finding_holds_where_two_errors_either_way_lie_within_its_range(ends, 
     assert judge(finding(a=NEW, b=OLD, **ends), PAIRS)["verdict"] == verdict  # 0.167, from 0.1 to 0.233
 
 
+def test_no_difference_at_all_is_not_one_beyond_two_errors():
+    same = [row for row in PAIRS if row["arm"] == "new"] + [
+        {**row, "arm": "old"} for row in PAIRS if row["arm"] == "new"
+    ]
+    assert judge(finding(a=NEW, b=OLD, low=0), same)["verdict"] == "does not hold"
+    assert judge(finding(a=NEW, b=OLD, low=-0.03, high=0.03), same)["verdict"] == "holds"
+
+
 def test_one_seed_decides_nothing():
     found = judge(finding(a=NEW, b=OLD, low=0), [row for row in PAIRS if row["seed"] == 0])
     assert (found["mean"], found["low"], found["verdict"]) == (pytest.approx(0.1), None, "undecided")
