@@ -126,7 +126,7 @@ class Ablation:
 
 def ablation_names() -> tuple[str, ...]:
     """All there are, by their files' names."""
-    return tuple(sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "__init__"))
+    return tuple(sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "bases")))
 
 
 def load_ablation(

@@ -5,8 +5,8 @@ clip-jax ablate augmentation --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import ZERO_SHOT, changed, finding, same
+from configs.ablations import bases
+from configs.ablations.bases import ZERO_SHOT, changed, finding, same
 
 SMALLEST = {"mini": (0.9, 0.7, 0.4), "full": (0.9, 0.5, 0.3)}  # side of the crop, of the picture's shorter side
 

@@ -5,8 +5,8 @@ clip-jax ablate data_efficiency --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import finding, same
+from configs.ablations import bases
+from configs.ablations.bases import finding, same
 
 LABELS = {"what": "labels_to_match"}
 PAPER = (("least", 0.9), ("median", 5.4), ("ImageNet", 16.0), ("mean", 20.8), ("most", 184.0))

@@ -5,8 +5,8 @@ clip-jax ablate dataset --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import PROBE, ZERO_SHOT, finding
+from configs.ablations import bases
+from configs.ablations.bases import PROBE, ZERO_SHOT, finding
 
 KINDS = {"first": ("object", "count", "digit"), "second": ("object", "pair", "word")}
 MEASURES = {"zero-shot": ZERO_SHOT, "linear probe": PROBE}

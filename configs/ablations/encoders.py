@@ -5,8 +5,8 @@ clip-jax ablate encoders --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import PROBE, finding
+from configs.ablations import bases
+from configs.ablations.bases import PROBE, finding
 
 # GFLOPs of one pair, by open_clip's profile; zero-shot accuracy on ImageNet of the released weights.
 PAPER = {

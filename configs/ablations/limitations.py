@@ -5,8 +5,8 @@ clip-jax ablate limitations --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import FEW_SHOT, PROBE, ZERO_SHOT, finding, same
+from configs.ablations import bases
+from configs.ablations.bases import FEW_SHOT, PROBE, ZERO_SHOT, finding, same
 
 
 def get_config(scale: str = "mini") -> ConfigDict:

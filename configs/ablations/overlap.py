@@ -5,8 +5,8 @@ clip-jax ablate overlap --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import finding, same
+from configs.ablations import bases
+from configs.ablations.bases import finding, same
 
 SHARE, GAIN = {"what": "overlap_share"}, {"what": "overlap_gain"}
 

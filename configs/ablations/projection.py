@@ -5,8 +5,8 @@ clip-jax ablate projection --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import ZERO_SHOT, changed, finding, same
+from configs.ablations import bases
+from configs.ablations.bases import ZERO_SHOT, changed, finding, same
 
 
 def get_config(scale: str = "mini") -> ConfigDict:

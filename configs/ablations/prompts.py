@@ -5,8 +5,8 @@ clip-jax ablate prompts --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import finding
+from configs.ablations import bases
+from configs.ablations.bases import finding
 
 NAMES = {"bare": "bare names", "one": "a photo of a {}.", "own": "the set's own", "imagenet80": "ImageNet's 80"}
 PROMPTS = {prompts: {"what": "prompts", "prompts": prompts} for prompts in NAMES}

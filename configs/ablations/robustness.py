@@ -5,8 +5,8 @@ clip-jax ablate robustness --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import ZERO_SHOT, finding, same
+from configs.ablations import bases
+from configs.ablations.bases import ZERO_SHOT, finding, same
 
 ADAPTED = {"what": "adapted"}
 SETS = ("A", "Sketch", "ObjectNet", "R", "V2", "ImageNet")

@@ -5,8 +5,8 @@ clip-jax ablate scaling --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import ZERO_SHOT, finding
+from configs.ablations import bases
+from configs.ablations.bases import ZERO_SHOT, finding
 
 # GFLOPs of one pair, by open_clip's profile; 1 less the zero-shot accuracy on ImageNet of the released weights.
 RESNETS = ((18.18, 0.404), (25.5, 0.378), (51.82, 0.342), (162.69, 0.295), (552.65, 0.264))

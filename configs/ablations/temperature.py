@@ -5,8 +5,8 @@ clip-jax ablate temperature --workdir=runs/ablations
 
 from ml_collections import ConfigDict
 
-from configs import ablation_bases as bases
-from configs.ablation_bases import ZERO_SHOT, changed, finding, same
+from configs.ablations import bases
+from configs.ablations.bases import ZERO_SHOT, changed, finding, same
 
 FIXED = (3, 14, 100)  # logit scales, 1 / temperature; near 14, 1 / 0.07, the learned one starts; 100 is the clamp
 
