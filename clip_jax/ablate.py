@@ -20,7 +20,7 @@ from clip_jax.ablations import full_scale
 from clip_jax.ablations.gallery import write_gallery
 from clip_jax.ablations.jobs import Run, StoppedError, commands, run_all
 from clip_jax.ablations.spec import Ablation, ablation_names, load_ablation, questions
-from clip_jax.ablations.sweep import conclude, prepare, unique
+from clip_jax.ablations.sweep import conclude, prepare, shard, unique
 from clip_jax.metrics import format_table
 
 POSITIONAL = "NAME"
@@ -63,11 +63,11 @@ def main(arguments: Sequence[str]) -> int:
     workdir = Path(cli.required(cli.WORKDIR, "runs/ablations"))
     runs = {ablation.name: prepare(ablation, SEEDS.value, workdir) for ablation in ablations}
     every = unique([run for of_one in runs.values() for run in of_one])
-    own = {(run.folder, run.suite_folder) for run in every[place::number]}
+    own = {run.folder for run in shard(every, place, number)}
     if SCALE.value == "full" and not REPORT_ONLY.value:
         _show_plans(ablations, runs, workdir)
     if DRY_RUN.value:
-        _list(every)
+        _list([run for run in every if run.folder in own])
         return 0
     return _run(ablations, runs, own, workdir, overrides)
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(
     ablations: Sequence[Ablation],
     runs: dict[str, list[Run]],
-    own: set[tuple[Path, Path]],
+    own: set[Path],
     workdir: Path,
     overrides: dict[str, object],
 ) -> int:
@@ -84,7 +84,7 @@ def _run(
         of_one = runs[ablation.name]
         try:
             if not REPORT_ONLY.value:
-                run_all([run for run in unique(of_one) if (run.folder, run.suite_folder) in own])
+                run_all([run for run in unique(of_one) if run.folder in own])
         except StoppedError as stopped:
             print(stopped, file=sys.stderr)
             return stopped.code

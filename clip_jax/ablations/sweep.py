@@ -25,6 +25,13 @@ def unique(runs: Sequence[Run]) -> list[Run]:
     return list(found.values())
 
 
+def shard(runs: Sequence[Run], place: int, number: int) -> list[Run]:
+    """The part of them that is this machine's: every number-th folder, so that no two machines train in one."""
+    folders = list(dict.fromkeys(run.folder for run in runs))
+    own = set(folders[place::number])
+    return [run for run in runs if run.folder in own]
+
+
 def prepare(ablation: Ablation, num_seeds: int, workdir: Path) -> list[Run]:
     """The runs, with sweep.json written. Raises ValueError where the folder holds the sweep of another config."""
     record_sweep(ablation, workdir / ablation.name)

@@ -14,7 +14,7 @@ from clip_jax.ablations.gallery import write_gallery
 from clip_jax.ablations.jobs import run_all
 from clip_jax.ablations.observations import facts_of
 from clip_jax.ablations.spec import Finding, ablation_names, load_ablation
-from clip_jax.ablations.sweep import conclude, prepare, unique
+from clip_jax.ablations.sweep import conclude, prepare, shard, unique
 
 FILES = ("results.json", "figure.png", "report.html", "sweep.json")
 
@@ -93,17 +93,26 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_named(tmp_path, monkeyp
 def test_shards_run_everything_once_and_the_last_one_reports(tmp_path, monkeypatch):
     pretended = pretend(monkeypatch, sigmoid_is_better)
     ablation = load_ablation("loss", "mini")
-    for shard in (0, 1):
+    for place in (0, 1):
         runs = prepare(ablation, 3, tmp_path)
-        run_all(unique(runs)[shard::2], lambda _: None)
+        run_all(shard(unique(runs), place, 2), lambda _: None)
         said = []
         results = conclude(ablation, runs, tmp_path, "command", said.append)
-        if shard == 0:
+        if place == 0:
             assert results is None
             assert said == ["loss: 3 of 6 runs are not there yet; the report comes with the last"]
             assert not (tmp_path / "loss" / "results.json").exists()
     assert results["verdict"] == "holds"
     assert len(set(pretended.calls)) == len(pretended.calls) == 6
+
+
+def test_no_two_machines_train_in_one_folder(tmp_path):
+    trained, measured = (prepare(load_ablation(name, "mini"), 1, tmp_path) for name in ("scaling", "prompts"))
+    every = unique([*trained, *measured])
+    assert len(every) == 10  # five runs, each with a suite and without
+    parts = [{run.folder for run in shard(every, place, 3)} for place in range(3)]
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert set.union(*parts) == {run.folder for run in every}
 
 
 def test_ablations_share_the_runs_of_one_config(tmp_path, monkeypatch):
