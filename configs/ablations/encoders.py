@@ -27,8 +27,9 @@ def get_config(scale: str = "mini") -> ConfigDict:
     )
     config.measure.kind = "suite"
     config.suite = bases.suite(scale, "linear_probe")
-    config.base = bases.world(scale, steps=400)
+    config.base = bases.world(scale, steps=350)
     if scale == "mini":
+        config.suite.suite.datasets = bases.WORLD_SETS[:8]
         config.base.vision.image_size, config.base.vision.patch_size = 64, 16
     config.figure.kind, config.figure.x, config.figure.log_x = "lines", "compute", True
     config.figure.series = (("{family}", PROBE),)

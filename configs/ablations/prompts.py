@@ -24,7 +24,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
     )
     config.measure.kind = "suite"
     config.suite = bases.suite(scale, "zero_shot")
-    config.base = bases.world(scale, steps=800)  # the runs of scaling.py
+    config.base = bases.world(scale, steps=700)  # the runs of scaling.py
     config.figure.kind, config.figure.x, config.figure.log_x = "lines", "compute", True
     config.figure.series = tuple((name, PROMPTS[prompts]) for prompts, name in NAMES.items())
     config.figure.x_label = "FLOPs of encoding one pair"
