@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "tell what a config asks of its devices",
     "train": "train a model from a config",
     "evaluate": "measure a trained model",
+    "ablate": "redraw an ablation of the paper: runs, figure, report",
     "embed": "embed a folder or a data set of pictures and captions",
     "prepare": "make any data set ArrayRecord shards of small pictures, and account for every record",
     "inspect": "show what is in a data set: statistics and a contact sheet",
@@ -145,6 +146,7 @@ def _find_config(argv: Sequence[str]) -> list[str]:
             if not file.is_file():
                 names = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
                 known = sorted(name.as_posix() for name in names if name.name != "__init__")
+                known = [name for name in known if not name.startswith("ablations/")]  # those are `ablate`'s own
                 _fail(f"there is no shipped config {value!r}: use one of {', '.join(known)}, or the path of a file")
         if not file.is_file():
             _fail(f"there is no config file {value}")
@@ -161,6 +163,19 @@ def host_options() -> dict[str, Any]:
         "cluster": CLUSTER.value,
         "timeout_s": HOST_TIMEOUT_S.value,
     }
+
+
+def config_changes(base: str) -> dict[str, Any]:
+    """{"section.key": value} of the --config.SECTION.KEY=VALUE that were given to a command whose configs are its own.
+
+    base: its DEFAULT_CONFIG. Raises ValueError where another --config was given.
+    """
+    if CONFIG.value is None:
+        return {}
+    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if file.stem != base:
+        raise ValueError(f"--config={file} is not for this command, whose configs are its own: change keys of them")
+    return dict(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def required(flag: flags.FlagHolder[Any], example: str) -> Any:

@@ -32,6 +32,7 @@ TRAIN_LEAST = {
     "evaluate_every": 0,
     "hang_timeout_s": 0,
 }
+DERIVED = ("vision", "text", "head", "eot_token")  # fields that are no keys of their section
 TOKENIZER_FILE = "tokenizer.model"  # the vocabulary of a run, in its workdir
 
 
@@ -283,7 +284,7 @@ def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
     sections = json.loads(json.dumps(sections))  # tuples to lists, as a file has them
     # Batch norms see one microbatch at a time, so of a ResNet their number decides what is learned.
     learned = ("train.num_microbatches",) if "stages" in sections["vision"] else ()
-    changes = _changes(_without_paths(_with_defaults(json.loads(file.read_text()))), _without_paths(sections))
+    changes = changed_keys(_without_paths(_with_defaults(json.loads(file.read_text()))), _without_paths(sections))
     differing = [
         f"{name} was {old!r}, is {new!r}"
         for name, old, new in changes
@@ -315,9 +316,19 @@ def load_config(workdir: Path) -> Config:
 
 
 def _with_defaults(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The sections of a run that was started before the data section had its newest keys, with neutral ones."""
-    newest = {f.name: f.default for f in dataclasses.fields(DataConfig) if f.default is not dataclasses.MISSING}
-    return {**sections, "data": {**json.loads(json.dumps(newest)), **sections["data"]}}
+    """The sections of a run that was started before there were the newest keys, with their neutral values."""
+    classes = {
+        **typing.get_type_hints(Config),
+        "vision": ResNetConfig if "stages" in sections.get("vision", {}) else VisionConfig,
+        "text": TextConfig,
+    }
+
+    def defaults(section: str) -> dict[str, Any]:
+        known = {f.name: f.default for f in dataclasses.fields(classes[section]) if f.name not in DERIVED}
+        return {name: value for name, value in known.items() if value is not dataclasses.MISSING}
+
+    filled = {section: {**defaults(section), **values} for section, values in sections.items() if section in classes}
+    return {**sections, **json.loads(json.dumps(filled))}
 
 
 def _without_paths(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -326,7 +337,8 @@ def _without_paths(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
     return {**sections, "data": {**sections["data"], "mixture": parts}}
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """ "section.key", the value before and the value after, of what differs; None where there is none."""
     names = sorted({(s, k) for sections in (old, new) for s in sections for k in sections[s]})
     pairs = [(f"{s}.{k}", old.get(s, {}).get(k), new.get(s, {}).get(k)) for s, k in names]
     return [(name, before, after) for name, before, after in pairs if before != after]

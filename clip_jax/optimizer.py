@@ -22,6 +22,7 @@ class OptimizerConfig:
       b1, b2, eps: Adam's; the paper has b2 0.98 and eps 1e-6 for ViTs, 0.999 and 1e-8 for ResNets.
       warmup_steps: linear from 0; 2,000 in the paper.
       max_logit_scale: the logit scale is clamped to this after each step; 100 in the paper (sec. 2.5).
+      learn_logit_scale: the logit scale learns, as in the paper (sec. 2.3); else it stays as it starts.
       first_moment_dtype: in which Adam's first moment is stored, by default the parameters' own; "bfloat16" halves it
         (Zhai et al. 2021, sec. 3.4). The second moment needs more digits and keeps the parameters' dtype.
       ema_decay: of an exponential moving average of the parameters and running statistics, by which the model is then
@@ -39,6 +40,7 @@ class OptimizerConfig:
     eps: float
     warmup_steps: int
     max_logit_scale: float
+    learn_logit_scale: bool = True
     first_moment_dtype: Literal["param_dtype", "bfloat16"] = "param_dtype"
     ema_decay: float = 0.0
     frozen: tuple[Literal["visual", "text"], ...] = ()
@@ -94,7 +96,7 @@ def decay_mask(params: Mapping[str, Any]) -> Any:
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The paper's optimizer as an optax transformation."""
-    return optax.adamw(
+    adamw = optax.adamw(
         schedule,
         b1=config.b1,
         b2=config.b2,
@@ -103,3 +105,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
+    if config.learn_logit_scale:
+        return adamw
+    stays = optax.masked(optax.set_to_zero(), lambda params: {name: name == "logit_scale" for name in params})
+    return optax.chain(adamw, stays)

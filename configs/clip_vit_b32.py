@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.model.embed_dim = 512  # channels of the joint space; table 20
     config.model.activation = "quick_gelu"  # of the released weights
     config.model.layer_norm_eps = 1e-5
+    config.model.projection = "linear"  # sec. 2.3; "mlp" is non-linear
     config.model.logit_scale_init = 1 / 0.07  # sec. 2.5
     config.model.logit_bias_init = config_dict.placeholder(float)  # None: only the sigmoid loss has a bias
     config.model.image_mean = (0.48145466, 0.4578275, 0.40821073)  # of pixels in [0, 1]; the released weights'
@@ -84,6 +85,7 @@ def get_config() -> ConfigDict:
     config.optimizer.eps = 1e-6  # table 18, of ViTs
     config.optimizer.warmup_steps = 2000  # table 18
     config.optimizer.max_logit_scale = 100.0  # sec. 2.5
+    config.optimizer.learn_logit_scale = True  # sec. 2.3; False keeps model.logit_scale_init
     config.optimizer.first_moment_dtype = "param_dtype"  # "bfloat16" halves it; sec. 2.5 has a half-precision Adam
     config.optimizer.ema_decay = 0.0  # of the average that is evaluated and exported; 0: none, as in the paper
     config.optimizer.frozen = ()  # towers: ("visual",) in Zhai et al. 2021 (LiT)

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.ablations.jobs import record_sweep
+from clip_jax.ablations.spec import load_ablation, questions
 from clip_jax.benchmarks import KINDS
 from clip_jax.cli import HOST_FLAGS
 from clip_jax.config import make_config, record_config
@@ -22,7 +24,8 @@ from clip_jax.pretrained import load_pretrained
 from configs.tiny import get_config
 from input_pipeline.vocabulary import train_sentencepiece
 
-GOLDENS = Path(__file__).parent / "goldens"
+ROOT = Path(__file__).parent.parent
+GOLDENS = ROOT / "tests" / "goldens"
 RUNNER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
@@ -73,7 +76,7 @@ def run_all(folder: Path, commands: dict[str, list[str]]) -> dict[str, Outcome]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """empty: a folder without data. photo: one picture. tokenizer.model: 60 pieces. other: a run of configs/tiny.py.
-    captioned: one picture with captions. weights.pt: a pickle."""
+    captioned: one picture with captions. sweeps: an ablation that was begun. weights.pt: a pickle."""
     place = tmp_path_factory.mktemp("cli")
     (place / "empty").mkdir()
     (place / "other").mkdir()
@@ -85,6 +88,7 @@ def place(tmp_path_factory) -> Path:
     Image.new("RGB", (11, 13)).save(place / "photo" / "a.png")
     train_sentencepiece(["a red cat and a blue dog", "the quick brown fox jumps"] * 20, 60, place / "tokenizer.model")
     record_config(get_config().to_dict(), place / "other")
+    record_sweep(load_ablation("loss", "mini"), place / "sweeps" / "loss")
     return place
 
 
@@ -110,6 +114,7 @@ def commands(place: Path) -> dict[str, list[str]]:
         "classify help": ["classify", photo, "--help"],
         "prepare help": ["prepare", "--help"],
         "inspect help": ["inspect", "scenes", "--help"],
+        "ablate help": ["ablate", "loss", "--help"],
         "bench help": ["bench", "step", "--help"],
         "topology": ["plan", "--config=tiny", "--topology=v9:2x2", f"--output={place / 'plan'}"],
         "devices of a step": ["plan", "--config=tiny", "--num_devices=4"],
@@ -215,6 +220,18 @@ def commands(place: Path) -> dict[str, list[str]]:
         "nothing to convert": ["convert", "--output=o"],
         "output that exists": ["convert", "--model=m", f"--output={place / 'empty'}"],
         "pickle": ["convert", f"--model={place / 'weights.pt'}", f"--output={place / 'out'}"],
+        "ablation": ["ablate", "batchsize", "--workdir=w"],
+        "two ablations": ["ablate", "batch_size", "loss"],
+        "ablation nowhere": ["ablate", "loss"],
+        "shard": ["ablate", "loss", "--workdir=w", "--shard=2/2"],
+        "config to ablate": ["ablate", "loss", "--config=tiny", "--workdir=w"],
+        "key to ablate": ["ablate", "loss", "--config.train.sead=1", "--workdir=w"],
+        "ablation that cannot be": ["ablate", "loss", f"--workdir={place / 'new'}", "--config.optimizer.b1=2"],
+        "other sweep": ["ablate", "loss", f"--workdir={place / 'sweeps'}", "--config.model.embed_dim=48"],
+        "full scale without data": ["ablate", "loss", "--scale=full", f"--workdir={place / 'new'}"],
+        "full scale without devices": ["ablate", "loss", "--scale=full", "--workdir=w", "--config.data.path=tars"],
+        "ablations": ["ablate"],
+        "dry run": ["ablate", "loss", f"--workdir={place / 'sweeps'}", "--dry_run", "--seeds=1"],
         "devices to plan": ["plan", "--config=tiny", "--params", "--num_devices=7", "--config.sharding.fsdp=2"],
         "converted": ["convert", f"--model={GOLDENS / 'openclip_vit'}", f"--output={place / 'converted'}"],
         "parameters": ["plan", "--config=tiny", "--params", "--num_devices=64", "--config.sharding.fsdp=2"],
@@ -330,6 +347,16 @@ MESSAGES = {
     "nothing to convert": "--model is missing: for instance --model=runs/tiny",
     "output that exists": "--output={place}/empty exists already: remove it or choose another folder",
     "pickle": "{place}/weights.pt is a pickle, which can run any code when it is opened, so clip_jax does not read it",
+    "ablation": "ablation 'batchsize' is unknown: choose from augmentation, batch_size, ",
+    "two ablations": "one ablation at a time, or all: batch_size loss",
+    "ablation nowhere": "--workdir is missing: for instance --workdir=runs/ablations",
+    "shard": "--shard=2/2 must be i/n with 0 <= i < n: for instance --shard=0/2 and --shard=1/2",
+    "config to ablate": "--config={root}/configs/tiny.py is not for this command, whose configs are its own",
+    "key to ablate": "unknown config key 'sead'",
+    "ablation that cannot be": "ablation loss, run 'softmax': optimizer.weight_decay=0.2, eps=1e-06, b1=2.0, ",
+    "other sweep": "{place}/sweeps/loss holds the sweep of another config: model.embed_dim was 64, is 48. Use another ",
+    "full scale without data": "--scale=full of loss needs data, and its run 'softmax' has none: give --config.data.pa",
+    "full scale without devices": "--scale=full needs accelerators, and JAX sees none here: --dry_run --topology=v5e:",
     "devices to plan": "sharding data=-1, fsdp=2, tensor=1 does not multiply to the 7 devices: set one of them to -1",
 }
 
@@ -337,7 +364,7 @@ MESSAGES = {
 @pytest.mark.parametrize("mistake", MESSAGES)
 def test_a_mistake_ends_in_one_message_before_long_work(mistake, outcomes, place):
     outcome = outcomes[mistake]
-    message = MESSAGES[mistake].format(place=place, pieces=60, seed=get_config().train.seed)
+    message = MESSAGES[mistake].format(place=place, root=ROOT, pieces=60, seed=get_config().train.seed)
     assert outcome.err.startswith(f"clip-jax: error: {message}")
     assert outcome.code == 1
     assert outcome.out == ""
@@ -355,6 +382,9 @@ def test_every_mistake_is_tried(outcomes):
         "classify help",
         "prepare help",
         "inspect help",
+        "ablate help",
+        "ablations",
+        "dry run",
         "bench help",
         "kinds",
         "kinds help",
@@ -403,6 +433,7 @@ def test_help_lists_the_commands(outcomes):
             "plan",
             "train",
             "evaluate",
+            "ablate",
             "embed",
             "prepare",
             "inspect",
@@ -425,6 +456,17 @@ def test_bench_lists_its_kinds_and_each_is_a_module(outcomes):
     own = {"ways", "batch_size", "memory_gib", "peer_python"}
     shared = {"config", "published", "num_devices", "num_runs", "max_minutes", "json", "traceback"}
     assert flags == {f"  --{flag}" for flag in own | shared}
+
+
+def test_ablate_lists_what_there_is_and_its_runs(outcomes, place):
+    asked = [re.split(r" {2,}", line, maxsplit=1) for line in outcomes["ablations"].out.splitlines()[2:-2]]
+    assert dict(asked) == questions()
+    lines = outcomes["dry run"].out.splitlines()
+    assert lines[::2] == ["softmax, seed 0: to do", "sigmoid, seed 0: to do"]
+    for line in lines[1::2]:
+        config, workdir = re.fullmatch(r"  clip-jax train --config=(\S+) --workdir=(\S+)", line).groups()
+        assert config == f"{workdir}/config.py"
+        assert Path(config).is_file()
 
 
 @pytest.mark.parametrize(
@@ -464,6 +506,11 @@ def test_bench_lists_its_kinds_and_each_is_a_module(outcomes):
             | {"caption_must_match", "caption_must_not_match", "runner", "beam_options", "traceback"},
         ),
         ("inspect", {"source", "split", "output", "num_records", "num_tiles", "seed", "traceback"}),
+        (
+            "ablate",
+            {"workdir", "config", "scale", "seeds", "shard", "report_only", "dry_run", "topology", "data_dir"}
+            | {"gallery", "traceback"},
+        ),
     ],
 )
 def test_help_of_a_command_shows_its_flags(command, flags, outcomes):

@@ -123,6 +123,8 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.planning.": {"clip_jax.", "input_pipeline."},
     "clip_jax.plan": {"clip_jax.", "input_pipeline."},
     "clip_jax.benchmarks.": {"clip_jax.", "configs.", "input_pipeline."},
+    "clip_jax.ablations.": {"clip_jax."},
+    "clip_jax.ablate": {"clip_jax."},
     "clip_jax.suites.runner": {"clip_jax.", "input_pipeline."},
     "clip_jax.suites.measures": {"clip_jax.", "input_pipeline."},
     "clip_jax.suites.comparisons": {"clip_jax.", "input_pipeline."},
@@ -158,6 +160,7 @@ ENTRY_POINTS = {
     "clip_jax.inspect",
     "clip_jax.convert",
     "clip_jax.plan",
+    "clip_jax.ablate",
 }
 # Library -> the only modules that may import it; none at all for the first three.
 ONLY_IN = {
@@ -179,6 +182,7 @@ ONLY_IN = {
         "clip_jax.inspect",
         "clip_jax.convert",
         "clip_jax.plan",
+        "clip_jax.ablate",
         "clip_jax.benchmarks.",
         "input_pipeline.pipeline",  # grain wants it
     ),

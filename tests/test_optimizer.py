@@ -109,3 +109,16 @@ def test_a_first_moment_in_bfloat16_is_rounded_and_nothing_else():
     assert (rounded.mu["kernel"].dtype, rounded.nu["kernel"].dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_array_equal(rounded.mu["kernel"], exact.mu["kernel"].astype(jnp.bfloat16))
     np.testing.assert_array_equal(rounded.nu["kernel"], exact.nu["kernel"])
+
+
+def test_a_logit_scale_that_does_not_learn_stays_and_nothing_else_does():
+    params = {"logit_scale": jnp.asarray(2.5), "text": {"kernel": jnp.full((2, 3), 0.5), "bias": jnp.zeros(3)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates = {}
+    for learns in (True, False):
+        optimizer = make_optimizer(dataclasses.replace(PAPER, learn_logit_scale=learns), lambda _: 1e-3)
+        updates[learns], _ = optimizer.update(grads, optimizer.init(params), params)
+    assert float(updates[False]["logit_scale"]) == 0
+    np.testing.assert_allclose(updates[True]["logit_scale"], -1e-3, rtol=1e-5)  # a first step of Adam: the rate
+    np.testing.assert_array_equal(updates[False]["text"]["kernel"], updates[True]["text"]["kernel"])
+    np.testing.assert_array_equal(updates[False]["text"]["bias"], updates[True]["text"]["bias"])

@@ -183,6 +183,9 @@ class ModelConfig:
         has no text features. No key of a config: loss.kind says it.
       activation: "quick_gelu", x * sigmoid(1.702 x), as in the released weights, the exact "gelu", or its tanh
         approximation "gelu_tanh" (SigLIP).
+      projection: what takes each tower's feature into the joint space: "linear", the paper's, or "mlp", two linear
+        layers around the activation with the tower's width between them, as in the SimCLR line of work that the paper
+        left (sec. 2.3); not for towers that end in attention pooling, which have no projection of their own.
       logit_scale_init: initial logit scale before the logarithm; 1 / 0.07 in the paper (sec. 2.5).
       logit_bias_init: of the bias that the sigmoid loss adds to every logit; None, the paper's, has no such parameter.
       image_mean, image_std: of pixels in [0, 1], by channel; the released models' by default.
@@ -203,6 +206,7 @@ class ModelConfig:
     text: TextConfig
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    projection: Literal["linear", "mlp"] = "linear"
     logit_scale_init: float = 1 / 0.07
     logit_bias_init: float | None = None
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
@@ -238,6 +242,11 @@ class ModelConfig:
             raise ValueError(
                 f"text.causal={self.text.causal} with text.pooling={self.text.pooling!r}: a language model needs a "
                 "causal text tower whose captions end in an end token; set causal=True and pooling='eot'"
+            )
+        if self.projection == "mlp" and not self.has_visual_projection:
+            raise ValueError(
+                "model.projection='mlp' needs an image tower that a projection follows: a vision transformer with "
+                "vision.pooling 'class_token' or 'mean'"
             )
 
     @property

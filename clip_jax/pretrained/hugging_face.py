@@ -98,6 +98,8 @@ def _hf_tower(json: Mapping[str, Any]) -> dict[str, int]:
 def hf_layout(config: ModelConfig) -> LayoutName:
     """The layout in which transformers has this model; ValueError when it has none."""
     vision, text = config.vision, config.text
+    if config.projection == "mlp":
+        raise ValueError("model.projection='mlp': neither open_clip nor transformers has a CLIP with such projections")
     if isinstance(vision, ResNetConfig):
         raise ValueError("transformers has no model for the paper's ResNets: write them in the open_clip format")
     siglip = [vision.pooling == "attention", not text.causal, text.pooling == "last", text.projection_bias]

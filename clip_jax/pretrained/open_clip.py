@@ -120,6 +120,8 @@ def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, 
             "open_clip's CLIP has no attention pooling over patches, text read at its last position or biased text "
             "projection (it builds SigLIP from timm's layers): write such a model in the huggingface format"
         )
+    if config.projection == "mlp":
+        raise ValueError("model.projection='mlp': neither open_clip nor transformers has a CLIP with such projections")
     if config.activation == "gelu_tanh":
         raise ValueError(
             "open_clip's CLIP has no tanh approximation of GELU: write this model in the huggingface format"

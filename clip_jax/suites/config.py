@@ -118,12 +118,14 @@ class RetrievalSection:
 @dataclass(frozen=True, kw_only=True)
 class RobustnessSection:
     """reference: the set without shift, and shifts: those under one; all of suite.datasets. reference_models: path of a
-    JSON {model: {set: accuracy}}, or empty. baseline: one of these models, or empty."""
+    JSON {model: {set: accuracy}}, or empty. baseline: one of these models, or empty. adapt: also a linear probe that is
+    trained on the reference set, under each shift (sec. 3.3, fig. 14)."""
 
     reference: str
     shifts: tuple[str, ...]
     reference_models: str
     baseline: str
+    adapt: bool
 
 
 @dataclass(frozen=True, kw_only=True)

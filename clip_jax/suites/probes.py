@@ -1,6 +1,7 @@
 """What a suite learns on frozen features of one labelled set: the linear probe and the few-shot curve."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -60,6 +61,52 @@ def probe(bench: Bench, labelled: LabelledSet) -> Results:
         }
 
     return bench.results.result("linear_probe", labelled.name, key, make)
+
+
+def adapted(bench: Bench, opened: Mapping[str, LabelledSet]) -> dict[str, float]:
+    """{set: accuracy} of a linear probe trained on robustness.reference, on its test split and on that of each shift
+    with the same class names.
+
+    Reference: Radford et al. 2021, sec. 3.3 and fig. 14 (adaptation to ImageNet). Raises ValueError where the reference
+    has no training split.
+    """
+    settings = bench.config.robustness
+    reference = opened[settings.reference]
+    if "train" not in reference.splits:
+        raise ValueError(f"robustness.adapt=True needs one to learn from: {NO_TRAINING}, {settings.reference}")
+    same = [name for name in settings.shifts if opened[name].class_names == reference.class_names]
+    tested = [reference, *(opened[name] for name in same)]
+    key = {
+        **data_key(bench, reference, sorted(reference.splits)),
+        "shifts": {labelled.name: data_key(bench, labelled, ["test"])["splits"] for labelled in tested[1:]},
+        "settings": dataclasses.asdict(bench.config.linear_probe),
+    }
+
+    def make() -> Results:
+        splits = {split: _probed(bench, labelled_features(bench, reference, split)) for split in reference.splits}
+        tests = [_probed(bench, labelled_features(bench, labelled, "test")) for labelled in tested]
+        asked: dict[str, np.ndarray] = {}  # in the end, all tests one after the other
+
+        def metric(labels: np.ndarray, logits: np.ndarray) -> float:
+            asked.update(right=logits.argmax(axis=1) == labels)
+            return float(asked["right"].mean())
+
+        linear_probe(
+            splits["train"],
+            splits.get("validation"),
+            Split(np.concatenate([test.features for test in tests]), np.concatenate([test.labels for test in tests])),
+            len(reference.class_names),
+            metric=metric,
+            full_sweep=bench.config.linear_probe.full_sweep,
+            num_parallel=bench.config.linear_probe.num_parallel,
+            mesh=bench.model.mesh,
+            seed=bench.config.suite.seed,
+        )
+        ends = np.cumsum([len(test.labels) for test in tests])[:-1]
+        parts = np.split(asked["right"], ends)
+        return {labelled.name: float(part.mean()) for labelled, part in zip(tested, parts)}
+
+    return bench.results.result("adapted", reference.name, key, make)
 
 
 def few_shot_curve(bench: Bench, labelled: LabelledSet, zero_shot: Results, probed: Results | None) -> Results:

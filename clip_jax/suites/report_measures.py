@@ -116,8 +116,9 @@ def robustness(page: Page) -> str:
     found = page.report.get("robustness", {})
     if "shifts" not in found:
         return ""
-    of = found["reference"]
-    rows = [[of["name"], "no shift", percent(of["accuracy"]), interval(of), of["count"], None, None, None]]
+    of, adapted = found["reference"], found.get("adapted", {})
+    probed = percent(adapted.get(of["name"]))
+    rows = [[of["name"], "no shift", percent(of["accuracy"]), interval(of), of["count"], probed, None, None, None]]
     for name, shift in found["shifts"].items():
         rows.append(
             [
@@ -126,13 +127,14 @@ def robustness(page: Page) -> str:
                 percent(shift["accuracy"]),
                 interval(shift),
                 shift["count"],
+                percent(adapted.get(name)),
                 percent(shift["predicted"]),
                 points(shift["effective_robustness"]),
                 points(shift["relative_robustness"]),
             ]
         )
-    header = ["data set", "", "accuracy", "interval", "images", "predicted by reference models"]
-    header += ["effective robustness, points", "relative robustness, points"]
+    header = ["data set", "", "accuracy", "interval", "images", "probe of the set without shift"]
+    header += ["predicted by reference models", "effective robustness, points", "relative robustness, points"]
     notes = sorted({shift["note"] for shift in found["shifts"].values() if shift["note"]})
     shown = "".join(paragraph(note, "soft") for note in notes)
     figures = page.figures(found["pictures"], ("robustness",), wide=("robustness",))

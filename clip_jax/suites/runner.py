@@ -26,7 +26,7 @@ from clip_jax.suites.config import SuiteConfig
 from clip_jax.suites.feature_store import FeatureStore
 from clip_jax.suites.labelled_sets import AbsentError, LabelledSet, open_labelled_set
 from clip_jax.suites.measures import Bench, zero_shot
-from clip_jax.suites.probes import few_shot_curve, probe
+from clip_jax.suites.probes import adapted, few_shot_curve, probe
 from clip_jax.suites.report import write_report
 from clip_jax.suites.result_store import Results, ResultStore
 from clip_jax.suites.sources import RUN, open_run_sources, open_source
@@ -94,7 +94,7 @@ def run_suite(
         "environment": environment(),
         "settings": _settings(config),
         "sets": rows,
-        **_measure_others(bench, rows, sources, say),
+        **_measure_others(bench, rows, opened, sources, say),
     }
     write_json(output / "report.json", report)
     write_report(report, output)
@@ -224,7 +224,11 @@ def _overlap(bench: Bench, labelled: LabelledSet, training: Source | AbsentError
 
 
 def _measure_others(
-    bench: Bench, rows: list[Results], sources: Mapping[str, Source | AbsentError], say: Callable[[str], None]
+    bench: Bench,
+    rows: list[Results],
+    opened: Mapping[str, LabelledSet | AbsentError],
+    sources: Mapping[str, Source | AbsentError],
+    say: Callable[[str], None],
 ) -> Results:
     """Results of the measures that are not of one set, by their names."""
     measures = bench.config.suite.measures
@@ -238,7 +242,7 @@ def _measure_others(
         settings = bench.config.robustness
         missing = [name for name in (settings.reference, *settings.shifts) if "top1" not in done.get(name, {})]
         missed = AbsentError(f"it needs zero-shot accuracies of {', '.join(missing)}")
-        makers["robustness"] = _raise(missed) if missing else lambda: robustness(bench, done)
+        makers["robustness"] = _raise(missed) if missing else lambda: _robustness(bench, done, opened)
     overlaps = {row["title"]: row["overlap"] for row in rows if "all" in row.get("overlap", {})}
     if overlaps:
         makers["overlap"] = lambda: overlap_picture(bench, overlaps)
@@ -253,6 +257,12 @@ def _measure_others(
             say(f"{state.upper()}: {measure}: {error}")
             results[measure] = {"state": state, "reason": str(error)}
     return results
+
+
+def _robustness(bench: Bench, done: Mapping[str, Results], opened: Mapping[str, LabelledSet | AbsentError]) -> Results:
+    there = {name: labelled for name, labelled in opened.items() if isinstance(labelled, LabelledSet)}
+    probed = {"adapted": adapted(bench, there)} if bench.config.robustness.adapt else {}
+    return {**robustness(bench, done), **probed}
 
 
 def _raise(error: AbsentError) -> Callable[[], Results]:

@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     config.robustness.shifts = ()  # the sets under shift
     config.robustness.reference_models = ""  # JSON {model: {set: accuracy}} for effective robustness; "" for none
     config.robustness.baseline = ""  # one of them, for relative robustness
+    config.robustness.adapt = False  # a probe trained on the reference, under each shift (fig. 14)
 
     config.overlap = ConfigDict()
     config.overlap.training = "run"  # the run's training images; or KIND:PATH as for retrieval

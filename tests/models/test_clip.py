@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
 
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig, normalize_images
 from clip_jax.models.transformer import Transformer
+from clip_jax.pretrained.hugging_face import hf_layout
+from clip_jax.pretrained.open_clip import open_clip_json
+from clip_jax.pretrained.transform import ImageTransform
+from clip_jax.sharding import param_specs
 from clip_jax.train_state import init_variables, model_graph
 
 END = 30  # of 31 tokens
@@ -339,3 +344,25 @@ def test_models_that_contradict_themselves_are_refused(changes, message):
 def test_impossible_models_are_refused(changes, name):
     with pytest.raises(ValueError, match=f"{name} must be"):
         replace(TINY, **changes)
+
+
+def test_a_non_linear_projection_is_two_layers_around_the_activation():
+    config = replace(TINY, projection="mlp", activation="gelu_tanh")
+    params = random_params(jax.eval_shape(lambda: init_variables(config, jax.random.key(0))))
+    layers = params["visual_projection"]
+    assert {name: leaf.shape for name, leaf in flat(layers).items()} == {
+        "fc_in/kernel": (15, 15),
+        "fc_in/bias": (15,),
+        "fc_out/kernel": (15, 7),
+    }
+    pooled = np.random.default_rng(1).normal(size=(3, 15)).astype(np.float32)
+    hidden = pooled @ layers["fc_in"]["kernel"] + layers["fc_in"]["bias"]
+    hidden = 0.5 * hidden * (1 + np.tanh((2 / np.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)))
+    found = nnx.merge(model_graph(config), params).project_image(pooled)
+    np.testing.assert_allclose(found, hidden @ layers["fc_out"]["kernel"], rtol=1e-5, atol=1e-6)  # float32 rounding
+    assert param_specs(params)["text_projection"]["fc_in"]["kernel"] == P("fsdp", "tensor")
+    with pytest.raises(ValueError, match=r"model.projection='mlp' needs an image tower that a projection follows"):
+        replace(config, vision=replace(TINY.vision, pooling="attention"), embed_dim=15)
+    for write in (hf_layout, lambda model: open_clip_json(model, ImageTransform())):
+        with pytest.raises(ValueError, match="neither open_clip nor transformers has a CLIP with such projections"):
+            write(config)

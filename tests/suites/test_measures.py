@@ -203,6 +203,30 @@ def test_robustness_compares_the_sets_and_the_reference_models(photos, tmp_path)
     assert not (tmp_path / "not begun").exists()
 
 
+def test_a_probe_of_the_reference_set_is_measured_under_each_shift(photos, tmp_path):
+    for i in (0, 1):  # of every class the picture that shows another one, and one that does not
+        for folder in sorted((photos / "test").iterdir()):
+            target = tmp_path / f"shift{i}" / folder.name / f"{i}.png"
+            target.parent.mkdir(parents=True)
+            shutil.copy(folder / f"{i}.png", target)
+    sets = (f"folder:{photos}", f"folder:{tmp_path}/shift0", f"folder:{tmp_path}/shift1")
+    settings = {"robustness__reference": sets[0], "robustness__shifts": sets[1:], "robustness__adapt": True}
+    config = config_of(*sets, measures=("zero_shot", "linear_probe", "robustness"), **settings)
+    report = run_suite(config, "model", tmp_path / "out")
+    probed = report["sets"][0]["linear_probe"]["score"]
+    assert report["robustness"]["adapted"] == dict(zip(sets, (probed, 0.0, 1.0)))
+    assert "probe of the set without shift" in (tmp_path / "out" / "report.html").read_text()
+    bare = config_of(
+        sets[1], sets[2], measures=("zero_shot", "robustness"), robustness__reference=sets[1],
+        robustness__shifts=(sets[2],), robustness__adapt=True,
+    )  # fmt: skip
+    refused = run_suite(bare, "model", tmp_path / "bare")["robustness"]
+    assert refused["state"] == "failed"
+    assert refused["reason"].startswith(
+        f"robustness.adapt=True needs one to learn from: the set has no training split here, {sets[1]}"
+    )
+
+
 def test_robustness_of_a_set_without_accuracy_is_told(tmp_path, monkeypatch):
     change_labels(monkeypatch, several=True)
     names = (f"folder:{tmp_path}/clean", f"folder:{tmp_path}/shifted")
