@@ -39,7 +39,9 @@ AHEAD = 16
 flags.declare_key_flag("output")
 SOURCE = flags.DEFINE_enum("source", "auto", SOURCES, f"Form of the data: {', '.join(SOURCES)}.", allow_override=True)
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set; train by default.", allow_override=True)
-NUM_RECORDS = flags.DEFINE_integer("num_records", 1000, "Records that are looked at.", lower_bound=1)
+NUM_RECORDS = flags.DEFINE_integer(
+    "num_records", 1000, "Records that are looked at.", lower_bound=1, allow_override=True
+)
 NUM_TILES = flags.DEFINE_integer("num_tiles", 24, "Records on the contact sheet.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the drawn scenes.", lower_bound=0, allow_override=True)
 

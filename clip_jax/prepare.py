@@ -45,7 +45,9 @@ PATH = flags.DEFINE_string(
     "path", None, "Where the data lies: folder, tars, table; for tfds DATA_DIR/NAME.", allow_override=True
 )
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.", allow_override=True)
-NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 10_000, "Pictures that scenes draws.", lower_bound=1)
+NUM_EXAMPLES = flags.DEFINE_integer(
+    "num_examples", 10_000, "Pictures that scenes draws.", lower_bound=1, allow_override=True
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the drawn scenes.", lower_bound=0, allow_override=True)
 NAME = flags.DEFINE_string("name", "data", "What the shards' names begin with.")
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -56,7 +58,7 @@ SHARD_SIZE = flags.DEFINE_integer(
     "shard_size", 1024, "Records that a shard is made from.", lower_bound=1, allow_override=True
 )
 NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", os.cpu_count() or 1, "Processes; 0 makes the shards in this one.", lower_bound=0
+    "num_workers", os.cpu_count() or 1, "Processes; 0 makes the shards in this one.", lower_bound=0, allow_override=True
 )
 MAX_BROKEN_SHARE = flags.DEFINE_float(
     "max_broken_share",

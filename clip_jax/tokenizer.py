@@ -23,9 +23,11 @@ SOURCE = flags.DEFINE_string(
 )
 PATH = flags.DEFINE_string("path", None, "Where the data lies.", allow_override=True)
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.", allow_override=True)
-VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_000, "Pieces, at most.", lower_bound=8)
-NUM_RECORDS = flags.DEFINE_integer("num_records", 1_000_000, "Whose captions are learned from, at most.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Chooses the records.", lower_bound=0)
+VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_000, "Pieces, at most.", lower_bound=8, allow_override=True)
+NUM_RECORDS = flags.DEFINE_integer(
+    "num_records", 1_000_000, "Whose captions are learned from, at most.", lower_bound=1, allow_override=True
+)
+SEED = flags.DEFINE_integer("seed", 0, "Chooses the records.", lower_bound=0, allow_override=True)
 OUTPUT = flags.DEFINE_string("output", "captions.model", "File to write.", allow_override=True)
 
 MEASURED_RECORDS = 1000

@@ -36,7 +36,8 @@ CLIP = ModelConfig(
     compute_dtype="float64",
     param_dtype="float64",
 )
-TIMING = ("images_per_s", "data_wait_share")
+DATA = ("read_s", "decode_s", "tokenise_s", "wait_share", "batches_ready", "broken", "worker_restarts")
+TIMING = ("images_per_s", *(f"data_{name}" for name in DATA))
 
 
 def config_of(kind):
@@ -137,7 +138,7 @@ def test_a_run_learns_and_says_what_there_is_to_say(finished):
     rows = [row for row in read_metrics(workdir) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 13))
     names = {"loss", "chance_loss", "token_accuracy", "grad_norm", "param_norm", "learning_rate", "step"}
-    assert rows[0].keys() == names | {"samples_seen", *TIMING}
+    assert rows[0].keys() == names | {"samples_seen", "epochs", *TIMING}
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
     assert all(0 < row["chance_loss"] < np.log(300) for row in rows)
     assert f"(chance {rows[-1]['chance_loss']:.3f}) words or tokens foretold" in out

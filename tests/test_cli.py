@@ -525,8 +525,6 @@ def test_help_of_a_command_shows_its_flags(command, flags, outcomes):
     ("command", "arguments", "message"),
     [
         ("train", ["--config=tiny"], "--workdir is missing: for instance --workdir=runs/tiny"),
-        ("evaluate", ["word"], "unexpected argument 'word': flags begin with --"),
-        ("embed", ["--model=m"], "--path is missing: for instance --path=photos"),
         ("prepare", ["--path=p"], "--output is missing: for instance --output=data_256"),
         (
             "inspect",

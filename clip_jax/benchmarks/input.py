@@ -11,7 +11,6 @@ before lie in the system's cache: a cold disk or a network is slower.
 
 import dataclasses
 import functools
-import multiprocessing
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from clip_jax import cli
+from clip_jax.benchmarks.memory import watch_memory
 from clip_jax.benchmarks.options import SHARED, chosen_config, make_report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
 from clip_jax.config import Config
@@ -165,31 +165,6 @@ def main() -> int:
             report.tell("memory, MiB", watch_memory(batches, MEMORY_RECORDS.value, batch_size))
     report.write()
     return 0
-
-
-def watch_memory(batches: BatchIterator, num_records: int, batch_size: int) -> dict[str, dict[str, float]]:
-    """Resident memory of this process and of its workers, a shared page counted once, at ten places of the way.
-
-    Raises ValueError on a system that does not tell it.
-    """
-    places = np.linspace(0, -(-num_records // batch_size), 11).astype(int)[1:].tolist()
-    found = {}
-    for number in range(1, places[-1] + 1):
-        next(batches)
-        if number in places:
-            workers = [child.pid for child in multiprocessing.active_children()]
-            sizes = {"process": resident_mib("self"), "workers": sum(resident_mib(pid) for pid in workers)}
-            found[f"{number * batch_size:,} records"] = sizes
-    return found
-
-
-def resident_mib(process: int | str | None) -> float:
-    """A process's proportional share of resident memory."""
-    try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    except OSError as error:
-        raise ValueError(f"--memory_records needs Linux, which tells a process's memory: {error}") from error
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def _workers(number: int) -> str:

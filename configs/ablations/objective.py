@@ -31,15 +31,14 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.second = config.figure.copy_and_resolve_references()
     config.second.x, config.second.x_label = "far_compute", "FLOPs of training"
     contrast, words, language = ({**ZERO_SHOT, "arm": arm} for arm in arms(scale))
-    ratio = {"x": "samples_seen", "unit": "times"}
+
+    def ratio(words: str, a: dict, b: dict, low: float) -> dict:
+        return finding(words, "ratio_to_reach", a, b, x="samples_seen", low=low, unit="times")
+
     config.findings = (
-        finding(
-            "images of the language model over those of contrast,", "ratio_to_reach", contrast, language, low=4, **ratio
-        ),
-        finding("of the bag of words over those of contrast,", "ratio_to_reach", contrast, words, low=2, **ratio),
-        finding(
-            "of the language model over those of the bag of words,", "ratio_to_reach", words, language, low=2, **ratio
-        ),
+        ratio("images of the language model over those of contrast,", contrast, language, 4),
+        ratio("of the bag of words over those of contrast,", contrast, words, 2),
+        ratio("of the language model over those of the bag of words,", words, language, 2),
     )
     return config
 

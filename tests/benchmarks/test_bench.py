@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.benchmarks.input import watch_memory
+from clip_jax.benchmarks.memory import watch_memory
 from input_pipeline.tokenizers import CLIP_NUM_MERGES
 from input_pipeline.vocabulary import train_sentencepiece
 

@@ -52,7 +52,7 @@ def test_the_objective_is_the_definition(split):
 
 
 # Fewer rows than channels, too: there are axes on which nothing varies.
-@pytest.mark.parametrize(("N", "D"), [(211, 17), (37, 61)])
+@pytest.mark.parametrize(("N", "D"), [pytest.param(211, 17, marks=pytest.mark.slow), (37, 61)])
 def test_objective_and_accuracy_are_those_of_scikit_learn(N, D):
     split, unseen = drawn(N, D, 5), drawn(1009, D, 5, seed=1)
     fit = fit_logistic(split, 5, STRENGTHS)

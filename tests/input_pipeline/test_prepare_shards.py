@@ -299,7 +299,7 @@ def test_the_shard_of_a_killed_worker_is_made_by_another(tar, prepared, tmp_path
 
 
 DRAWN = """
-import functools, sys
+import functools, signal, sys
 from pathlib import Path
 from input_pipeline.prepare import workers
 from input_pipeline.prepare.folder import LocalFolder
@@ -316,6 +316,7 @@ def run(output, num_workers):
     return prepare(maker, make, lambda statistics, path: Path(path).touch(), max_broken_share=0)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what started it may ignore it
     run(sys.argv[1], 2)
 """
 
