@@ -27,13 +27,14 @@ from input_pipeline.prepare.manifest import MANIFEST, read_manifest
 from input_pipeline.prepare.statistics import Facts, Statistics, count_reasons
 from input_pipeline.prepare.transform import open_record, shrink
 from input_pipeline.scenes import SceneSource
-from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
+from input_pipeline.sources import BrokenRecordError, Record, Source, make_source, opener
 
 POSITIONAL = "DATA"
 SOURCES = ("auto", "folder", "webdataset", "tfds", "array_record", "table", "scenes")
 TILE_PIXELS = 256  # of the shorter side, as drawn
 DRAWN_PIXELS = 128
 MAX_BROKEN_TILES = 6
+MAX_VERSIONS = 100  # looked for in the folder of a tfds data set, which holds nothing else
 AHEAD = 16
 
 flags.declare_key_flag("output")
@@ -56,17 +57,19 @@ def guess_kind(path: str) -> str:
         return "scenes"
     forms = {r"\.tar": "webdataset", r"\.array_?record(-\d+-of-\d+)?": "array_record", r"\.(csv|parquet)": "table"}
     for suffix, kind in forms.items():
-        if re.search(f"{suffix}$", path) and not os.path.isdir(path):
+        if re.search(f"{suffix}$", path) and not opener.is_folder(path):
             return kind
-    if not os.path.isdir(path):
+    if not opener.is_folder(path):
         raise ValueError(f"no data at {path!r}: give a folder, tars, ArrayRecord files, a .csv or .parquet, or scenes")
-    names = sorted(os.listdir(path))
-    if any(os.path.isfile(os.path.join(path, *part, "dataset_info.json")) for part in ((), *((x,) for x in names))):
+    names = opener.list_names(path)
+    info = "dataset_info.json"
+    if info in names:
         return "tfds"
     for suffix, kind in forms.items():
         if kind != "table" and any(re.search(f"{suffix}$", name) for name in names):
             return kind
-    return "folder"
+    versions = (opener.join(path, name) for name in names[:MAX_VERSIONS])
+    return "tfds" if any(opener.is_file(opener.join(version, info)) for version in versions) else "folder"
 
 
 @dataclass(kw_only=True)
