@@ -1,9 +1,15 @@
 """Reading and decoding in threads, some way ahead of who uses it, in order."""
 
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+LOOK_EVERY_S = 0.2  # whether to go on waiting
+CLOSE_S = 1.0  # for what is being read; a read that hangs is left behind
 
 
 def load_ahead(
@@ -21,3 +27,49 @@ def load_ahead(
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Reader(Generic[T]):
+    """`count` calls of `load` in a thread, at most `ahead` of them before they are asked for.
+
+    Nobody has to wait for a call that hangs: `get` can be broken off, and the thread ends with the process.
+    """
+
+    def __init__(self, load: Callable[[], T], count: int, ahead: int):
+        self._load, self._count = load, count
+        self._found: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+        self._room = threading.Semaphore(ahead)
+        self._closed = False
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for _ in range(self._count):
+            self._room.acquire()
+            if self._closed:
+                return
+            try:
+                self._found.put((self._load(), None))
+            except BaseException as error:
+                self._found.put((None, error))
+                return
+
+    def get(self, must_stop: Callable[[], bool]) -> T | None:
+        """The next one, or None when must_stop() is true before it is there. Raises what `load` raised."""
+        while True:
+            try:
+                value, error = self._found.get(timeout=LOOK_EVERY_S)
+            except queue.Empty:
+                if must_stop():
+                    return None
+                continue
+            if error is not None:
+                raise error
+            self._room.release()
+            return value
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._closed = True
+        self._room.release()
+        self._thread.join(CLOSE_S)

@@ -20,7 +20,7 @@ from clip_jax.config import write_json
 from clip_jax.evaluation import Results, as_row, as_table
 from clip_jax.metrics import NonFiniteLossError, ProgressLog, format_table, read_metrics
 from clip_jax.plots import plot_curves
-from clip_jax.read_ahead import load_ahead
+from clip_jax.read_ahead import Reader
 from clip_jax.run import Run, left_out, prepare_run
 from clip_jax.sharding import local_rows, place_batch
 from clip_jax.watchdog import hang_watch
@@ -98,7 +98,7 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
     with (
         closing(run.checkpointer),
         closing(run.batches),
-        closing(load_ahead(lambda _: _next_batch(run), steps, num_threads=1, ahead=BATCHES_AHEAD)) as batches,
+        closing(Reader(lambda: _next_batch(run), len(steps), BATCHES_AHEAD)) as batches,
         closing(log),
         hang_watch(hang_timeout_s, distributed.end_all) as beat,
         jax.set_mesh(run.mesh),
@@ -108,10 +108,19 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         run.evaluator.encoder.on_batch = lambda: beat("an evaluation's batch")
         if 0 < first_step < last_step and not evaluated and _is_due(first_step, run.config.train.evaluate_every):
             evaluate(first_step)  # the run was stopped after the checkpoint and before the evaluation
+        used: dict[str, Any] | None = None  # of the data, by the steps so far
         for step in steps:
             batches_ready = run.batches.progress["batches"] - (step - 1 - first_step)
-            with log.waiting_for_data():
-                batch = next(batches)
+            try:
+                with log.waiting_for_data():
+                    batch = batches.get(lambda: bool(received))
+            except ValueError:  # of the data; when it is mended the run goes on from here
+                _save_alone(run, log, step - 1, used)
+                raise
+            if batch is None:
+                _save_alone(run, log, step - 1, used)
+                return received[0]
+            used = batch.progress
             run.state, metrics = run.step_fn(run.state, batch.arrays)
             measures = {**batch.measures, **run.batches.samples_seen(step), "data_batches_ready": batches_ready}
             log.add(step, {**metrics, **measures}, batch.index)
@@ -119,7 +128,7 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
             last, stop = step == last_step, _must_stop(step, received)
             if last or stop or _is_due(step, run.config.train.checkpoint_every):
                 log.flush()  # a state that is not finite must not be saved
-                run.checkpointer.save(step, run.state, _data_state(run, batch.progress))
+                run.checkpointer.save(step, run.state, _data_state(run, used))
             if stop:
                 run.checkpointer.wait()
                 return stop
@@ -129,6 +138,14 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         run.checkpointer.wait()
         results = evaluate(last_step, pictures=run.workdir if distributed.is_first() else None)
         return received[0] if received else results
+
+
+def _save_alone(run: Run, log: ProgressLog, step: int, used: dict[str, Any] | None) -> None:
+    """Saves the last step of a run that gets no further batch. One of several processes cannot, without the others."""
+    if used is not None and distributed.process_count() == 1:
+        log.flush()
+        run.checkpointer.save(step, run.state, _data_state(run, used))
+        run.checkpointer.wait()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Training end to end in miniature: what it leaves behind, how it is stopped, and how it goes on."""
 
 import io
+import itertools
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,7 +194,8 @@ def test_a_run_leaves_what_its_last_line_says(finished):
     assert all(np.isfinite(value) for row in training for value in row.values())
     assert all(abs(row["chance_loss"] - np.log(8)) < 1e-6 for row in training)
     assert all(0 <= row["data_batches_ready"] <= train.BATCHES_AHEAD for row in training)
-    assert all(row["data_decode_s"] < row["data_read_s"] for row in training[5:])  # drawn, and handed on as they are
+    spent = {stage: sum(row[stage] for row in training) for stage in STAGES}
+    assert spent["data_decode_s"] < spent["data_read_s"]  # drawn, and handed on as they are
     assert {row["data_broken"] + row["data_worker_restarts"] for row in training} == {0}
     assert training[0]["learning_rate"] == 0
     assert max(row["learning_rate"] for row in training) == pytest.approx(1e-3)
@@ -286,6 +289,43 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(finished, tmp_path, no_
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 21))
     assert train.train(sections, tmp_path) == 0
     assert_same_end(tmp_path, finished)
+
+
+@pytest.mark.parametrize("end", ["signal", "second signal", "error"])
+def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_pictures, monkeypatch, capsys):
+    sections = miniature()
+    read, count, release = train._next_batch, itertools.count(1), threading.Event()
+
+    def stall(run):
+        if next(count) <= 13:
+            return read(run)
+        if end == "error":
+            raise ValueError("the shard is gone")
+        for _ in range(1 + (end == "second signal")):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        release.wait(60)
+        raise ValueError("nobody waits for this any more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_next_batch", stall)
+        start = time.monotonic()
+        if end == "error":
+            with pytest.raises(ValueError, match="the shard is gone"):
+                train.train(sections, tmp_path)
+        elif end == "second signal":
+            with pytest.raises(KeyboardInterrupt):
+                train.train(sections, tmp_path)
+        else:
+            assert train.train(sections, tmp_path) == 128 + signal.SIGINT
+            assert f"stopped by SIGINT, saved at step {saved_steps(tmp_path)[-1]}: " in capsys.readouterr().out
+        assert time.monotonic() - start < 40
+    release.set()
+    # A signal may be seen after a step for which there was a batch, or while waiting for the next batch.
+    assert saved_steps(tmp_path)[-1] in {"signal": (11, 12, 13), "second signal": (10,), "error": (13,)}[end]
+    if end == "signal":
+        assert train.train(sections, tmp_path) == 0
+        assert_same_end(finished, tmp_path)
 
 
 def test_a_loss_that_is_no_number_names_the_step_the_records_and_the_checkpoint(tmp_path, no_pictures, monkeypatch):
