@@ -112,7 +112,9 @@ def whole_batch(config):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("num_microbatches", "shape"), [(3, DEVICES), (2, (8, 1, 1)), (48, (1, 1, 1))])
+@pytest.mark.parametrize(
+    ("num_microbatches", "shape"), [(3, DEVICES), (2, (8, 1, 1)), pytest.param(48, (1, 1, 1), marks=pytest.mark.slow)]
+)
 def test_every_gradient_is_that_of_the_whole_batch(num_microbatches, shape):
     ((value, _), grads), moved = sharded(VIT, num_microbatches, shape)
     expected, expected_grads = whole_batch(VIT)

@@ -124,7 +124,7 @@ def assert_close(tree, expected, atol):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_tower_equals_one_written_out(train):
     graph, params, stats = make_tower(float64(TINY))
     images = some_images()
@@ -160,6 +160,7 @@ def nest(flat):
     return tree
 
 
+@pytest.mark.slow
 def test_remat_changes_memory_but_no_gradient_and_no_statistic():
     def run(remat):
         graph, params, stats = make_tower(dataclasses.replace(TINY, remat=remat))
