@@ -45,9 +45,7 @@ PATH = flags.DEFINE_string(
     "path", None, "Where the data lies: folder, tars, table; for tfds DATA_DIR/NAME.", allow_override=True
 )
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.", allow_override=True)
-NUM_EXAMPLES = flags.DEFINE_integer(
-    "num_examples", 10_000, "Pictures that scenes draws.", lower_bound=1, allow_override=True
-)
+NUM_SCENES = flags.DEFINE_integer("num_scenes", 10_000, "Pictures that scenes draws.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the drawn scenes.", lower_bound=0, allow_override=True)
 NAME = flags.DEFINE_string("name", "data", "What the shards' names begin with.")
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -94,7 +92,7 @@ def make_folder(path: str) -> Folder:
 def read_source() -> Source:
     """The source that the flags name; ValueError where they do not fit together."""
     if SOURCE.value == "scenes":
-        return SceneSource(SEED.value, NUM_EXAMPLES.value, IMAGE_SIZE.value)
+        return SceneSource(SEED.value, NUM_SCENES.value, IMAGE_SIZE.value)
     return make_source(SOURCE.value, cli.required(PATH, "photos"), SPLIT.value)
 
 

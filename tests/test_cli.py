@@ -501,7 +501,7 @@ def test_ablate_lists_what_there_is_and_its_runs(outcomes, place):
         ("classify", {"activation", "model", "labels", "template", "top", "json", "traceback"}),
         (
             "prepare",
-            {"source", "path", "split", "output", "num_examples", "seed", "name", "image_size", "quality", "shard_size"}
+            {"source", "path", "split", "output", "num_scenes", "seed", "name", "image_size", "quality", "shard_size"}
             | {"num_workers", "max_broken_share", "min_side", "max_aspect", "min_caption_length", "max_caption_length"}
             | {"caption_must_match", "caption_must_not_match", "runner", "beam_options", "traceback"},
         ),

@@ -15,7 +15,7 @@ VALUES = {
     "source": "scenes",
     "path": None,
     "split": "",
-    "num_examples": 23,
+    "num_scenes": 23,
     "seed": 3,
     "name": "drawn",
     "image_size": 32,

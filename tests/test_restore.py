@@ -220,10 +220,10 @@ def test_a_mesh_that_does_not_divide_a_parameter_names_it_and_leaves_no_record(t
 def test_a_config_of_another_version_is_named(workdir, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     config = json.loads((workdir / "config.json").read_text())
-    del config["vision"]["pooling"]
+    del config["vision"]["width"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        ValueError, match=r"config\.json is not a config of this version of clip_jax: missing vision.pool"
+        ValueError, match=r"config\.json is not a config of this version of clip_jax: missing vision.width"
     ):
         clip_jax.load(tmp_path)
 
