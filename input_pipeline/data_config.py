@@ -172,8 +172,7 @@ def _open_part(
     if filters:
         whole = FilteredSource(whole, filters)
         drawn = drawn and FilteredSource(drawn, filters)
-    num_broken = len(whole.broken)
-    check_broken_share(num_broken, len(whole) + num_broken, whole.broken, config.max_broken_share)
+    check_broken_share(len(whole.broken), count_indexed(whole), whole.broken, config.max_broken_share)
     return whole, drawn
 
 
@@ -191,6 +190,11 @@ def _proportional(total: int, lengths: Sequence[int]) -> list[int]:
     for i in longest[: total - sum(shares)]:
         shares[i] += 1
     return shares
+
+
+def count_indexed(source: Source) -> int:
+    """All records of a source, those among them that were found broken or are left out by choice."""
+    return len(source) + len(source.broken) + sum(getattr(source, "filtered", {}).values())
 
 
 def check_broken_share(
