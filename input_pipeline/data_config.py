@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from input_pipeline.order import BLOCK, Order
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, SubsetSource, filters_of, make_source
 
@@ -149,7 +150,18 @@ def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixtur
     if not validation:
         raise ValueError(f"data.num_validation={config.num_validation} must hold out at least one record")
     weights = [part.weight for part in config.mixture if part.weight is not None]
-    return Mixture(train, weights or None), Mixture(validation)
+    mixed = Mixture(train, weights or None)
+    try:
+        Order(mixed.lengths, mixed.weights, config.seed)  # now, before a tokenizer is trained and the workdir bound
+    except ValueError as error:
+        if weights:
+            raise ValueError(f"data.mixture: {error}") from None
+        counts = dict(zip(mixed.names, mixed.lengths))
+        raise ValueError(
+            f"data.mixture has no weights, so its sources count by their records, {counts}, and "
+            f"{min(counts, key=counts.__getitem__)!r} is below one sample in {BLOCK}: give weights, or leave it out"
+        ) from None
+    return mixed, Mixture(validation)
 
 
 def _open_part(

@@ -290,6 +290,26 @@ def test_broken_records_of_each_source_are_judged_by_themselves(tmp_path):
         make_sources(data_config(source="mixture", mixture=parts, max_broken_share=0.1), image_size=8)
 
 
+def test_a_source_below_one_sample_in_a_block_is_refused_when_the_mixture_is_opened(tmp_path):
+    few, many = (
+        part("few", sized_tar(tmp_path / "a.tar", 3)),
+        MixturePart(kind="scenes", name="many", num_examples=4_000_000),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^data.mixture has no weights, so its sources count by their records, {'few': 3, 'many': 4000000}, and "
+        "'few' is below one sample in 10000: give weights, or leave it out$",
+    ):
+        make_sources(data_config(source="mixture", mixture=(few, many), num_validation=1), image_size=16)
+    weighted = (dataclasses.replace(few, weight=2e-5), dataclasses.replace(many, weight=1.0))
+    with pytest.raises(ValueError, match=r"^data.mixture: the weight 2e-05 of \[2e-05, 1.0\] is below one sample in"):
+        make_sources(data_config(source="mixture", mixture=weighted, num_validation=1), image_size=16)
+    weighted = (dataclasses.replace(few, weight=1e-4), dataclasses.replace(many, weight=1.0))
+    train, _ = make_sources(data_config(source="mixture", mixture=weighted, num_validation=1), image_size=16)
+    assert isinstance(train, Mixture)
+    assert (train.lengths, train.weights) == ((3, 4_000_000), (1e-4, 1.0))
+
+
 def test_what_filters_leave_out_is_not_held_against_the_share_of_broken_records(tmp_path):
     members = [("k0.jpg", b"i")]
     for i in range(1, 10):
