@@ -17,7 +17,7 @@ from input_pipeline.sources.remote import UnreachableError, is_remote
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MAX_CAPTION_BYTES = 2**20  # of one .txt or .json; more is no caption
-INDEX_VERSION = 1  # of the file and of the rules by which records are found
+INDEX_VERSION = 2  # of the file and of the rules by which records are found
 # Suffix -> offset, size, and of captions why they cannot be used, or "".
 Members = dict[str, tuple[int, int, str]]
 
@@ -74,11 +74,13 @@ def _load(file: Path, told: Mapping[str, Any]) -> TarIndex | None:
         return None
     found, arrays = loaded
     keys = tuple(arrays["keys"].tobytes().decode().split("\0")[:-1])
+    if len(keys) != len(arrays["rows"]):
+        return None
     return TarIndex(arrays["rows"], keys, tuple((name, reason) for name, reason in found["broken"]))
 
 
 def _save(file: Path, index: TarIndex, told: Mapping[str, Any]) -> None:
-    keys = "".join(f"{key}\0" for key in index.keys).encode()  # a tar's names hold no zero bytes
+    keys = "".join(f"{key}\0" for key in index.keys).encode()  # names with zero bytes are refused
     save_index(file, told, {"broken": index.broken}, rows=index.rows, keys=np.frombuffer(keys, np.uint8))
 
 
@@ -153,6 +155,8 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
         return "a link, a sparse or a special file, not a plain one"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "the name leads out of the tar"
+    if "\0" in member.name:  # as an extended header may have it
+        return "the name holds a zero byte"
     try:
         member.name.encode()
     except UnicodeEncodeError:
