@@ -279,6 +279,16 @@ def test_webdataset_broken_records_are_set_aside(tmp_path, members, reason):
     assert found.startswith(reason)
 
 
+def test_webdataset_keys_with_dots_are_counted_once_a_record_and_other_images_of_a_record_never(tmp_path):
+    members = [("v1.5/0.5.jpg", b"i"), ("v1.5/0.5.PNG", b"i"), ("v1.5/0.5.txt", b"c"), ("0.25.webp", b"i")]
+    members += [("k.jpg", jpeg(0)), ("k.mask.png", b"m"), ("k.txt", b"c"), ("k.1.jpg", b"i"), ("k.1.json", b"{}")]
+    members += [("x.y.txt", b"no image of it"), ("x.tar.gz", b"of no record"), ("._k.jpg", b"of macOS")]
+    source = WebDatasetSource(str(write_tar(tmp_path / "s.tar", members)))
+    assert [record["id"] for record in read_all(source)] == ["s/k"]
+    dotted = "a dot in the key, which ends at the first one: write another character for it"
+    assert source.broken == [("s/v1.5/0.5", dotted), ("s/0.25", dotted), ("s/k.1", dotted)]
+
+
 def test_webdataset_refuses_links_and_names_that_lead_out(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name, data in record_members("good", 0):
