@@ -476,6 +476,27 @@ def test_array_record_file_cut_off_is_named_at_once(tmp_path, keep):
         ArrayRecordSource(str(tmp_path))
 
 
+def test_array_record_files_k_of_n_have_to_be_all_there_unless_some_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [name for k in range(4) for name in (f"a/data-0000{k}-of-00004.array_record", f"a/x.array_record-{k}-of-4")]
+    (tmp_path / "a").mkdir()
+    for name in names:
+        write_array_record(name, [{"id": name, "image": jpeg(0), "captions": ("c",)}])
+    for path in ("a", f"{tmp_path}/a/", "a/data-*.array_record", "a/*"):
+        assert len(ArrayRecordSource(path)) == (4 if "data" in path else 8)
+    Path(names[4]).unlink()
+    Path(names[7]).unlink()
+    message = r"a/data-00002-of-00004.array_record is missing, one of 4 files: finish making them, or name those to "
+    for path in ("a", f"{tmp_path}/a/", "a/data-*", "a/*"):
+        with pytest.raises(ValueError, match=message):
+            ArrayRecordSource(path)
+    with pytest.raises(ValueError, match=r"^a/x.array_record-3-of-4 is missing, one of 4 files"):
+        ArrayRecordSource("a/x*")
+    some = {names[0]: 1, "a/data-0000[013]-of-*": 3, "a/data-{00000..00001}-of-00004.array_record": 2}
+    for path, count in some.items():
+        assert len(ArrayRecordSource(path)) == count
+
+
 def test_array_record_write_that_fails_leaves_no_file(tmp_path):
     records: list[dict[str, Any]] = [
         {"id": "r0", "image": jpeg(0), "captions": ("c",)},
