@@ -57,7 +57,7 @@ def prepare(
 
     with maker.folder.locked():
         todo = claim(maker)
-        if not todo and MANIFEST in maker.folder.names():
+        if not todo and MANIFEST in maker.folder.sizes():
             return read_manifest(maker.folder), 0
         for shard in sorted({*range(len(maker))} - {*todo}):
             check(shard)
@@ -73,7 +73,7 @@ def claim(maker: ShardMaker) -> list[int]:
     """
     folder = maker.folder
     expected = json.loads(json.dumps(_describe(maker)))
-    there = folder.names()
+    there = folder.sizes()
     if SETTINGS not in there:
         if others := sorted(name for name in there if name.endswith(".array_record")):
             raise ValueError(f"{folder} holds {others[0]} but no {SETTINGS}: use another --output")
