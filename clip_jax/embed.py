@@ -36,7 +36,7 @@ from clip_jax.embedding_shards import Row, Shards
 from clip_jax.metrics import format_table
 from clip_jax.read_ahead import load_ahead
 from clip_jax.sharding import make_mesh
-from input_pipeline.data_config import FEW_RECORDS, check_broken_share
+from input_pipeline.data_config import FEW_RECORDS, check_broken_share, count_indexed
 from input_pipeline.examples import load_image
 from input_pipeline.pipeline import BROKEN_REMEMBERED
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
@@ -135,8 +135,7 @@ def embed(
         raise ValueError(f"max_broken_share={max_broken_share} must lie in [0, 1]")
     if not 0 <= part[0] < part[1]:
         raise ValueError(f"part={part[0]}/{part[1]} must be i/n with 0 <= i < n")
-    num_indexed = len(source) + len(source.broken)
-    check_broken_share(len(source.broken), num_indexed, source.broken, max_broken_share, "max_broken_share")
+    check_broken_share(len(source.broken), count_indexed(source), source.broken, max_broken_share, "max_broken_share")
     shards = Shards(folder=output, num_records=len(source), shard_size=shard_size, file_format=file_format, texts=texts)
     manifest = {
         "model_fingerprint": model.fingerprint,

@@ -28,6 +28,7 @@ from input_pipeline.prepare.statistics import Facts, Statistics, count_reasons
 from input_pipeline.prepare.transform import open_record, shrink
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source, opener
+from input_pipeline.sources.folder import IMAGE_SUFFIXES
 
 POSITIONAL = "DATA"
 SOURCES = ("auto", "folder", "webdataset", "tfds", "array_record", "table", "scenes")
@@ -40,6 +41,9 @@ AHEAD = 16
 flags.declare_key_flag("output")
 SOURCE = flags.DEFINE_enum("source", "auto", SOURCES, f"Form of the data: {', '.join(SOURCES)}.", allow_override=True)
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set; train by default.", allow_override=True)
+CAPTIONS_FIELD = flags.DEFINE_string(
+    "captions_field", "", "Where the captions stand, if not in the usual place.", allow_override=True
+)
 NUM_RECORDS = flags.DEFINE_integer(
     "num_records", 1000, "Records that are looked at.", lower_bound=1, allow_override=True
 )
@@ -69,7 +73,12 @@ def guess_kind(path: str) -> str:
         if kind != "table" and any(re.search(f"{suffix}$", name) for name in names):
             return kind
     versions = (opener.join(path, name) for name in names[:MAX_VERSIONS])
-    return "tfds" if any(opener.is_file(opener.join(version, info)) for version in versions) else "folder"
+    if any(opener.is_file(opener.join(version, info)) for version in versions):
+        return "tfds"
+    stems = [os.path.splitext(name)[0] for name in names if re.search(r"\.(csv|parquet)$", name)]
+    has_pictures = any(os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES for name in names)
+    # Of a table beside a folder of its name, as img2dataset writes them, the pictures are in the folder.
+    return "table" if stems and not has_pictures and not {*stems} & {*names} else "folder"
 
 
 @dataclass(kw_only=True)
@@ -146,7 +155,13 @@ def main(arguments: Sequence[str]) -> int:
     if kind == "scenes":
         source = SceneSource(SEED.value, NUM_RECORDS.value, DRAWN_PIXELS)
     else:
-        source = make_source(kind, path, SPLIT.value or "train")
+        try:
+            source = make_source(kind, path, SPLIT.value or "train", CAPTIONS_FIELD.value)
+        except ValueError as error:
+            if SOURCE.value != "auto":
+                raise
+            guess = f"It was taken for {kind}: if it is something else, name it by --source"
+            raise ValueError(f"{error}. {guess}") from error
     name = re.sub(r"[^\w.-]+", "_", Path(path).name).strip("_") or "data"
     output = Path(cli.OUTPUT.value or f"inspect-{name}")
     output.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,9 @@ PATH = flags.DEFINE_string(
     "path", None, "Where the data lies: folder, tars, table; for tfds DATA_DIR/NAME.", allow_override=True
 )
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.", allow_override=True)
+CAPTIONS_FIELD = flags.DEFINE_string(
+    "captions_field", "", "Where the captions stand, if not in the usual place.", allow_override=True
+)
 NUM_SCENES = flags.DEFINE_integer("num_scenes", 10_000, "Pictures that scenes draws.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the drawn scenes.", lower_bound=0, allow_override=True)
 NAME = flags.DEFINE_string("name", "data", "What the shards' names begin with.")
@@ -93,7 +96,7 @@ def read_source() -> Source:
     """The source that the flags name; ValueError where they do not fit together."""
     if SOURCE.value == "scenes":
         return SceneSource(SEED.value, NUM_SCENES.value, IMAGE_SIZE.value)
-    return make_source(SOURCE.value, cli.required(PATH, "photos"), SPLIT.value)
+    return make_source(SOURCE.value, cli.required(PATH, "photos"), SPLIT.value, CAPTIONS_FIELD.value)
 
 
 def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Callable[[int], None]], None]:

@@ -23,6 +23,9 @@ SOURCE = flags.DEFINE_string(
 )
 PATH = flags.DEFINE_string("path", None, "Where the data lies.", allow_override=True)
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.", allow_override=True)
+CAPTIONS_FIELD = flags.DEFINE_string(
+    "captions_field", "", "Where the captions stand, if not in the usual place.", allow_override=True
+)
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_000, "Pieces, at most.", lower_bound=8, allow_override=True)
 NUM_RECORDS = flags.DEFINE_integer(
     "num_records", 1_000_000, "Whose captions are learned from, at most.", lower_bound=1, allow_override=True
@@ -38,7 +41,7 @@ def main() -> int:
     output = Path(OUTPUT.value)
     if output.exists():
         raise ValueError(f"--output={output} exists: a run may depend on it, so name another file or delete it first")
-    source = make_source(SOURCE.value, cli.required(PATH, "DIR"), SPLIT.value)
+    source = make_source(SOURCE.value, cli.required(PATH, "DIR"), SPLIT.value, CAPTIONS_FIELD.value)
     record = train_on_sample(source, VOCAB_SIZE.value, output, NUM_RECORDS.value, SEED.value)
     tokenizer = SentencePieceTokenizer(output, context_length=77)
     texts = list(sample_captions(source, MEASURED_RECORDS))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from input_pipeline.order import BLOCK, Order
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, SubsetSource, filters_of, make_source
 
@@ -149,7 +150,18 @@ def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixtur
     if not validation:
         raise ValueError(f"data.num_validation={config.num_validation} must hold out at least one record")
     weights = [part.weight for part in config.mixture if part.weight is not None]
-    return Mixture(train, weights or None), Mixture(validation)
+    mixed = Mixture(train, weights or None)
+    try:
+        Order(mixed.lengths, mixed.weights, config.seed)  # now, before a tokenizer is trained and the workdir bound
+    except ValueError as error:
+        if weights:
+            raise ValueError(f"data.mixture: {error}") from None
+        counts = dict(zip(mixed.names, mixed.lengths))
+        raise ValueError(
+            f"data.mixture has no weights, so its sources count by their records, {counts}, and "
+            f"{min(counts, key=counts.__getitem__)!r} is below one sample in {BLOCK}: give weights, or leave it out"
+        ) from None
+    return mixed, Mixture(validation)
 
 
 def _open_part(
@@ -172,8 +184,7 @@ def _open_part(
     if filters:
         whole = FilteredSource(whole, filters)
         drawn = drawn and FilteredSource(drawn, filters)
-    num_broken = len(whole.broken)
-    check_broken_share(num_broken, len(whole) + num_broken, whole.broken, config.max_broken_share)
+    check_broken_share(len(whole.broken), count_indexed(whole), whole.broken, config.max_broken_share)
     return whole, drawn
 
 
@@ -191,6 +202,11 @@ def _proportional(total: int, lengths: Sequence[int]) -> list[int]:
     for i in longest[: total - sum(shares)]:
         shares[i] += 1
     return shares
+
+
+def count_indexed(source: Source) -> int:
+    """All records of a source, those among them that were found broken or are left out by choice."""
+    return len(source) + len(source.broken) + sum(getattr(source, "filtered", {}).values())
 
 
 def check_broken_share(

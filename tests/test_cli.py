@@ -76,7 +76,7 @@ def run_all(folder: Path, commands: dict[str, list[str]]) -> dict[str, Outcome]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """empty: a folder without data. photo: one picture. tokenizer.model: 60 pieces. other: a run of configs/tiny.py.
-    captioned: one picture with captions. sweeps: an ablation that was begun. weights.pt: a pickle."""
+    captioned: a picture with captions, and a table of it. sweeps: an ablation that was begun. weights.pt: a pickle."""
     place = tmp_path_factory.mktemp("cli")
     (place / "empty").mkdir()
     (place / "other").mkdir()
@@ -84,6 +84,9 @@ def place(tmp_path_factory) -> Path:
     (place / "captioned").mkdir()
     Image.new("RGB", (11, 13)).save(place / "captioned" / "a.png")
     (place / "captioned" / "a.txt").write_text("a red cat and a blue dog\nthe quick brown fox jumps\n" * 20)
+    (place / "captioned" / "a.csv").write_text(
+        "image,caption,alt\n" + "a.png,a cat,the quick brown fox jumps over the lazy dog\n" * 20
+    )
     (place / "weights.pt").write_bytes(b"\x80\x04N.")
     Image.new("RGB", (11, 13)).save(place / "photo" / "a.png")
     train_sentencepiece(["a red cat and a blue dog", "the quick brown fox jumps"] * 20, 60, place / "tokenizer.model")
@@ -216,6 +219,10 @@ def commands(place: Path) -> dict[str, list[str]]:
         "pieces": [
             *("tokenizer", "--source=folder", f"--path={place / 'captioned'}"),
             *("--vocab_size=60", f"--output={place / 'v.model'}"),
+        ],
+        "captions elsewhere": [
+            *("tokenizer", "--source=table", f"--path={place / 'captioned' / 'a.csv'}", "--captions_field=alt"),
+            *("--vocab_size=60", f"--output={place / 'alt.model'}"),
         ],
         "nothing to convert": ["convert", "--output=o"],
         "output that exists": ["convert", "--model=m", f"--output={place / 'empty'}"],
@@ -391,6 +398,7 @@ def test_every_mistake_is_tried(outcomes):
         "converted",
         "parameters",
         "pieces",
+        "captions elsewhere",
     }
 
 
@@ -402,6 +410,12 @@ def test_a_vocabulary_is_trained_and_shown(outcomes, place):
     assert (place / "v.model").read_bytes() == (place / "tokenizer.model").read_bytes()
     assert outcome.out.splitlines()[7] == "a red cat and a blue dog"
     assert outcome.out.splitlines()[8].replace(" ", "").replace("\u2581", " ").strip() == "a red cat and a blue dog"
+
+
+def test_a_vocabulary_learns_from_the_captions_that_are_named(outcomes, place):
+    outcome = outcomes["captions elsewhere"]
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[7] == "the quick brown fox jumps over the lazy dog"
 
 
 def test_convert_tells_what_it_wrote(outcomes, place):
@@ -502,10 +516,11 @@ def test_ablate_lists_what_there_is_and_its_runs(outcomes, place):
         (
             "prepare",
             {"source", "path", "split", "output", "num_scenes", "seed", "name", "image_size", "quality", "shard_size"}
+            | {"captions_field"}
             | {"num_workers", "max_broken_share", "min_side", "max_aspect", "min_caption_length", "max_caption_length"}
             | {"caption_must_match", "caption_must_not_match", "runner", "beam_options", "traceback"},
         ),
-        ("inspect", {"source", "split", "output", "num_records", "num_tiles", "seed", "traceback"}),
+        ("inspect", {"source", "split", "captions_field", "output", "num_records", "num_tiles", "seed", "traceback"}),
         (
             "ablate",
             {"workdir", "config", "scale", "seeds", "shard", "report_only", "dry_run", "topology", "data_dir"}

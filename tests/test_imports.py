@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.jpeg": {"input_pipeline.resize", "input_pipeline.transforms"},
     "input_pipeline.examples": {"input_pipeline."},
     "input_pipeline.packing": set(),
-    "input_pipeline.data_config": {"input_pipeline.scenes.", "input_pipeline.sources."},
+    "input_pipeline.data_config": {"input_pipeline.order", "input_pipeline.scenes.", "input_pipeline.sources."},
     "input_pipeline.order": set(),
     "input_pipeline.pipeline": {"input_pipeline."},
     "clip_jax.sharding": set(),

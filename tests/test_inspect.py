@@ -48,8 +48,8 @@ class EveryThirdBroken:
 def run(path: str, output: Path | None, **changes) -> int:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    values = {"source": "auto", "split": "", "num_records": 1000, "num_tiles": 24, "seed": 0, **changes}
-    with flagsaver.flagsaver(**values, output=None if output is None else str(output)):
+    values = {"source": "auto", "split": "", "captions_field": "", "num_records": 1000, "num_tiles": 24, "seed": 0}
+    with flagsaver.flagsaver(**{**values, **changes}, output=None if output is None else str(output)):
         return inspect_module.main([path])
 
 
@@ -61,6 +61,10 @@ def run(path: str, output: Path | None, **changes) -> int:
         (["d-train.array_record-00000-of-00001", "dataset_info.json"], "tfds"),
         (["1.0.0/dataset_info.json"], "tfds"),
         (["a.jpg", "index.csv"], "folder"),
+        (["index.csv", "images/a.jpg"], "table"),
+        (["a.parquet", "b.parquet", "a_stats.json"], "table"),
+        (["00000.tar", "00000.parquet"], "webdataset"),  # img2dataset's forms: tars and ...
+        (["00000.parquet", "00000_stats.json", "00000/000000000.jpg"], "folder"),  # ... files
         ([], "folder"),
     ],
 )
@@ -180,6 +184,22 @@ def test_inspect_a_prepared_folder_shows_its_manifest(tmp_path, capsys, monkeypa
     assert {file.name for file in (tmp_path / "inspect-prepared").iterdir()} == {
         *("contact_sheet.png", "statistics.png", "statistics.json")
     }
+
+
+def test_inspect_reads_captions_where_it_is_told_to_and_names_its_guess(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        (tmp_path / "data" / f"{i}.PIC").write_bytes(png(np.full((10, 12, 3), i, np.uint8)))
+    (tmp_path / "data" / "a.csv").write_text("image,alt\n" + "".join(f"{i}.PIC,about {i}\n" for i in range(3)))
+    assert run(str(tmp_path / "data"), tmp_path / "out", captions_field="alt") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "table, 3 records, 3 looked at"
+    assert [line.split()[-7:] for line in out if line.startswith("characters of")] == [["3", "7.0", *"77777"]]
+    guess = "It was taken for table: if it is something else, name it by --source"
+    with pytest.raises(ValueError, match=rf"needs image and one of captions, .*\. {guess}$"):
+        run(str(tmp_path / "data"), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"columns are image, alt$"):
+        run(str(tmp_path / "data"), tmp_path / "out", source="table")
 
 
 def test_inspect_wants_one_data_set():

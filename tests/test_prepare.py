@@ -15,6 +15,7 @@ VALUES = {
     "source": "scenes",
     "path": None,
     "split": "",
+    "captions_field": "",
     "num_scenes": 23,
     "seed": 3,
     "name": "drawn",
@@ -64,6 +65,14 @@ def test_prepare_by_its_flags(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"nothing to do: {output} is complete"
     with pytest.raises(ValueError, match=r"settings\.filters\.max_caption_length was 12, is 11"):
         run(output, max_caption_length=11)
+
+
+def test_captions_may_stand_elsewhere(tmp_path):
+    Image.new("RGB", (11, 13)).save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text("image,caption,alt\na.png,usual,other\n")
+    changes = {"source": "table", "path": str(tmp_path / "a.csv"), "captions_field": "alt"}
+    assert run(tmp_path / "out", **changes) == 0
+    assert ArrayRecordSource(str(tmp_path / "out"))[0]["captions"] == ("other",)
 
 
 @pytest.mark.parametrize(

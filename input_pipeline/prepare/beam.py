@@ -31,11 +31,11 @@ class RemoteFolder:
     def __str__(self) -> str:
         return self.path
 
-    def names(self) -> set[str]:
+    def sizes(self) -> dict[str, int]:
         from apache_beam.io.filesystems import FileSystems
 
         found = FileSystems.match([f"{self.path}/*"])[0].metadata_list
-        return {os.path.basename(file.path) for file in found}
+        return {os.path.basename(file.path): file.size_in_bytes for file in found}
 
     def read(self, name: str) -> bytes:
         from apache_beam.io.filesystems import FileSystems

@@ -26,11 +26,11 @@ class LocalFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def names(self) -> set[str]:
-        """Of the files in it that are complete."""
+    def sizes(self) -> dict[str, int]:
+        """Of the files in it that are complete, by their names, in bytes."""
         if not self.path.is_dir():
-            return set()
-        return {file.name for file in self.path.iterdir() if not file.name.startswith(".")}
+            return {}
+        return {file.name: file.stat().st_size for file in self.path.iterdir() if not file.name.startswith(".")}
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from input_pipeline import resize
-from input_pipeline.data_config import FEW_RECORDS, check_broken_share
+from input_pipeline.data_config import FEW_RECORDS, check_broken_share, count_indexed
 from input_pipeline.prepare.duplicates import find_exact, find_near
 from input_pipeline.prepare.shards import Folder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics, count_reasons
@@ -43,7 +43,7 @@ def prepare(
       ValueError: the folder holds shards of another source or other settings; another run is at work there; too many
         broken records; none is left; and whatever `make_shards` raises.
     """
-    num_indexed = len(maker.source) + len(maker.source.broken)
+    num_indexed = count_indexed(maker.source)
     broken = list(maker.source.broken)
     seen = len(broken)
     check_broken_share(seen, num_indexed, broken, max_broken_share, "--max_broken_share")
@@ -57,7 +57,7 @@ def prepare(
 
     with maker.folder.locked():
         todo = claim(maker)
-        if not todo and MANIFEST in maker.folder.names():
+        if not todo and MANIFEST in maker.folder.sizes():
             return read_manifest(maker.folder), 0
         for shard in sorted({*range(len(maker))} - {*todo}):
             check(shard)
@@ -73,7 +73,7 @@ def claim(maker: ShardMaker) -> list[int]:
     """
     folder = maker.folder
     expected = json.loads(json.dumps(_describe(maker)))
-    there = folder.names()
+    there = folder.sizes()
     if SETTINGS not in there:
         if others := sorted(name for name in there if name.endswith(".array_record")):
             raise ValueError(f"{folder} holds {others[0]} but no {SETTINGS}: use another --output")

@@ -8,7 +8,7 @@ needs; it is written last, so a shard that has it is complete, and one that lack
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ BLOCK_BYTES = 2**20
 class Folder(Protocol):
     """Where the files go: `folder.LocalFolder`, or `beam.RemoteFolder`."""
 
-    def names(self) -> set[str]: ...
+    def sizes(self) -> dict[str, int]: ...
 
     def read(self, name: str) -> bytes: ...
 
@@ -63,9 +63,17 @@ class ShardMaker:
         return f"{self.name}-{shard:05d}-of-{len(self):05d}.{suffix}"
 
     def missing(self) -> list[int]:
-        """The shards that are still to be made."""
-        there = self.folder.names()
-        return [k for k in range(len(self)) if not {self.file(k), self.file(k, "json")} <= there]
+        """The shards that are still to be made: not there, or not as long as was said when they were complete."""
+        sizes = self.folder.sizes()
+        return [k for k in range(len(self)) if not self._is_complete(k, sizes)]
+
+    def _is_complete(self, shard: int, sizes: Mapping[str, int]) -> bool:
+        if not {self.file(shard), self.file(shard, "json")} <= sizes.keys():
+            return False
+        try:
+            return self.details(shard)["bytes"] == sizes[self.file(shard)]
+        except ValueError:  # damaged, too
+            return False
 
     def make(self, shard: int, seen: Callable[[int], None] = lambda count: None) -> None:
         """Writes a shard and what is said of it; `seen` is told how many of its records are done.

@@ -1,9 +1,12 @@
 """ArrayRecord files of tf.train.Example, read and written."""
 
 import copy
+import fnmatch
 import functools
+import glob
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from input_pipeline.sources import opener
@@ -28,12 +31,13 @@ class ArrayRecordSource:
     (UTF-8, optional: the index by default), `label` (integer, optional). Broken records show when they are read.
 
     Args:
-      path: a file, a folder of *.array_record files, a glob, or a pattern such as train-{0..7}.array_record. The reader
-        opens local files alone: those of a URL are copied into `opener.cache_folder` first, once.
+      path: a file, a folder of *.array_record files, a glob, or a pattern such as train-{0..7}.array_record. Of files
+        named K-of-N all that the path could mean have to be there. The reader opens local files alone: those of a URL
+        are copied into `opener.cache_folder` first, once.
       captions_field: the feature with the captions; empty takes those above.
 
     Raises:
-      ValueError: nothing at path, no record in it, or a file that is no ArrayRecord file or is cut off.
+      ValueError: nothing at path, no record in it, a missing file of N, or one that is no ArrayRecord file or cut off.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -43,6 +47,7 @@ class ArrayRecordSource:
 
         expected = "an ArrayRecord file, a folder of them, a glob or a {0..7}.array_record pattern"
         self._paths = find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
+        _require_all_of_n(path, self._paths)
         self._states = find_states(self._paths)
         self._told = describe_files(self._paths, self._states, captions_field)
         copies = [opener.local_copy(file) for file in self._paths]
@@ -91,6 +96,24 @@ class ArrayRecordSource:
 
     def file_states(self) -> list:
         return self._states
+
+
+def _require_all_of_n(path: str, files: Sequence[str]) -> None:
+    """ValueError where of files K-of-N one is missing that a folder should have, or that a glob would have found."""
+    path = os.path.expanduser(path).rstrip("/")
+    in_folder = files[0].startswith(f"{path}/")
+    if not in_folder and not glob.has_magic(path):
+        return
+    pattern = f"{glob.escape(path)}/*" if in_folder else path
+    matches = (re.fullmatch(r"(.*-)(\d+)(-of-(\d+)[^/]*)", file) for file in files)
+    there = set(files)
+    for start, digits, rest, count in sorted({(m[1], len(m[2]), m[3], m[4]) for m in matches if m}):
+        for name in (f"{start}{k:0{digits}d}{rest}" for k in range(int(count))):
+            if name not in there and fnmatch.fnmatchcase(name, pattern):
+                raise ValueError(
+                    f"{name} is missing, one of {int(count)} files: finish making them, or name those to read by a "
+                    "narrower pattern"
+                )
 
 
 def write_array_record(path: str, records: Iterable[Record]) -> int:

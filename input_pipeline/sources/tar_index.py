@@ -4,7 +4,7 @@ import io
 import os
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from input_pipeline.sources.index_file import load_index, save_index
 from input_pipeline.sources.remote import UnreachableError, is_remote
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
+DOTTED = "a dot in the key, which ends at the first one: write another character for it"
 MAX_CAPTION_BYTES = 2**20  # of one .txt or .json; more is no caption
-INDEX_VERSION = 1  # of the file and of the rules by which records are found
+INDEX_VERSION = 2  # of the file and of the rules by which records are found
 # Suffix -> offset, size, and of captions why they cannot be used, or "".
 Members = dict[str, tuple[int, int, str]]
 
@@ -74,19 +76,23 @@ def _load(file: Path, told: Mapping[str, Any]) -> TarIndex | None:
         return None
     found, arrays = loaded
     keys = tuple(arrays["keys"].tobytes().decode().split("\0")[:-1])
+    if len(keys) != len(arrays["rows"]):
+        return None
     return TarIndex(arrays["rows"], keys, tuple((name, reason) for name, reason in found["broken"]))
 
 
 def _save(file: Path, index: TarIndex, told: Mapping[str, Any]) -> None:
-    keys = "".join(f"{key}\0" for key in index.keys).encode()  # a tar's names hold no zero bytes
+    keys = "".join(f"{key}\0" for key in index.keys).encode()  # names with zero bytes are refused
     save_index(file, told, {"broken": index.broken}, rows=index.rows, keys=np.frombuffer(keys, np.uint8))
 
 
 def make_index(path: str, captions_field: str = "") -> TarIndex:
     """Reads the headers and captions of a tar, in one pass."""
-    groups, refused, end = _scan_tar(path, captions_field)
+    scan = _scan_tar(path, captions_field)
+    groups, end = scan.groups, scan.end
     suffix = ".tar" if path.endswith(".tar") else ""
-    broken = [(f"{suffix}/{member}", reason) for member, reason in refused]
+    broken = [(f"{suffix}/{member}", reason) for member, reason in scan.refused]
+    broken += [(f"/{key}", DOTTED) for key in scan.find_dotted_records()]
     if end:
         broken.append((suffix, end))
         # The last record may have lost members behind the cut: keep it only if it has as many as the first one.
@@ -104,11 +110,39 @@ def make_index(path: str, captions_field: str = "") -> TarIndex:
     return TarIndex(np.array(rows, np.int64).reshape(len(rows), 5), tuple(keys), tuple(broken))
 
 
-def _scan_tar(path: str, captions_field: str) -> tuple[dict[str, Members], list[tuple[str, str]], str | None]:
-    """Returns key -> members of the complete members, (name, reason) of refused ones, and where and how the tar ends if
-    it does not end as it should."""
-    groups: dict[str, Members] = {}
-    refused: list[tuple[str, str]] = []
+@dataclass
+class _Scan:
+    """What was met in a tar.
+
+    groups: key -> its complete members. dotted: of names with a dot in what looks like the key, what stands before the
+    last dot -> the suffixes. refused: (name, reason) of members. end: where and how the tar ends, if not as it should.
+    """
+
+    groups: dict[str, Members] = field(default_factory=dict)
+    dotted: dict[str, set[str]] = field(default_factory=dict)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    end: str | None = None
+
+    def find_dotted_records(self) -> list[str]:
+        """What was meant for the key of a record: an image with captions of that name, or one that is no part of
+        another record, as KEY.mask.png beside KEY.jpg is."""
+        return [
+            name
+            for name, suffixes in self.dotted.items()
+            if not suffixes.isdisjoint(IMAGE_SUFFIXES)
+            and (suffixes & {"txt", "json"} or _split_name(name)[0] not in self.groups)
+        ]
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """The key, up to the first dot after the last slash, and the suffix, in lower case."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def _scan_tar(path: str, captions_field: str) -> _Scan:
+    scan = _Scan()
     size = opener.file_size(path)
     end = 0
     with opener.open_file(path) as file:
@@ -116,22 +150,25 @@ def _scan_tar(path: str, captions_field: str) -> tuple[dict[str, Members], list[
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     if member.offset_data + member.size > size:
-                        return groups, refused, f"tar cut off at byte {size}, within {member.name}"
+                        scan.end = f"tar cut off at byte {size}, within {member.name}"
+                        return scan
                     end = tar.offset
                     name = member.name.removeprefix("./")
                     if member.isdir():
                         continue
                     if reason := _refusal(member):
-                        refused.append((name.encode(errors="replace").decode(), reason))
+                        scan.refused.append((name.encode(errors="replace").decode(), reason))
                         continue
-                    folder, slash, base = name.rpartition("/")
-                    stem, _, suffix = base.partition(".")
-                    suffix = suffix.lower()
-                    if suffix not in (*IMAGE_SUFFIXES, "txt", "json"):
+                    key, suffix = _split_name(name)
+                    if suffix not in SUFFIXES:
+                        start, _, last = name.rpartition(".")
+                        hidden = key.rpartition("/")[2] == ""  # as ._KEY.jpg, which macOS adds
+                        if "." in suffix and last.lower() in SUFFIXES and not hidden:
+                            scan.dotted.setdefault(start, set()).add(last.lower())
                         continue
-                    group = groups.setdefault(folder + slash + stem, {})
+                    group = scan.groups.setdefault(key, {})
                     if suffix in group:
-                        refused.append((name, "occurs twice in the tar"))
+                        scan.refused.append((name, "occurs twice in the tar"))
                         continue
                     why = "" if suffix in IMAGE_SUFFIXES else _why_unusable(member, suffix, file, captions_field)
                     group[suffix] = (member.offset_data, member.size, why)
@@ -139,13 +176,13 @@ def _scan_tar(path: str, captions_field: str) -> tuple[dict[str, Members], list[
         except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two from damaged extended headers
             if isinstance(error, UnreachableError):
                 raise
-            if not groups:
-                return groups, refused, f"not an uncompressed tar, or cut off at byte {size}: {error}"
-            return groups, refused, f"tar cut off at byte {size}: {error}"
+            kind = "tar" if scan.groups else "not an uncompressed tar, or"
+            scan.end = f"{kind} cut off at byte {size}: {error}"
+            return scan
         file.seek(end)  # tarfile takes a bad header for the end
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            return groups, refused, f"tar cut off or damaged at byte {end} of {size}"
-    return groups, refused, None
+            scan.end = f"tar cut off or damaged at byte {end} of {size}"
+    return scan
 
 
 def _refusal(member: tarfile.TarInfo) -> str | None:
@@ -153,6 +190,8 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
         return "a link, a sparse or a special file, not a plain one"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "the name leads out of the tar"
+    if "\0" in member.name:  # as an extended header may have it
+        return "the name holds a zero byte"
     try:
         member.name.encode()
     except UnicodeEncodeError:

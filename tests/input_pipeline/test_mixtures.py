@@ -290,6 +290,37 @@ def test_broken_records_of_each_source_are_judged_by_themselves(tmp_path):
         make_sources(data_config(source="mixture", mixture=parts, max_broken_share=0.1), image_size=8)
 
 
+def test_a_source_below_one_sample_in_a_block_is_refused_when_the_mixture_is_opened(tmp_path):
+    few, many = (
+        part("few", sized_tar(tmp_path / "a.tar", 3)),
+        MixturePart(kind="scenes", name="many", num_examples=4_000_000),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^data.mixture has no weights, so its sources count by their records, {'few': 3, 'many': 4000000}, and "
+        "'few' is below one sample in 10000: give weights, or leave it out$",
+    ):
+        make_sources(data_config(source="mixture", mixture=(few, many), num_validation=1), image_size=16)
+    weighted = (dataclasses.replace(few, weight=2e-5), dataclasses.replace(many, weight=1.0))
+    with pytest.raises(ValueError, match=r"^data.mixture: the weight 2e-05 of \[2e-05, 1.0\] is below one sample in"):
+        make_sources(data_config(source="mixture", mixture=weighted, num_validation=1), image_size=16)
+    weighted = (dataclasses.replace(few, weight=1e-4), dataclasses.replace(many, weight=1.0))
+    train, _ = make_sources(data_config(source="mixture", mixture=weighted, num_validation=1), image_size=16)
+    assert isinstance(train, Mixture)
+    assert (train.lengths, train.weights) == ((3, 4_000_000), (1e-4, 1.0))
+
+
+def test_what_filters_leave_out_is_not_held_against_the_share_of_broken_records(tmp_path):
+    members = [("k0.jpg", b"i")]
+    for i in range(1, 10):
+        members += [(f"k{i}.jpg", jpeg(i)), (f"k{i}.txt", b"a text" if i > 7 else b"no")]
+    config = data_config(path=str(write_tar(tmp_path / "a.tar", members)), num_validation=1, min_caption_length=3)
+    train, _ = make_sources(dataclasses.replace(config, max_broken_share=0.1), image_size=8)  # 1 of 10, not of 3
+    assert (len(train), len(train.broken)) == (1, 1)
+    with pytest.raises(ValueError, match=r"1 of 10 records cannot be used, more than data.max_broken_share=0.09"):
+        make_sources(dataclasses.replace(config, max_broken_share=0.09), image_size=8)
+
+
 def test_defaults_of_the_keys_that_older_configs_lack_change_nothing():
     config = data_config()
     assert (config.mixture, config.captions_field) == ((), "")

@@ -379,6 +379,27 @@ def test_a_damaged_index_is_made_anew(tar, damage):
     np.testing.assert_array_equal(np.load(file)["rows"], expected.rows)  # and put right
 
 
+def test_a_name_with_a_zero_byte_is_refused_and_its_index_is_read_back(tar, monkeypatch):
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as file:
+        for name in ("k0.jpg", "k0.txt", "x\0y.jpg", "x\0y.txt"):
+            member = tarfile.TarInfo("passing" if "\0" in name else name)
+            member.size, member.pax_headers = 1, {"path": name}
+            file.addfile(member, io.BytesIO(b"c"))
+    made = open_index(str(tar))
+    assert made.keys == ("k0",)
+    assert made.broken == tuple((f".tar/x\0y.{end}", "the name holds a zero byte") for end in ("jpg", "txt"))
+    make_unreadable(monkeypatch)
+    assert open_index(str(tar)).keys == ("k0",)
+
+
+def test_an_index_with_fewer_keys_than_rows_is_made_anew(tar):
+    expected = open_index(str(tar))
+    with np.load(index_file(tar)) as arrays:
+        content = dict(arrays)
+    np.savez(index_file(tar), **content | {"keys": content["keys"][:3]})
+    assert len(open_index(str(tar)).rows) == len(open_index(str(tar)).keys) == len(expected.keys)
+
+
 def test_an_index_with_a_pickle_is_never_loaded(tar):
     expected = open_index(str(tar))
     np.savez(index_file(tar), about=np.array([{}], object), rows=np.array([], object), keys=np.array([], object))
@@ -398,7 +419,7 @@ def test_an_index_of_other_rules_or_captions_is_not_taken(tar, monkeypatch):
     open_index(str(tar))
     with pytest.raises(ValueError, match=r"no usable record in .*image without caption: no .json"):
         WebDatasetSource(str(tar), "title")
-    monkeypatch.setattr(tar_index, "INDEX_VERSION", 2)
+    monkeypatch.setattr(tar_index, "INDEX_VERSION", tar_index.INDEX_VERSION + 1)
     make_unreadable(monkeypatch)
     with pytest.raises(pytest.fail.Exception, match="the tar was read again"):
         open_index(str(tar))

@@ -12,15 +12,15 @@ from input_pipeline.prepare.folder import LOCK, LocalFolder
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     folder = LocalFolder(str(tmp_path / "new"))
-    assert folder.names() == set()
+    assert folder.sizes() == {}
     folder.write("a", b"old")
     with pytest.raises(ZeroDivisionError), folder.whole("a") as path:
         (Path(path).write_bytes(b"half"), Path(f"{path}.of_a_library").write_bytes(b"half"), 1 / 0)
-    assert (folder.read("a"), folder.names(), os.listdir(tmp_path / "new")) == (b"old", {"a"}, ["a"])
+    assert (folder.read("a"), folder.sizes(), os.listdir(tmp_path / "new")) == (b"old", {"a": 3}, ["a"])
     with folder.whole("a") as path:
         Path(path).write_bytes(b"new")
         inode = os.stat(path).st_ino
-        assert folder.names() == {"a"}
+        assert folder.sizes() == {"a": 3}
         assert folder.read("a") == b"old"
     assert folder.read("a") == b"new"
     assert os.stat(tmp_path / "new" / "a").st_ino == inode  # renamed, not copied

@@ -279,6 +279,16 @@ def test_webdataset_broken_records_are_set_aside(tmp_path, members, reason):
     assert found.startswith(reason)
 
 
+def test_webdataset_keys_with_dots_are_counted_once_a_record_and_other_images_of_a_record_never(tmp_path):
+    members = [("v1.5/0.5.jpg", b"i"), ("v1.5/0.5.PNG", b"i"), ("v1.5/0.5.txt", b"c"), ("0.25.webp", b"i")]
+    members += [("k.jpg", jpeg(0)), ("k.mask.png", b"m"), ("k.txt", b"c"), ("k.1.jpg", b"i"), ("k.1.json", b"{}")]
+    members += [("x.y.txt", b"no image of it"), ("x.tar.gz", b"of no record"), ("._k.jpg", b"of macOS")]
+    source = WebDatasetSource(str(write_tar(tmp_path / "s.tar", members)))
+    assert [record["id"] for record in read_all(source)] == ["s/k"]
+    dotted = "a dot in the key, which ends at the first one: write another character for it"
+    assert source.broken == [("s/v1.5/0.5", dotted), ("s/0.25", dotted), ("s/k.1", dotted)]
+
+
 def test_webdataset_refuses_links_and_names_that_lead_out(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name, data in record_members("good", 0):
@@ -464,6 +474,27 @@ def test_array_record_file_cut_off_is_named_at_once(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"a\.array_record is cut off or not an ArrayRecord file: "):
         ArrayRecordSource(str(tmp_path))
+
+
+def test_array_record_files_k_of_n_have_to_be_all_there_unless_some_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [name for k in range(4) for name in (f"a/data-0000{k}-of-00004.array_record", f"a/x.array_record-{k}-of-4")]
+    (tmp_path / "a").mkdir()
+    for name in names:
+        write_array_record(name, [{"id": name, "image": jpeg(0), "captions": ("c",)}])
+    for path in ("a", f"{tmp_path}/a/", "a/data-*.array_record", "a/*"):
+        assert len(ArrayRecordSource(path)) == (4 if "data" in path else 8)
+    Path(names[4]).unlink()
+    Path(names[7]).unlink()
+    message = r"a/data-00002-of-00004.array_record is missing, one of 4 files: finish making them, or name those to "
+    for path in ("a", f"{tmp_path}/a/", "a/data-*", "a/*"):
+        with pytest.raises(ValueError, match=message):
+            ArrayRecordSource(path)
+    with pytest.raises(ValueError, match=r"^a/x.array_record-3-of-4 is missing, one of 4 files"):
+        ArrayRecordSource("a/x*")
+    some = {names[0]: 1, "a/data-0000[013]-of-*": 3, "a/data-{00000..00001}-of-00004.array_record": 2}
+    for path, count in some.items():
+        assert len(ArrayRecordSource(path)) == count
 
 
 def test_array_record_write_that_fails_leaves_no_file(tmp_path):
