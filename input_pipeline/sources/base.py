@@ -145,7 +145,10 @@ def _find_each(patterns: Sequence[str]) -> list[list[str]]:
     plain = [is_remote(pattern) and not has_magic(pattern) for pattern in patterns]
     listed: dict[str, set[str]] = {}
     for folder in {os.path.dirname(pattern) for pattern, is_plain in zip(patterns, plain) if is_plain}:
-        listed[folder] = set(opener.list_names(folder)) if opener.is_folder(folder) else set()
+        try:
+            listed[folder] = set(opener.list_names(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            listed[folder] = set()
     return [
         ([pattern] if os.path.basename(pattern) in listed[os.path.dirname(pattern)] else [])
         if is_plain
