@@ -65,7 +65,10 @@ class TableSource:
                 raise ValueError(f"{file} is not a readable CSV or Parquet file: {error}") from error
         self.class_names = name_labels([columns for columns, _ in tables])
         self._image_columns = [image if is_bytes else "" for _, (image, is_bytes) in tables]  # "": paths
-        rows = list(self._clean_rows([columns for columns, _ in tables]))
+        try:
+            rows = list(self._clean_rows([columns for columns, _ in tables]))
+        except PermissionError as error:
+            raise ValueError(f"{path} names pictures in a folder that may not be listed: {error}") from error
         require_records(len(rows), path, self.broken, "rows")
         self._digest = digest(json.dumps(rows).encode())
         self._rows = pa.Table.from_pylist(rows)  # compact, and quick to pickle
@@ -89,6 +92,8 @@ class TableSource:
                     given = values.get("id", values.get("key"))
                     record_id = (str(given) if isinstance(given, int) else decode(given)) or record_id
                     yield {"id": record_id, **self._clean_row(values, number, sizes), **several}
+                except UnreachableError:
+                    raise
                 except ValueError as error:
                     self.broken.append((record_id, str(error)))
 

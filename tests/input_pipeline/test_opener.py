@@ -351,6 +351,34 @@ def test_what_cannot_be_looked_for_is_not_missing(path, monkeypatch):
         WebDatasetSource(f"faulty://{path}")
 
 
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError("503"), remote.UnreachableError, r"^faulty://b/2 could not be read in 2 tries"),
+        (
+            PermissionError("not yours"),
+            ValueError,
+            r"a\.csv names pictures in a folder that may not be listed: not yours",
+        ),
+    ],
+)
+def test_a_folder_that_a_table_names_and_nobody_can_list_stops_it(error, raised, message, monkeypatch):
+    monkeypatch.setattr(remote, "MAX_TRIES", 2)
+    for i in range(3):
+        put(f"b/{i}/a.jpg", jpeg(i))
+    path = put("b/a.csv", b"image,caption\n0/a.jpg,a\n1/a.jpg,b\n2/a.jpg,c\n")
+    listing = FaultyFileSystem.ls
+
+    def fail(self, path, *arguments, **options):
+        if path == "/b/2":
+            raise error
+        return listing(self, path, *arguments, **options)
+
+    monkeypatch.setattr(FaultyFileSystem, "ls", fail)
+    with pytest.raises(raised, match=message):
+        TableSource(path)
+
+
 def test_tries_are_counted_in_the_batches_and_change_nothing_else():
     class Words:
         def encode(self, text: str) -> tuple[np.ndarray, bool]:
