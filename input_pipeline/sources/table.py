@@ -36,9 +36,9 @@ class TableSource:
     in CSV written as JSON; `label` is an integer, or a name: the sorted names become the class names. All but image
     bytes is held in memory. Image bytes are read by row group, so keep the groups small (about 100 rows).
 
-    The Parquet files of img2dataset may be given as they are: `jpg` (png, webp) stands for image, `key` for id, `width`
-    and `height` spare a look at the image, and rows whose `status` is another than success hold no image: they are
-    counted in `filtered`, not in `broken`.
+    The Parquet files of img2dataset, known by `key`, `status` and `error_message`, may be given as they are: `jpg` (png,
+    webp) stands for image, `key` for id, and rows whose `status` is another than success hold no image: they are
+    counted in `filtered`, not in `broken`. Whole numbers in `width` and `height` spare a look at the image, in any table.
 
     Args:
       path: a file, a folder of them, a glob, or a pattern such as {00000..00011}.parquet; local or a URL.
@@ -69,7 +69,7 @@ class TableSource:
             rows = list(self._clean_rows([columns for columns, _ in tables]))
         except PermissionError as error:
             raise ValueError(f"{path} names pictures in a folder that may not be listed: {error}") from error
-        require_records(len(rows), path, self.broken, "rows")
+        require_records(len(rows), path, self.broken, "rows", self.filtered)
         self._digest = digest(json.dumps(rows).encode())
         self._rows = pa.Table.from_pylist(rows)  # compact, and quick to pickle
         # Never pickled: the statistics in the footer may hold whole images.
@@ -84,12 +84,11 @@ class TableSource:
             for row in range(len(columns["row"])):
                 values = {name: column[row] for name, column in columns.items()}
                 record_id = f"{stems[number]}/{row}" if several else str(row)
-                status = values.get("status")
-                if status is not None and status != b"success":
-                    self.filtered[f"status {status.decode(errors='replace')}"] += 1
+                if values.get("why_filtered"):
+                    self.filtered[values["why_filtered"]] += 1
                     continue
                 try:
-                    given = values.get("id", values.get("key"))
+                    given = values.get("id")
                     record_id = (str(given) if isinstance(given, int) else decode(given)) or record_id
                     yield {"id": record_id, **self._clean_row(values, number, sizes), **several}
                 except UnreachableError:

@@ -364,6 +364,15 @@ def test_outputs_of_img2dataset_are_read_as_they_are(outputs):
     ]
 
 
+def test_img2dataset_without_a_picture_says_why(outputs):
+    import pyarrow.parquet as pq
+
+    file = f"{outputs['parquet']}/00000.parquet"
+    pq.write_table(pq.read_table(file).slice(2, 1), file)
+    with pytest.raises(ValueError, match=r"no usable record in .*parquet: 1 had status failed_to_download$"):
+        make_source("table", outputs["parquet"])
+
+
 def test_the_parquet_beside_the_tars_of_img2dataset_is_no_table_of_pictures(outputs):
     with pytest.raises(
         ValueError, match="needs image and one of captions, caption, label; its columns are caption, url, "
