@@ -36,9 +36,10 @@ class TableSource:
     in CSV written as JSON; `label` is an integer, or a name: the sorted names become the class names. All but image
     bytes is held in memory. Image bytes are read by row group, so keep the groups small (about 100 rows).
 
-    The Parquet files of img2dataset, known by `key`, `status` and `error_message`, may be given as they are: `jpg` (png,
-    webp) stands for image, `key` for id, and rows whose `status` is another than success hold no image: they are
-    counted in `filtered`, not in `broken`. Whole numbers in `width` and `height` spare a look at the image, in any table.
+    The Parquet files of img2dataset, known by `key`, `status` and `error_message`, may be given as they are: `jpg`
+    (png, webp) stands for image, `key` for id, and rows whose `status` is another than success hold no image: they are
+    counted in `filtered`, not in `broken`. Whole numbers in `width` and `height`, in any table, spare a look at the
+    image. Of several files each may have other columns.
 
     Args:
       path: a file, a folder of them, a glob, or a pattern such as {00000..00011}.parquet; local or a URL.
@@ -71,7 +72,8 @@ class TableSource:
             raise ValueError(f"{path} names pictures in a folder that may not be listed: {error}") from error
         require_records(len(rows), path, self.broken, "rows", self.filtered)
         self._digest = digest(json.dumps(rows).encode())
-        self._rows = pa.Table.from_pylist(rows)  # compact, and quick to pickle
+        names = dict.fromkeys(name for row in rows for name in row)  # of several tables each may have others
+        self._rows = pa.table({name: [row.get(name) for row in rows] for name in names})  # compact, and quick to pickle
         # Never pickled: the statistics in the footer may hold whole images.
         self._metadata = [PerProcess(functools.partial(read_metadata, file)) for file in self._paths]
         self._cached_group: tuple[int, int, Any] = (-1, -1, None)
@@ -140,7 +142,7 @@ class TableSource:
     def find_image_size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels: those in the table, or in the image's header."""
         row = self._row(index)
-        if row.get("width") is not None:
+        if "width" in row:
             return row["width"], row["height"]
         try:
             return header_size(lambda most: self._read_image(row, most))
@@ -151,7 +153,8 @@ class TableSource:
 
     def _row(self, index: int) -> dict[str, Any]:
         check_index(index, len(self))
-        return {name: self._rows[name][index].as_py() for name in self._rows.column_names}
+        values = ((name, self._rows[name][index].as_py()) for name in self._rows.column_names)
+        return {name: value for name, value in values if value is not None}  # what its table lacks
 
     def _read_image(self, row: Mapping[str, Any], most: int) -> bytes:
         import pyarrow as pa
