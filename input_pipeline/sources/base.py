@@ -145,7 +145,10 @@ def _find_each(patterns: Sequence[str]) -> list[list[str]]:
     plain = [is_remote(pattern) and not has_magic(pattern) for pattern in patterns]
     listed: dict[str, set[str]] = {}
     for folder in {os.path.dirname(pattern) for pattern, is_plain in zip(patterns, plain) if is_plain}:
-        listed[folder] = set(opener.list_names(folder)) if opener.is_folder(folder) else set()
+        try:
+            listed[folder] = set(opener.list_names(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            listed[folder] = set()
     return [
         ([pattern] if os.path.basename(pattern) in listed[os.path.dirname(pattern)] else [])
         if is_plain
@@ -233,8 +236,15 @@ def check_index(index: int, length: int) -> None:
         raise IndexError(f"record {index} of {length}")
 
 
-def require_records(count: int, path: str, broken: Sequence[tuple[str, str]], expected: str) -> None:
-    """ValueError if count is 0, naming the first broken ones or else what was expected."""
+def require_records(
+    count: int,
+    path: str,
+    broken: Sequence[tuple[str, str]],
+    expected: str,
+    filtered: Counter[str] | None = None,
+) -> None:
+    """ValueError if count is 0, naming the first broken ones and why others are left out, or else what was expected."""
     if count == 0:
-        found = "; ".join(f"{name}: {reason}" for name, reason in broken[:3])
-        raise ValueError(f"no usable record in {path}: {found or f'expected {expected}'}")
+        found = [f"{name}: {reason}" for name, reason in broken[:3]]
+        found += [f"{number} had {reason}" for reason, number in Counter(filtered).most_common(3)]
+        raise ValueError(f"no usable record in {path}: {'; '.join(found) or f'expected {expected}'}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from input_pipeline.sources.listing import remote_entries, remote_matches, remote_type
 from input_pipeline.sources.remote import ask, is_remote, with_retries
 
 LOCAL_TRIES = 5  # a disk that fails for three seconds will fail on
@@ -57,19 +58,16 @@ def file_state(path: str) -> list[int | str]:
 
 
 def is_file(path: str) -> bool:
-    return ask(path, lambda fs, name: bool(fs.isfile(name))) if is_remote(path) else os.path.isfile(path)
+    return remote_type(path) == "file" if is_remote(path) else os.path.isfile(path)
 
 
 def is_folder(path: str) -> bool:
-    return ask(path, lambda fs, name: bool(fs.isdir(name))) if is_remote(path) else os.path.isdir(path)
+    return remote_type(path) == "directory" if is_remote(path) else os.path.isdir(path)
 
 
 def list_names(folder: str) -> list[str]:
-    """The names of what lies directly in a folder, sorted."""
-    if not is_remote(folder):
-        return sorted(os.listdir(folder))
-    found = ask(folder, lambda fs, name: fs.ls(name, detail=False))
-    return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+    """The names of what lies directly in a folder, sorted. Raises FileNotFoundError if there is no such folder."""
+    return sorted(remote_entries(folder) if is_remote(folder) else os.listdir(folder))
 
 
 def list_sizes(folder: str) -> dict[str, int]:
@@ -79,8 +77,11 @@ def list_sizes(folder: str) -> dict[str, int]:
             return {}
         with os.scandir(folder or ".") as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-    found = ask(folder, lambda fs, name: fs.ls(name, detail=True) if fs.isdir(name) else [])
-    return {x["name"].rpartition("/")[2]: int(x["size"]) for x in found if x["type"] == "file"}
+    try:
+        found = remote_entries(folder).items()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {name: int(told["size"]) for name, told in found if told["type"] == "file"}
 
 
 def join(folder: str, name: str) -> str:
@@ -93,8 +94,7 @@ def matching_files(pattern: str) -> list[str]:
         return sorted(filter(os.path.isfile, glob(pattern)))
     if not has_magic(pattern):
         return [pattern] if is_file(pattern) else []
-    found = ask(pattern, lambda fs, name: [fs.unstrip_protocol(x) for x in fs.glob(name)])
-    return sorted(filter(is_file, found))
+    return sorted({path for path, kind in remote_matches(pattern) if kind == "file"})
 
 
 class RangedFile(io.RawIOBase):

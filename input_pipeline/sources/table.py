@@ -36,9 +36,10 @@ class TableSource:
     in CSV written as JSON; `label` is an integer, or a name: the sorted names become the class names. All but image
     bytes is held in memory. Image bytes are read by row group, so keep the groups small (about 100 rows).
 
-    The Parquet files of img2dataset may be given as they are: `jpg` (png, webp) stands for image, `key` for id, `width`
-    and `height` spare a look at the image, and rows whose `status` is another than success hold no image: they are
-    counted in `filtered`, not in `broken`.
+    The Parquet files of img2dataset, known by `key`, `status` and `error_message`, may be given as they are: `jpg`
+    (png, webp) stands for image, `key` for id, and rows whose `status` is another than success hold no image: they are
+    counted in `filtered`, not in `broken`. Whole numbers in `width` and `height`, in any table, spare a look at the
+    image. Of several files each may have other columns.
 
     Args:
       path: a file, a folder of them, a glob, or a pattern such as {00000..00011}.parquet; local or a URL.
@@ -65,10 +66,14 @@ class TableSource:
                 raise ValueError(f"{file} is not a readable CSV or Parquet file: {error}") from error
         self.class_names = name_labels([columns for columns, _ in tables])
         self._image_columns = [image if is_bytes else "" for _, (image, is_bytes) in tables]  # "": paths
-        rows = list(self._clean_rows([columns for columns, _ in tables]))
-        require_records(len(rows), path, self.broken, "rows")
+        try:
+            rows = list(self._clean_rows([columns for columns, _ in tables]))
+        except PermissionError as error:
+            raise ValueError(f"{path} names pictures in a folder that may not be listed: {error}") from error
+        require_records(len(rows), path, self.broken, "rows", self.filtered)
         self._digest = digest(json.dumps(rows).encode())
-        self._rows = pa.Table.from_pylist(rows)  # compact, and quick to pickle
+        names = dict.fromkeys(name for row in rows for name in row)  # of several tables each may have others
+        self._rows = pa.table({name: [row.get(name) for row in rows] for name in names})  # compact, and quick to pickle
         # Never pickled: the statistics in the footer may hold whole images.
         self._metadata = [PerProcess(functools.partial(read_metadata, file)) for file in self._paths]
         self._cached_group: tuple[int, int, Any] = (-1, -1, None)
@@ -81,14 +86,15 @@ class TableSource:
             for row in range(len(columns["row"])):
                 values = {name: column[row] for name, column in columns.items()}
                 record_id = f"{stems[number]}/{row}" if several else str(row)
-                status = values.get("status")
-                if status is not None and status != b"success":
-                    self.filtered[f"status {status.decode(errors='replace')}"] += 1
+                if values.get("why_filtered"):
+                    self.filtered[values["why_filtered"]] += 1
                     continue
                 try:
-                    given = values.get("id", values.get("key"))
+                    given = values.get("id")
                     record_id = (str(given) if isinstance(given, int) else decode(given)) or record_id
                     yield {"id": record_id, **self._clean_row(values, number, sizes), **several}
+                except UnreachableError:
+                    raise
                 except ValueError as error:
                     self.broken.append((record_id, str(error)))
 
@@ -136,7 +142,7 @@ class TableSource:
     def find_image_size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels: those in the table, or in the image's header."""
         row = self._row(index)
-        if row.get("width") is not None:
+        if "width" in row:
             return row["width"], row["height"]
         try:
             return header_size(lambda most: self._read_image(row, most))
@@ -147,7 +153,8 @@ class TableSource:
 
     def _row(self, index: int) -> dict[str, Any]:
         check_index(index, len(self))
-        return {name: self._rows[name][index].as_py() for name in self._rows.column_names}
+        values = ((name, self._rows[name][index].as_py()) for name in self._rows.column_names)
+        return {name: value for name, value in values if value is not None}  # what its table lacks
 
     def _read_image(self, row: Mapping[str, Any], most: int) -> bytes:
         import pyarrow as pa

@@ -9,7 +9,8 @@ from input_pipeline.sources.base import decode
 from input_pipeline.sources.remote import is_remote
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")  # the others are img2dataset's, by the format it encodes in
-COLUMNS = ("id", "key", "captions", "caption", "label", "status", "width", "height")
+TEXT_COLUMNS = ("id", "captions", "caption", "label")
+SIZE_COLUMNS = ("width", "height")  # used where they are whole numbers
 
 
 def open_parquet(path: str, metadata: Any = None) -> Any:
@@ -31,12 +32,14 @@ def read_table(
     """Returns the known columns, text as bytes, with the row numbers as `row`; and the name of the images' column and
     whether it holds bytes.
 
-    Image bytes are not read. Rows of another length go to `broken`.
+    In a table of img2dataset `id` is its key, and `why_filtered` tells why there is no image, or None. Image bytes are
+    not read. Rows of another length go to `broken`.
     """
     import pyarrow as pa
     import pyarrow.csv
 
-    known = (*COLUMNS, captions_field) if captions_field and captions_field not in COLUMNS else COLUMNS
+    texts = [*TEXT_COLUMNS, *filter(None, [captions_field])]
+    is_img2dataset = False
     if path.endswith(".csv"):
 
         def skip(row: Any) -> str:
@@ -47,7 +50,7 @@ def read_table(
             path if not is_remote(path) else io.BytesIO(opener.read_file(path)),
             read_options=pyarrow.csv.ReadOptions(use_threads=False),  # or rows would have no number
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(("image", *known[:6]), pa.binary())),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(("image", *texts), pa.binary())),
         )
         names, image, image_bytes = table.column_names, "image", False
     else:
@@ -56,15 +59,32 @@ def read_table(
             names = schema.names
             image = next((name for name in IMAGE_COLUMNS if name in names), "image")
             image_bytes = image in names and str(schema.field(image).type) in ("binary", "large_binary")
-            table = file.read([x for x in (*known, image) if x in names and not (x == image and image_bytes)])
-    texts = {captions_field} if captions_field else {"captions", "caption"}
-    if image not in names or not (texts | {"label"}) & set(names):
-        wanted = ", ".join([*sorted(texts)[::-1], "label"])
+            is_img2dataset = image != "image" and _is_img2dataset(schema)
+            known = {*texts, *SIZE_COLUMNS, image, *(("key", "status") if is_img2dataset else ())}
+            table = file.read([x for x in names if x in known and not (x == image and image_bytes)])
+    captions = {captions_field} if captions_field else {"captions", "caption"}
+    if image not in names or not (captions | {"label"}) & set(names):
+        wanted = ", ".join([*sorted(captions)[::-1], "label"])
         raise ValueError(f"{path} needs image and one of {wanted}; its columns are {', '.join(names)}")
-    columns = {name: _text_as_bytes(table[name]).to_pylist() for name in known if name in table.column_names}
+    sizes = [x for x in SIZE_COLUMNS if x in table.column_names and pa.types.is_integer(table[x].type)]
+    columns = {
+        x: _text_as_bytes(table[x]).to_pylist() for x in dict.fromkeys([*texts, *sizes]) if x in table.column_names
+    }
+    if is_img2dataset:
+        columns.setdefault("id", _text_as_bytes(table["key"]).to_pylist())
+        status = _text_as_bytes(table["status"]).to_pylist()
+        columns["why_filtered"] = [
+            None if x in (None, b"success") else f"status {x.decode(errors='replace')}" for x in status
+        ]
     if not image_bytes:
         columns["image"] = _text_as_bytes(table[image]).to_pylist()
     return columns | {"row": list(range(len(table)))}, (image, image_bytes)
+
+
+def _is_img2dataset(schema: Any) -> bool:
+    """Told by three columns that it always writes; a table may have a status or a key of its own."""
+    kinds = {name: str(schema.field(name).type) for name in ("key", "status", "error_message") if name in schema.names}
+    return len(kinds) == 3 and kinds["key"] == kinds["status"] == "string"
 
 
 def _text_as_bytes(column: Any) -> Any:

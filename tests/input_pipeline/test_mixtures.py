@@ -395,11 +395,43 @@ def test_outputs_of_img2dataset_are_read_as_they_are(outputs):
     ]
 
 
+def test_img2dataset_without_a_picture_says_why(outputs):
+    import pyarrow.parquet as pq
+
+    file = f"{outputs['parquet']}/00000.parquet"
+    pq.write_table(pq.read_table(file).slice(2, 1), file)
+    with pytest.raises(ValueError, match=r"no usable record in .*parquet: 1 had status failed_to_download$"):
+        make_source("table", outputs["parquet"])
+
+
 def test_the_parquet_beside_the_tars_of_img2dataset_is_no_table_of_pictures(outputs):
     with pytest.raises(
         ValueError, match="needs image and one of captions, caption, label; its columns are caption, url, "
     ):
         make_source("table", outputs["webdataset"])
+
+
+@pytest.mark.parametrize("names", ["abc", "bca", "cab", "cba"])
+def test_several_tables_need_not_have_the_same_columns(names, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    columns = {"image": pa.array([jpeg(1)], pa.binary()), "caption": ["bytes"], "width": [7], "height": [5]}
+    pq.write_table(pa.table(columns), tmp_path / f"{names[0]}.parquet")
+    (tmp_path / f"{names[1]}.csv").write_text("image,caption\n0.jpg,path\n")
+    (tmp_path / f"{names[2]}.csv").write_text("image,label\n0.jpg,dog\n")
+    source = make_source("table", str(tmp_path))
+    expected = {
+        names[0]: ({"image": jpeg(1), "captions": ("bytes",)}, (7, 5)),
+        names[1]: ({"image": jpeg(0), "captions": ("path",)}, (13, 11)),
+        names[2]: ({"image": jpeg(0), "captions": (), "label": 0}, (13, 11)),
+    }
+    assert (source.class_names, source.broken) == (("dog",), [])
+    for index, name in enumerate("abc"):
+        record, size = expected[name]
+        assert source[index] == {"id": f"{name}/0", **record}
+        assert (source.captions(index), source.find_image_size(index)) == (record["captions"], size)
 
 
 def test_several_tables_are_one_source(tmp_path):

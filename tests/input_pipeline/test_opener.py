@@ -34,13 +34,15 @@ from input_pipeline.sources.tar_index import open_index
 
 
 class FaultyFileSystem(MemoryFileSystem):
-    """A file system of this process whose reads hang or fail as `faults` says, one entry a read."""
+    """A file system of this process whose reads hang or fail as `faults` says, one entry a read, and whose answers to
+    `info` and `ls` fail as `refused` says, the number of failures by path."""
 
     protocol = "faulty"
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     faults: ClassVar[list[float | Exception]] = []
     reads: ClassVar[list[tuple[str, int, int]]] = []
+    refused: ClassVar[dict[str, int]] = {}
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -55,6 +57,20 @@ class FaultyFileSystem(MemoryFileSystem):
             time.sleep(fault)
         return super().cat_file(path, start, end)
 
+    def info(self, path, **options):
+        self._refuse(path)
+        return super().info(path, **options)
+
+    def ls(self, path, detail=True, **options):
+        self._refuse(path)
+        return super().ls(path, detail, **options)
+
+    def _refuse(self, path):
+        path = self._strip_protocol(path)
+        if self.refused.get(path, 0) > 0:
+            self.refused[path] -= 1
+            raise OSError("503 slow down")
+
 
 fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
 
@@ -68,6 +84,7 @@ def _quick_and_elsewhere(tmp_path, monkeypatch):
     FaultyFileSystem.store.clear()
     FaultyFileSystem.faults.clear()
     FaultyFileSystem.reads.clear()
+    FaultyFileSystem.refused.clear()
 
 
 def jpeg(seed: int) -> bytes:
@@ -271,6 +288,97 @@ def test_path_forms_on_a_url():
         WebDatasetSource("faulty://lost/a.tar")
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "b/*.tar",
+        "b/s?.tar",
+        "b/s[!0].tar",
+        "b/*/s0.tar",
+        "b/x*/*.tar",
+        "b/**/*.tar",
+        "b/**",
+        "b/*/**/s*.tar",
+        "*/s1.tar",
+        "no/*.tar",
+        "b/s0.tar/*",
+        "b/**/**/s0.tar",
+    ],
+)
+def test_patterns_name_what_fsspec_finds_whatever_fails(pattern, tmp_path):
+    names = ["s0.tar", "s1.tar", "x/s0.tar", "x/deep/s0.tar", "xy/s1.tar", "y/deep/er/s2.tar", "x/notes.txt", "s1/a"]
+    for name in names:
+        put(f"b/{name}", b"x")
+        (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "b" / name).write_bytes(b"x")
+    (tmp_path / "b" / "x" / "round").symlink_to(tmp_path / "b")  # followed by a name, not by **
+    found = FaultyFileSystem().glob(pattern, detail=True)
+    expected = [f"faulty:/{path}" for path, told in found.items() if told["type"] == "file"]
+    folders = {"", "/b", *(f"/b/{Path(name).parent}" for name in names)}
+    FaultyFileSystem.refused.update(dict.fromkeys(folders, 2))  # a listing each
+    assert opener.matching_files(f"faulty://{pattern}") == sorted(expected)
+    assert opener.matching_files(f"file://{tmp_path}/{pattern}") == [
+        path.replace("faulty://", f"file://{tmp_path}/") for path in sorted(expected)
+    ]
+
+
+def test_a_question_that_fails_is_no_answer():
+    for i in range(4):
+        put(f"tars/s{i}.tar", tar_bytes(3, 3 * i))
+        put(f"pictures/{i}/a.jpg", jpeg(i))
+    rows = "".join(f"{i}/a.jpg,caption {i}\n" for i in range(4))
+    put("pictures/a.csv", f"image,caption\n{rows}".encode())
+    questions = {
+        "tars": (WebDatasetSource, 12),
+        "tars/s*.tar": (WebDatasetSource, 12),
+        "tars/s{0..3}.tar": (WebDatasetSource, 12),
+        "pictures/a.csv": (TableSource, 4),
+    }
+    for path, (kind, count) in questions.items():
+        asked = ["/tars", "/tars/s*.tar", "/tars/s2.tar", "/pictures", "/pictures/a.csv", "/pictures/2"]
+        FaultyFileSystem.refused.update(dict.fromkeys(asked, 1))
+        source = kind(f"faulty://{path}")
+        assert (len(source), source.broken) == (count, [])
+
+
+@pytest.mark.parametrize("path", ["tars", "tars/s*.tar", "tars/s0.tar", "tars/s{0..1}.tar"])
+def test_what_cannot_be_looked_for_is_not_missing(path, monkeypatch):
+    monkeypatch.setattr(remote, "MAX_TRIES", 2)
+    for i in range(2):
+        put(f"tars/s{i}.tar", tar_bytes(1))
+    FaultyFileSystem.refused.update({"/tars": 9, "/tars/s0.tar": 9})
+    with pytest.raises(remote.UnreachableError, match=r"could not be read in 2 tries, .*OSError: 503 slow down"):
+        WebDatasetSource(f"faulty://{path}")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError("503"), remote.UnreachableError, r"^faulty://b/2 could not be read in 2 tries"),
+        (
+            PermissionError("not yours"),
+            ValueError,
+            r"a\.csv names pictures in a folder that may not be listed: not yours",
+        ),
+    ],
+)
+def test_a_folder_that_a_table_names_and_nobody_can_list_stops_it(error, raised, message, monkeypatch):
+    monkeypatch.setattr(remote, "MAX_TRIES", 2)
+    for i in range(3):
+        put(f"b/{i}/a.jpg", jpeg(i))
+    path = put("b/a.csv", b"image,caption\n0/a.jpg,a\n1/a.jpg,b\n2/a.jpg,c\n")
+    listing = FaultyFileSystem.ls
+
+    def fail(self, path, *arguments, **options):
+        if path == "/b/2":
+            raise error
+        return listing(self, path, *arguments, **options)
+
+    monkeypatch.setattr(FaultyFileSystem, "ls", fail)
+    with pytest.raises(raised, match=message):
+        TableSource(path)
+
+
 def test_tries_are_counted_in_the_batches_and_change_nothing_else():
     class Words:
         def encode(self, text: str) -> tuple[np.ndarray, bool]:
@@ -294,7 +402,7 @@ def test_what_may_not_be_read_is_named(monkeypatch):
     def refuse(*_):
         raise PermissionError("anonymous caller")
 
-    monkeypatch.setattr(FaultyFileSystem, "isfile", refuse)
+    monkeypatch.setattr(FaultyFileSystem, "info", refuse)
     with pytest.raises(ValueError, match=r"^faulty://bucket/a\.tar may not be read: anonymous caller$"):
         WebDatasetSource("faulty://bucket/a.tar")
 

@@ -685,6 +685,30 @@ def test_parquet_image_bytes_across_row_groups_and_broken_rows(tmp_path):
     assert jpeg(3) in source._cached_group[2].to_pylist()
 
 
+@pytest.mark.parametrize(
+    ("columns", "size"),
+    [
+        ({"status": ["published", "draft"], "key": ["x", "y"]}, (13, 11)),
+        ({"status": [1, 2], "key": [0.5, 1.5], "error_message": ["", ""]}, (13, 11)),
+        ({"width": [7.0, 7.5], "height": [5.0, 5.0]}, (13, 11)),
+        ({"width": [7, 7], "height": ["5", "high"]}, (13, 11)),
+        ({"width": [7, 7], "height": [5, 5]}, (7, 5)),
+    ],
+)
+def test_a_table_may_have_columns_of_its_own(tmp_path, columns, size):
+    rows = zip(*({"image": ["a.jpg", "b.jpg"], "caption": ["one", "two"]} | columns).values())
+    text = "\n".join(",".join(map(str, row)) for row in [("image", "caption", *columns), *rows])
+    image = pa.array([jpeg(0), jpeg(1)], pa.binary())
+    for name in ("image", "jpg"):
+        pq.write_table(pa.table({name: image, "caption": ["one", "two"], **columns}), tmp_path / f"{name}.parquet")
+    for path in (write_csv(tmp_path, text), *(str(tmp_path / f"{name}.parquet") for name in ("image", "jpg"))):
+        source = TableSource(path)
+        assert [(r["id"], r["captions"]) for r in read_all(source)] == [("0", ("one",)), ("1", ("two",))]
+        assert (source.broken, source.filtered, source.find_image_size(0)) == ([], {}, size)
+        if isinstance(columns.get("status", [0])[0], str):
+            assert TableSource(path, "status").captions(1) == ("draft",)
+
+
 def test_table_errors(tmp_path):
     with pytest.raises(
         ValueError, match="needs image and one of captions, caption, label; its columns are file, title"
