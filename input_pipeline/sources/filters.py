@@ -98,8 +98,9 @@ def filters_of(config: Filters) -> Filters | None:
 class FilteredSource:
     """The records of a source that pass all filters, in its order, with the captions that do.
 
-    What passes is found once, when the source is first made, and kept in `opener.cache_folder`. `filtered` counts
-    what was left out by the first reason that was met, and `broken` has what could not be judged.
+    What passes is found once, when the source is first made, and kept in `opener.cache_folder`; not if files could not
+    be read, as that may be mended. `filtered` counts what was left out by the first reason that was met, and `broken`
+    has what could not be judged.
 
     Raises:
       ValueError: no record passes.
@@ -117,9 +118,10 @@ class FilteredSource:
         file = opener.cache_folder() / "filters" / f"{digest(repr(told).encode())}.npz"
         loaded = load_index(file, told)
         if loaded is None:
-            found, kept = self._judge_all()
-            with suppress(OSError):  # read-only or full: found anew next time
-                save_index(file, told, found, kept=kept)
+            found, kept, is_final = self._judge_all()
+            if is_final:
+                with suppress(OSError):  # read-only or full: found anew next time
+                    save_index(file, told, found, kept=kept)
         else:
             found, kept = loaded[0], loaded[1]["kept"]
         self._kept = kept
@@ -129,21 +131,22 @@ class FilteredSource:
             reasons = ", ".join(f"{count} had {reason}" for reason, count in self.filtered.most_common(3))
             raise ValueError(f"no record of {len(source)} passes the filters: {reasons or self.broken[:3]}")
 
-    def _judge_all(self) -> tuple[dict[str, Any], np.ndarray]:
+    def _judge_all(self) -> tuple[dict[str, Any], np.ndarray, bool]:
+        """What was left out, the indices of what was not, and whether every file could be read."""
         chunks = [range(start, min(start + CHUNK, len(self._source))) for start in range(0, len(self._source), CHUNK)]
         kept: list[int] = []
         filtered: Counter[str] = Counter()
-        broken: list[tuple[str, str]] = []
+        broken: list[BrokenRecordError] = []
         with (
             ThreadPoolExecutor(opener.THREADS) as pool,
             tqdm(total=len(self._source), desc="filter", unit="record", delay=3, leave=False) as bar,
         ):
             try:
                 for judged in pool.map(self._judge, chunks):
-                    for index, reason, is_broken in judged:
+                    for index, reason in judged:
                         if reason is None:
                             kept.append(index)
-                        elif is_broken:
+                        elif isinstance(reason, BrokenRecordError):
                             broken.append(reason)
                         else:
                             filtered[reason] += 1
@@ -151,22 +154,24 @@ class FilteredSource:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return {"filtered": filtered, "broken": broken}, np.array(kept, np.int64)
+        found = {"filtered": filtered, "broken": [(error.record_id, error.reason) for error in broken]}
+        is_final = not any(isinstance(error.__cause__, OSError) for error in broken)
+        return found, np.array(kept, np.int64), is_final
 
-    def _judge(self, indices: range) -> list[tuple[int, Any, bool]]:
-        """For each record its index, None or why it is left out, and whether that is because it is broken."""
-        judged: list[tuple[int, Any, bool]] = []
+    def _judge(self, indices: range) -> list[tuple[int, str | BrokenRecordError | None]]:
+        """For each record its index, and None or why it is left out."""
+        judged: list[tuple[int, str | BrokenRecordError | None]] = []
         for index in indices:
             try:
-                judged.append((index, self._why_not(index), False))
+                judged.append((index, self._why_not(index)))
             except BrokenRecordError as error:
-                judged.append((index, (error.record_id, error.reason), True))
+                judged.append((index, error))
         return judged
 
     def _why_not(self, index: int) -> str | None:
         captions = self._source.captions(index)
         if not captions:
-            raise BrokenRecordError(f"record {index}", "no caption")
+            raise BrokenRecordError(self._source[index]["id"], "no caption")
         if not self._passing(captions):
             reasons = (f.why_not_caption(captions[0]) for f in self._filters)
             return next(reason for reason in reasons if reason)

@@ -130,10 +130,9 @@ class FolderSource:
         except ValueError as error:
             raise BrokenRecordError(self._names[index], str(error)) from error
 
-    def _read(self, index: int, name: str, size: int = -1) -> bytes:
+    def _read(self, index: int, name: str, most: int = 2**62) -> bytes:
         try:
-            with open(self._path(name), "rb") as file:
-                return file.read(size)
+            return opener.read_file(self._path(name), most)
         except OSError as error:
             raise BrokenRecordError(self._names[index], f"{name}: {error.strerror}") from error
 

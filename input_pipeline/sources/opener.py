@@ -43,7 +43,7 @@ def read_file(path: str, most: int = 2**62) -> bytes:
 def file_size(path: str) -> int:
     """Bytes. Raises like `read_range`."""
     if not is_remote(path):
-        return os.path.getsize(path)
+        return with_retries(functools.partial(os.path.getsize, path), LOCAL_TRIES)
     return ask(path, lambda fs, name: int(fs.info(name)["size"]))
 
 

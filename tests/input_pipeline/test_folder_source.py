@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.sources import BrokenRecordError, FolderSource, make_source
+from input_pipeline.sources import BrokenRecordError, FilteredSource, Filters, FolderSource, make_source, remote
 
 
 def picture(seed: int, form: str = "PNG") -> bytes:
@@ -143,6 +143,34 @@ def test_what_cannot_be_read_is_a_broken_record(tmp_path):
             source[index]
         assert (error.value.record_id, error.value.reason) == (record_id, reason)
     assert source[3]["captions"] == ("x" * 2**20,)
+
+
+def test_a_disk_that_fails_for_a_moment_is_asked_again_and_its_failures_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
+    files = {"a.png": picture(0), "b.png": picture(1), "c.png": picture(2)[:20], "d.png": picture(3)}
+    texts = {f"{name}.txt": name.encode() for name in "abc"}
+    source = FolderSource(write(tmp_path / "data", files | texts))
+    pread, failures = os.pread, {"size": 4}
+
+    def flaky(*arguments):
+        if failures["size"]:
+            failures["size"] -= 1
+            raise OSError(5, "Input/output error")
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", flaky)
+    assert source[0]["image"] == files["a.png"]
+    failures["size"] = 5  # the first file that is read
+    filters = [Filters(min_side=1)]
+    chosen = FilteredSource(source, filters)
+    assert (ids(chosen), chosen.broken[0]) == (["b.png"], ("a.png", "a.txt: Input/output error"))
+    again = FilteredSource(source, filters)
+    assert (ids(again), [name for name, _ in again.broken]) == (["a.png", "b.png"], ["c.png", "d.png"])
+    assert again.broken[1] == ("d.png", "no caption")
+    failures["size"] = 99  # and what is broken for ever is kept
+    kept = FilteredSource(source, filters)
+    assert (kept.broken, len(kept)) == (again.broken, 2)
 
 
 def test_names_that_are_not_utf8_and_folders_that_cannot_be_entered_are_listed(tmp_path, monkeypatch):
