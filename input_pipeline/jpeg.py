@@ -52,6 +52,17 @@ def random_jpeg_crop(data: bytes, image_size: int, min_scale: float, numbers: np
     return resize.antialiased(pixels, (image_size, image_size), (left, top, left + side, top + side))
 
 
+def decode_jpeg(data: bytes) -> np.ndarray | None:
+    """All pixels of a plain, whole JPEG, uint8 [H, W, 3], the same as Pillow's where both have the same libjpeg-turbo;
+    None for other bytes, as of `random_jpeg_crop`."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        check_sides(width, height)
+        return simplejpeg.decode_jpeg(data, "RGB") if colorspace in COLORSPACES else None
+    except ValueError:
+        return None
+
+
 def libraries() -> dict[str, str]:
     """The versions that decide the pixels, beside Pillow's: another libjpeg, or another resize, makes other ones."""
     return {"simplejpeg": importlib.metadata.version("simplejpeg"), **resize.libraries()}

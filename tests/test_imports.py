@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.scenes.drawing": {"input_pipeline.scenes.world"},
     "input_pipeline.sources.": {"input_pipeline.sources."},
     "input_pipeline.prepare.": {
+        "input_pipeline.jpeg",
         "input_pipeline.prepare.",
         "input_pipeline.resize",
         "input_pipeline.sources.",
@@ -32,8 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.prepare.statistics": {"input_pipeline.sources.base"},
     "input_pipeline.prepare.manifest": {
         "input_pipeline.data_config",
+        "input_pipeline.jpeg",
         "input_pipeline.prepare.",
-        "input_pipeline.resize",
     },
     "input_pipeline.sources.remote": set(),
     "input_pipeline.sources.listing": {"input_pipeline.sources.remote"},

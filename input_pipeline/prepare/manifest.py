@@ -12,7 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from input_pipeline import resize
+from input_pipeline import jpeg
 from input_pipeline.data_config import FEW_RECORDS, check_broken_share, count_indexed
 from input_pipeline.prepare.duplicates import find_exact, find_near
 from input_pipeline.prepare.shards import Folder, ShardMaker
@@ -21,7 +21,7 @@ from input_pipeline.prepare.statistics import Statistics, count_reasons
 VERSION = 1
 SETTINGS, MANIFEST = "settings.json", "manifest.json"
 IDS_REMEMBERED = 1000
-DECIDES_BYTES = ("pillow", "array-record", "protobuf")  # libraries, beside that of `resize`
+DECIDES_BYTES = ("pillow", "array-record", "protobuf")  # libraries, beside those of `jpeg`
 
 
 def prepare(
@@ -114,7 +114,7 @@ def _describe(maker: ShardMaker) -> dict[str, Any]:
         "shard_size": maker.shard_size,
         "num_shards": len(maker),
         "class_names": maker.source.class_names,
-        "libraries": {name: version(name) for name in DECIDES_BYTES} | resize.libraries(),
+        "libraries": {name: version(name) for name in DECIDES_BYTES} | jpeg.libraries(),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from input_pipeline.jpeg import decode_jpeg
 from input_pipeline.prepare.duplicates import describe_look
 from input_pipeline.prepare.statistics import DRAWN, Facts
 from input_pipeline.resize import antialiased
@@ -105,7 +106,7 @@ def prepare_record(record: Record, settings: Settings) -> Prepared:
 
 
 def open_record(record: Record) -> tuple[Image.Image | np.ndarray, Facts]:
-    """The decoded picture, as `decode_image` returns it or as it was drawn, and its facts.
+    """The decoded picture, an array of a plain JPEG or a drawn one, else as `decode_image` returns it; and its facts.
 
     Raises:
       BrokenRecordError: a picture that `decode_image` refuses.
@@ -114,6 +115,10 @@ def open_record(record: Record) -> tuple[Image.Image | np.ndarray, Facts]:
     try:
         if isinstance(data, np.ndarray):
             return data, Facts(width=data.shape[1], height=data.shape[0], form=DRAWN, num_bytes=0)
+        pixels = decode_jpeg(data)
+        if pixels is not None:
+            height, width, _ = pixels.shape
+            return pixels, Facts(width=width, height=height, form="JPEG", num_bytes=len(data))
         image = decode_image(data)
     except ValueError as error:
         raise BrokenRecordError(record["id"], str(error)) from error

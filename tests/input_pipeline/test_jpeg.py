@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline import jpeg, resize
-from input_pipeline.jpeg import random_jpeg_crop
+from input_pipeline.jpeg import decode_jpeg, random_jpeg_crop
 from input_pipeline.transforms import decode_image, random_square_crop
 
 
@@ -86,3 +86,14 @@ def test_a_jpeg_cut_off_anywhere_is_never_filled_with_grey(options):
         end for end in range(0, len(data) - 2, 7) if random_jpeg_crop(data[:end], 17, 1.0, np.zeros(3)) is not None
     ]
     assert taken == []  # all but the end marker is needed
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_whole_pictures_are_pillow_s(mode):
+    data = encode(photograph(67, 41).convert(mode))
+    pixels = decode_jpeg(data)
+    assert pixels.dtype == np.uint8
+    # The same libjpeg-turbo gives the same pixels; between versions 1 was seen.
+    np.testing.assert_allclose(pixels.astype(int), np.asarray(decode_image(data).convert("RGB"), int), atol=1)
+    for other in (data[:-20], b"", encode(photograph(67, 41).convert("CMYK"))):
+        assert decode_jpeg(other) is None
