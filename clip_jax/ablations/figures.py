@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from clip_jax.ablations.findings import ERRORS, log_fit, number, summary
+from clip_jax.ablations.findings import number
 from clip_jax.ablations.observations import Observation, by_seed, distinct, select
 from clip_jax.ablations.spec import Ablation, FigureSpec, Paper
+from clip_jax.ablations.statistics import ERRORS, log_fit, summary
 from clip_jax.plots import BLUE, GOLD, GREEN, GREY, ORANGE, PINK, SKY, save_figure, wrapped
 
 COLOURS = [BLUE, ORANGE, GREEN, PINK, SKY, GOLD, "black"]

@@ -47,7 +47,8 @@ def _compute(model: ModelConfig) -> int:
 def observe(ablation: Ablation, runs: Sequence[Run], facts: dict[str, dict[str, Any]]) -> list[Observation]:
     """Of the runs that are done. Besides arm, seed, value and the arm's facts:
 
-    what="zero_shot": set, chance; with a "curve" also samples_seen, and so far_compute, 3 * compute * samples_seen.
+    what="zero_shot": set, chance; with a "curve" also samples_seen, and so far_compute, 3 * compute * samples_seen,
+    and last, whether it is the curve's end.
     Of a suite also "linear_probe", "few_shot" (shots), "prompts" (prompts), "labels_to_match", "adapted" (the probe of
     the reference set under a shift), "overlap_share" and "overlap_gain", each with its set.
     """
@@ -71,13 +72,14 @@ def _final(run: Run) -> Iterator[Observation]:
 
 
 def _curve(run: Run) -> Iterator[Observation]:
-    for row in read_metrics(run.folder):
+    rows = [row for row in read_metrics(run.folder) if any(key.startswith("evaluation/") for key in row)]
+    for row in rows:
+        place = {"samples_seen": row["samples_seen"], "last": row is rows[-1]}
         for key in row:
             if key.startswith("evaluation/") and key.endswith("/top1"):
                 name = key.removeprefix("evaluation/").removesuffix("/top1")
                 chance = row[f"evaluation/{name}/chance"]
-                found = {"what": "zero_shot", "set": name, "value": row[key], "chance": chance}
-                yield {**found, "samples_seen": row["samples_seen"]}
+                yield {"what": "zero_shot", "set": name, "value": row[key], "chance": chance, **place}
 
 
 def _suite(run: Run) -> Iterator[Observation]:

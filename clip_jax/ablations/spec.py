@@ -86,10 +86,12 @@ class Finding:
 
     Attributes:
       words: what the number is.
-      statistic: see `clip_jax.ablations.findings`.
+      statistic: see `clip_jax.ablations.statistics`.
       a, b: which observations.
       x: the key that a slope or a ratio is over.
       unit: of the number: points (of a share), times, or a plain number.
+      low, high: ends of the range; a number without one is told and decides nothing.
+      nothing: what it means that nothing was measured.
     """
 
     words: str
@@ -100,6 +102,7 @@ class Finding:
     low: float
     high: float
     unit: Literal["points", "percent", "times", "number"]
+    nothing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,9 +71,11 @@ def finding(
     high: float = float("inf"),
     unit: str = "points",
     x: str = "",
+    nothing: str = "",
 ) -> dict:
-    """A number a seed, and the range in which the paper's finding holds; see clip_jax/ablations/findings.py."""
-    keys = {"words": words, "statistic": statistic, "a": a, "b": b or {}, "x": x}
+    """A number a seed, and the range in which the paper's finding holds; see clip_jax/ablations/statistics.py. Without
+    low and high it is told and decides nothing; nothing: what it means that there is no number."""
+    keys = {"words": words, "statistic": statistic, "a": a, "b": b or {}, "x": x, "nothing": nothing}
     return {**keys, "low": low, "high": high, "unit": unit}
 
 

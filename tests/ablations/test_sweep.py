@@ -152,7 +152,8 @@ def test_a_sweep_of_another_config_is_refused_with_the_keys_that_differ(tmp_path
 @pytest.mark.parametrize("name", ablation_names())
 def test_every_ablation_goes_from_its_runs_to_its_sentence(name, tmp_path, monkeypatch):
     def accuracy(sections, set_name):
-        grows = (sections["vision"].get("width", 40) / 128) ** 0.5
+        vision = sections["vision"]
+        grows = (vision.get("width", 5 * vision.get("stem_width", 8)) / 128) ** 0.5
         return 0.3 + 0.3 * grows + 0.001 * len(set_name) + 0.01 * sections["data"]["seed"]
 
     pretend(monkeypatch, accuracy)
