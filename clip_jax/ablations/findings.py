@@ -68,16 +68,20 @@ def judge(
 def _incomplete(
     finding: Finding, observations: Sequence[Observation], runs: Sequence[Mapping[str, Any]]
 ) -> dict[int, str]:
-    """{seed: which of the runs that a finding is of are missing}."""
+    """{seed: which of the runs that a finding is of are missing}. Runs that are there, of which none has what is
+    asked, are not."""
+    done = {(found["arm"], found["seed"]) for found in observations}
     missing: dict[int, list[str]] = {}
     for side in [finding.a, *([finding.b] if finding.b else [])]:
-        there = {(found["arm"], found["seed"]) for found in select(observations, side)}
-        for run in runs:
-            own = {key: value for key, value in side.items() if key in run}  # the rest is of observations alone
-            arms = missing.setdefault(run["seed"], [])
-            if select([dict(run)], own) and (run["arm"], run["seed"]) not in there and run["arm"] not in arms:
-                arms.append(run["arm"])
-    return {seed: f"without {', '.join(arms)}" for seed, arms in missing.items() if arms}
+        have = {(found["arm"], found["seed"]) for found in select(observations, side)}
+        known = {key: value for key, value in side.items() if runs and key in runs[0]}  # others are of observations
+        of_side = [(run["arm"], run["seed"]) for run in select([dict(run) for run in runs], known)]
+        for seed in sorted({seed for _, seed in of_side}):
+            asked = [run for run in of_side if run[1] == seed]
+            lacking = [run for run in asked if run not in have]
+            if len(lacking) < len(asked) or not done.issuperset(lacking):
+                missing.setdefault(seed, []).extend(arm for arm, _ in lacking)
+    return {seed: f"without {', '.join(dict.fromkeys(arms))}" for seed, arms in missing.items() if arms}
 
 
 def _of_all(relations: set[Relation]) -> Relation | None:

@@ -50,7 +50,9 @@ def observe(ablation: Ablation, runs: Sequence[Run], facts: dict[str, dict[str, 
     what="zero_shot": set, chance; with a "curve" also samples_seen, and so far_compute, 3 * compute * samples_seen,
     and last, whether it is the curve's end.
     Of a suite also "linear_probe", "few_shot" (shots), "prompts" (prompts), "labels_to_match", "adapted" (the probe of
-    the reference set under a shift), "overlap_share" and "overlap_gain", each with its set.
+    the reference set under a shift) and "overlap_share", each with its set; of sets with both overlapping and clean
+    images "overlap_gain", all less clean accuracy, "overlap_difference", overlapping less clean, and "overlap_beyond",
+    1 where that is above 0 by its 99.5 % interval.
     """
     observations = []
     for run in runs:
@@ -106,7 +108,10 @@ def _set_observations(row: dict[str, Any]) -> Iterator[Observation]:
         yield {"what": "labels_to_match", "value": few_shot["matches_zero_shot"]["labels_per_class"]}
     if "overlap_share" in (overlap := row.get("overlap", {})):
         yield {"what": "overlap_share", "value": overlap["overlap_share"]}
-        yield {"what": "overlap_gain", "value": overlap["all_minus_clean"] or 0.0}  # None: all or none overlap
+        if overlap["overlap_minus_clean"] is not None:  # both parts have images
+            yield {"what": "overlap_gain", "value": overlap["all_minus_clean"]}
+            yield {"what": "overlap_difference", "value": overlap["overlap_minus_clean"]}
+            yield {"what": "overlap_beyond", "value": float(overlap["overlap_minus_clean_low"] > 0)}
 
 
 _READERS = {"final": _final, "curve": _curve, "suite": _suite}

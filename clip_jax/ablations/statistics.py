@@ -93,7 +93,9 @@ def _by_set(finding: Finding, observations: Sequence[Observation]) -> dict[int, 
 
 
 def _largest_difference(finding: Finding, observations: Sequence[Observation]) -> Found:
-    return {seed: float(np.abs(a - b).max()) for seed, (a, b) in _by_set(finding, observations).items()}
+    """Of a set, either way; without b the largest a itself."""
+    pairs = _by_set(finding, observations).items()
+    return {seed: float(np.abs(a - b if finding.b else a).max()) for seed, (a, b) in pairs}
 
 
 def _share_above(finding: Finding, observations: Sequence[Observation]) -> Found:

@@ -191,6 +191,7 @@ def suite(scale: str, *measures: str) -> ConfigDict:
     if scale == "full":
         config.robustness.reference, config.robustness.shifts = "imagenet", SHIFTED_IMAGENET
         config.suite.datasets += SHIFTED_IMAGENET if "robustness" in measures else ()
+        config.overlap.num_training = 1_000_000  # of 400 million; their embeddings are 760 MB
         return config
     config.suite.name = "The drawn world"
     config.suite.datasets = (*WORLD_SETS, *SHIFTED_SETS, DIGITS)
