@@ -159,19 +159,19 @@ RESNETS = {
 
 
 def published(name: str):
-    """A run of one of the paper's ResNets, on the base's data."""
+    """The base with one of the paper's ResNets; all else of it stays."""
     stages, stem_width, num_heads, image_size, embed_dim, text_width, learning_rate = RESNETS[name]
 
     def change(config: ConfigDict) -> ConfigDict:
         resnet = clip_rn50.get_config()
-        resnet.vision.stages, resnet.vision.stem_width, resnet.vision.num_heads = stages, stem_width, num_heads
-        resnet.vision.image_size = image_size
-        resnet.model.embed_dim = embed_dim
-        resnet.text.width, resnet.text.num_heads = text_width, text_width // 64
-        resnet.optimizer.learning_rate = learning_rate
-        for section in ("data", "train", "evaluation", "sharding"):
-            resnet[section] = config[section]
-        return resnet
+        config.vision = resnet.vision
+        config.vision.stages, config.vision.stem_width, config.vision.num_heads = stages, stem_width, num_heads
+        config.vision.image_size = image_size
+        config.model.embed_dim = embed_dim
+        config.text.width, config.text.num_heads = text_width, text_width // 64
+        config.optimizer.learning_rate = learning_rate
+        config.optimizer.b2, config.optimizer.eps = resnet.optimizer.b2, resnet.optimizer.eps
+        return config
 
     return change
 

@@ -20,9 +20,9 @@ def get_config(scale: str = "mini") -> ConfigDict:
     taken = "5,000 training images of a run" if scale == "mini" else "A million training images"
     config.about.note = (
         f"{taken}; a duplicate is 0.95 or more similar by the perceptual embedding. Only sets with both overlapping "
-        "and clean images count, and what the overlap adds to a set's accuracy is never more than its share. Asked: images "
-        "that overlap are right more often than the clean ones of their set by less than five points, and beyond the "
-        "interval of 99.5 % on less than a quarter of the sets."
+        "and clean images count, and what the overlap adds to a set's accuracy is never more than its share. Asked: "
+        "images that overlap are right more often than the clean ones of their set by less than five points, and "
+        "beyond the interval of 99.5 % on less than a quarter of the sets."
     )
     config.measure.kind = "suite"
     config.suite = bases.world_suite(scale)
