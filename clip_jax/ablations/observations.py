@@ -12,22 +12,26 @@ from clip_jax.ablations.spec import Ablation, Where
 from clip_jax.config import make_config
 from clip_jax.metrics import read_metrics
 from clip_jax.models import ModelConfig
-from clip_jax.planning.step import forward_flops
+from clip_jax.planning.step import forward_flops, image_flops
 
 Observation = dict[str, Any]
 
 
 def facts_of(ablation: Ablation) -> dict[str, dict[str, Any]]:
-    """What is known of each arm before it runs: compute, FLOPs of encoding one pair; pairs, seen in training;
-    total_compute, 3 * compute * pairs; family and size, the parts of an arm named family/size; and the config keys that
-    figure and findings are over."""
+    """What is known of each arm before it runs: compute, FLOPs of encoding one pair; image_compute, of its image alone,
+    where something is over it; pairs, seen in training; total_compute, 3 * compute * pairs; family and size, the parts
+    of an arm named family/size; and the config keys that figures and findings are over."""
     facts = {}
     for arm, sections in ablation.arms.items():
         config = make_config(sections)
         compute = _compute(config.model)
         pairs = config.train.global_batch_size * config.train.total_steps
         family, _, size = arm.partition("/")
-        keys = {name: sections[name.partition(".")[0]][name.partition(".")[2]] for name in ablation.needed_facts}
+        keys: dict[str, Any] = {
+            name: sections[name.partition(".")[0]][name.partition(".")[2]] for name in ablation.needed_facts
+        }
+        if "image_compute" in ablation.axes:
+            keys["image_compute"] = _image_compute(config.model)
         facts[arm] = {
             "compute": compute,
             "pairs": pairs,
@@ -42,6 +46,11 @@ def facts_of(ablation: Ablation) -> dict[str, dict[str, Any]]:
 @cache
 def _compute(model: ModelConfig) -> int:
     return forward_flops(model)
+
+
+@cache
+def _image_compute(model: ModelConfig) -> int:
+    return image_flops(model)
 
 
 def observe(ablation: Ablation, runs: Sequence[Run], facts: dict[str, dict[str, Any]]) -> list[Observation]:

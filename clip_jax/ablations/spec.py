@@ -45,8 +45,8 @@ class FigureSpec:
 
     Attributes:
       kind: "arms", a place an arm; "lines" over a number; "scatter", a point a set; "bars", a row a set.
-      x: of lines, the key over which they go: a fact of a run (compute, samples_seen), a key of its config
-        (train.global_batch_size), or of its observations (shots).
+      x: of lines, the key over which they go: a fact of a run (compute, image_compute, samples_seen), a key of its
+        config (train.global_batch_size), or of its observations (shots).
       series: pairs of a label and which observations; of "arms" and "lines" what is drawn, of "scatter" exactly two,
         the axes; of "bars" one bar each. A label that is "{key}" stands for a series for each value of that key.
       minus: of "bars", subtracted from each.
@@ -122,9 +122,15 @@ class Ablation:
     suite: Sections = field(repr=False)
 
     @property
+    def axes(self) -> set[str]:
+        """What figures and findings are over."""
+        panels = [self.figure, *([self.second] if self.second else [])]
+        return {panel.x for panel in panels} | {finding.x for finding in self.findings}
+
+    @property
     def needed_facts(self) -> set[str]:
-        """Config keys that figure and findings are over."""
-        return {x for x in (self.figure.x, *(finding.x for finding in self.findings)) if "." in x}
+        """Config keys among them."""
+        return {x for x in self.axes if "." in x}
 
 
 def ablation_names() -> tuple[str, ...]:

@@ -1,7 +1,10 @@
 """What the files of configs/ablations ask, without their runs."""
 
+import dataclasses
+
 import pytest
 
+from clip_jax.ablations.observations import facts_of
 from clip_jax.ablations.spec import load_ablation
 from configs import clip_rn50
 
@@ -51,3 +54,17 @@ def test_the_papers_settings_can_be_run():
     assert load_ablation("overlap", "full").suite["overlap"]["num_training"] == 1_000_000
     trains = [sections["train"] for sections in load_ablation("batch_size", "full").arms.values()]
     assert len({train["total_steps"] / train["evaluate_every"] for train in trains}) == 1
+
+
+def test_encoders_differ_in_the_image_tower_alone():
+    ablation = load_ablation("encoders", "mini")
+    assert all(sections["text"] == ablation.arms["ViT/S"]["text"] for sections in ablation.arms.values())
+    assert len({sections["optimizer"]["learning_rate"] for sections in ablation.arms.values()}) == 1
+    assert (ablation.figure.x, ablation.findings[0].x) == ("image_compute", "image_compute")
+    arms = {name: ablation.arms[name] for name in ("ViT/S", "ResNet/S")}
+    facts = facts_of(dataclasses.replace(ablation, arms=arms)).values()
+    text = {of["compute"] - of["image_compute"] for of in facts}
+    assert len(text) == 1  # FLOPs of the text and its projection
+    # One block of width 64 over 16 tokens and a projection: 4 matrices of attention, 2 of 4 times the width.
+    T, D = 16, 64
+    assert text == {2 * T * 12 * D**2 + 2 * 2 * T**2 * D + 2 * D * 64}

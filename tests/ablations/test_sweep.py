@@ -288,8 +288,18 @@ def test_a_set_is_measured_when_its_data_has_come(tmp_path, monkeypatch):
 
 def test_a_bar_that_was_not_measured_is_not_drawn_at_zero(tmp_path, monkeypatch):
     drawn, written = [], []
-    monkeypatch.setattr(Axes, "barh", lambda self, y, width, *_, **more: drawn.append(list(width)))
-    monkeypatch.setattr(Axes, "text", lambda self, x, y, words, **_: written.append(words))
+    barh, text = Axes.barh, Axes.text
+
+    def watched_barh(ax, y, width, *more, **look):
+        drawn.append(list(width))
+        return barh(ax, y, width, *more, **look)
+
+    def watched_text(ax, x, y, words, **look):
+        written.append(words)
+        return text(ax, x, y, words, **look)
+
+    monkeypatch.setattr(Axes, "barh", watched_barh)
+    monkeypatch.setattr(Axes, "text", watched_text)
     ablation = load_ablation("robustness", "mini")
     rows = [("zero_shot", "s", 0.0), ("zero_shot", "t", 0.5), ("adapted", "t", 0.25)]
     observations = [
