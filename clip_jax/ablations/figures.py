@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from clip_jax.ablations.findings import ERRORS, log_fit, number, summary
+from clip_jax.ablations.findings import number
 from clip_jax.ablations.observations import Observation, by_seed, distinct, select
 from clip_jax.ablations.spec import Ablation, FigureSpec, Paper
+from clip_jax.ablations.statistics import ERRORS, log_fit, summary
 from clip_jax.plots import BLUE, GOLD, GREEN, GREY, ORANGE, PINK, SKY, save_figure, wrapped
 
 COLOURS = [BLUE, ORANGE, GREEN, PINK, SKY, GOLD, "black"]
@@ -170,7 +171,8 @@ def _draw_scatter(ax: Axes, spec: FigureSpec, observations: Sequence[Observation
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if names:
+        ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _draw_bars(ax: Axes, spec: FigureSpec, observations: Sequence[Observation], series: Series) -> None:
@@ -181,15 +183,23 @@ def _draw_bars(ax: Axes, spec: FigureSpec, observations: Sequence[Observation], 
         less = by_seed(observations, {**where, **spec.minus, "set": name})
         return {seed: own[seed] - less[seed] for seed in own if seed in less}
 
-    names = [name for name in distinct(observations, "set") if of_set(series[0][1], name)]
-    names.sort(key=lambda name: float(np.mean(list(of_set(series[0][1], name).values()))))
+    def first_mean(name: str) -> float | None:
+        found = (summary(list(of_set(where, name).values()))["mean"] for _, where in series)
+        return next((mean for mean in found if mean is not None), None)
+
+    means = {name: mean for name in distinct(observations, "set") if (mean := first_mean(name)) is not None}
+    names = sorted(means, key=means.__getitem__)
     thick = BETWEEN / len(series)
     for place, (label, where) in enumerate(series):
         colour, _ = _look(place)
         found = [summary(list(of_set(where, name).values())) for name in names]
-        heights = [(of["mean"] or 0.0) for of in found]
-        at = np.arange(len(names)) - BETWEEN / 2 + thick * (len(series) - place - 0.5)
-        errors = [ERRORS * (of["standard_error"] or 0.0) for of in found]
+        places = np.arange(len(names)) - BETWEEN / 2 + thick * (len(series) - place - 0.5)
+        for y in (y for y, of in zip(places, found) if of["mean"] is None):
+            side = ax.get_yaxis_transform()  # x from 0 at the left end: an axis of logarithms has no 0
+            ax.text(0.01, y, "not measured", transform=side, va="center", fontsize=7, color=GREY)
+        there = [(y, of) for y, of in zip(places, found) if of["mean"] is not None]
+        at, heights = [y for y, _ in there], [of["mean"] for _, of in there]
+        errors = [ERRORS * (of["standard_error"] or 0.0) for _, of in there]
         ax.barh(at, heights, thick, color=colour, xerr=errors, ecolor="#444444", label=label)
         for y, height, error in zip(at, heights, errors):
             ax.annotate(

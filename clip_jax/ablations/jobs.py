@@ -17,6 +17,7 @@ from typing import Any
 from clip_jax.ablations.spec import Ablation, Sections
 from clip_jax.config import changed_keys, write_json
 from clip_jax.suites.array_files import content_hash
+from clip_jax.suites.labelled_sets import AbsentError, open_labelled_set
 
 ROOT = Path(__file__).parents[2]
 MODULES = "clip_jax"  # the package whose modules are the commands
@@ -70,10 +71,31 @@ class Run:
         return self.trained and (not self.suite or (self.suite_folder / "report.json").is_file())
 
     @property
+    def arrived(self) -> list[str]:
+        """Sets that the suite's report lacks for want of their data, which is there now: they are still to measure."""
+        if not (self.suite and self.done):
+            return []
+        rows = json.loads((self.suite_folder / "report.json").read_text())["sets"]
+        return [row["name"] for row in rows if row.get("state") == "absent" and self._opens(row["name"])]
+
+    def _opens(self, name: str) -> bool:
+        try:
+            open_labelled_set(name, Path(self.suite["suite"]["data_dir"]), self.sections["vision"]["image_size"])
+        except AbsentError:
+            return False
+        except ValueError:
+            pass  # data of another form, as the suite will say
+        return True
+
+    @property
+    def failed_file(self) -> Path:
+        """Where the reason is kept: training's in the folder, a suite's in its own, of which a run may have several."""
+        return (self.suite_folder if self.trained and self.suite else self.folder) / "failed.txt"
+
+    @property
     def failure(self) -> str | None:
         """Why the last try did not end well."""
-        file = self.folder / "failed.txt"
-        return file.read_text().strip() if file.is_file() and not self.done else None
+        return self.failed_file.read_text().strip() if self.failed_file.is_file() and not self.done else None
 
     @property
     def minutes(self) -> float:
@@ -125,23 +147,24 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def run_all(runs: Sequence[Run], say: Callable[[str], None] = print) -> None:
-    """Makes what is not there yet, one after the other. A run that fails says so in its folder's failed.txt, and the
+    """Makes what is not there yet, one after the other. A run that fails says so in its failed_file, and the
     others go on.
 
     Raises:
       StoppedError: SIGTERM or Ctrl-C came; the run at work has saved a checkpoint.
     """
-    missing = [run for run in runs if not run.done]
+    missing = [run for run in runs if not run.done or run.arrived]
     for number, run in enumerate(missing, 1):
         say(f"run {number} of {len(missing)}: {run.arm}, seed {run.seed}, in {run.folder}")
         started = time.perf_counter()
         reason = _make(run)
         took = f"{(time.perf_counter() - started) / 60:.1f} minutes"
         if reason is None:
-            (run.folder / "failed.txt").unlink(missing_ok=True)
+            for folder in {run.folder, run.failed_file.parent}:
+                (folder / "failed.txt").unlink(missing_ok=True)
             say(f"  done in {took}")
         else:
-            (run.folder / "failed.txt").write_text(f"{reason}\n")
+            run.failed_file.write_text(f"{reason}\n")
             say(f"  FAILED after {took}: {reason}\n  its words are in {run.folder / 'log.txt'}")
 
 
@@ -153,7 +176,7 @@ def commands(run: Run) -> dict[str, list[str]]:
         words = ["train", f"--config={run.folder / 'config.py'}", f"--workdir={run.folder}"]
         _write_config(run.folder / "config.py", run.sections, words)
         found["train"] = words
-    if run.suite and not run.done:
+    if run.suite and (not run.done or run.arrived):
         output = run.suite_folder
         words = ["evaluate", f"--config={output / 'config.py'}", f"--workdir={run.folder}", f"--output={output}"]
         _write_config(output / "config.py", run.suite, words)

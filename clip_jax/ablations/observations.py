@@ -12,22 +12,26 @@ from clip_jax.ablations.spec import Ablation, Where
 from clip_jax.config import make_config
 from clip_jax.metrics import read_metrics
 from clip_jax.models import ModelConfig
-from clip_jax.planning.step import forward_flops
+from clip_jax.planning.step import forward_flops, image_flops
 
 Observation = dict[str, Any]
 
 
 def facts_of(ablation: Ablation) -> dict[str, dict[str, Any]]:
-    """What is known of each arm before it runs: compute, FLOPs of encoding one pair; pairs, seen in training;
-    total_compute, 3 * compute * pairs; family and size, the parts of an arm named family/size; and the config keys that
-    figure and findings are over."""
+    """What is known of each arm before it runs: compute, FLOPs of encoding one pair; image_compute, of its image alone,
+    where something is over it; pairs, seen in training; total_compute, 3 * compute * pairs; family and size, the parts
+    of an arm named family/size; and the config keys that figures and findings are over."""
     facts = {}
     for arm, sections in ablation.arms.items():
         config = make_config(sections)
         compute = _compute(config.model)
         pairs = config.train.global_batch_size * config.train.total_steps
         family, _, size = arm.partition("/")
-        keys = {name: sections[name.partition(".")[0]][name.partition(".")[2]] for name in ablation.needed_facts}
+        keys: dict[str, Any] = {
+            name: sections[name.partition(".")[0]][name.partition(".")[2]] for name in ablation.needed_facts
+        }
+        if "image_compute" in ablation.axes:
+            keys["image_compute"] = _image_compute(config.model)
         facts[arm] = {
             "compute": compute,
             "pairs": pairs,
@@ -44,12 +48,20 @@ def _compute(model: ModelConfig) -> int:
     return forward_flops(model)
 
 
+@cache
+def _image_compute(model: ModelConfig) -> int:
+    return image_flops(model)
+
+
 def observe(ablation: Ablation, runs: Sequence[Run], facts: dict[str, dict[str, Any]]) -> list[Observation]:
     """Of the runs that are done. Besides arm, seed, value and the arm's facts:
 
-    what="zero_shot": set, chance; with a "curve" also samples_seen, and so far_compute, 3 * compute * samples_seen.
+    what="zero_shot": set, chance; with a "curve" also samples_seen, and so far_compute, 3 * compute * samples_seen,
+    and last, whether it is the curve's end.
     Of a suite also "linear_probe", "few_shot" (shots), "prompts" (prompts), "labels_to_match", "adapted" (the probe of
-    the reference set under a shift), "overlap_share" and "overlap_gain", each with its set.
+    the reference set under a shift) and "overlap_share", each with its set; of sets with both overlapping and clean
+    images "overlap_gain", all less clean accuracy, "overlap_difference", overlapping less clean, and "overlap_beyond",
+    1 where that is above 0 by its 99.5 % interval.
     """
     observations = []
     for run in runs:
@@ -71,13 +83,14 @@ def _final(run: Run) -> Iterator[Observation]:
 
 
 def _curve(run: Run) -> Iterator[Observation]:
-    for row in read_metrics(run.folder):
+    rows = [row for row in read_metrics(run.folder) if any(key.startswith("evaluation/") for key in row)]
+    for row in rows:
+        place = {"samples_seen": row["samples_seen"], "last": row is rows[-1]}
         for key in row:
             if key.startswith("evaluation/") and key.endswith("/top1"):
                 name = key.removeprefix("evaluation/").removesuffix("/top1")
                 chance = row[f"evaluation/{name}/chance"]
-                found = {"what": "zero_shot", "set": name, "value": row[key], "chance": chance}
-                yield {**found, "samples_seen": row["samples_seen"]}
+                yield {"what": "zero_shot", "set": name, "value": row[key], "chance": chance, **place}
 
 
 def _suite(run: Run) -> Iterator[Observation]:
@@ -104,7 +117,10 @@ def _set_observations(row: dict[str, Any]) -> Iterator[Observation]:
         yield {"what": "labels_to_match", "value": few_shot["matches_zero_shot"]["labels_per_class"]}
     if "overlap_share" in (overlap := row.get("overlap", {})):
         yield {"what": "overlap_share", "value": overlap["overlap_share"]}
-        yield {"what": "overlap_gain", "value": overlap["all_minus_clean"] or 0.0}  # None: all or none overlap
+        if overlap["overlap_minus_clean"] is not None:  # both parts have images
+            yield {"what": "overlap_gain", "value": overlap["all_minus_clean"]}
+            yield {"what": "overlap_difference", "value": overlap["overlap_minus_clean"]}
+            yield {"what": "overlap_beyond", "value": float(overlap["overlap_minus_clean_low"] > 0)}
 
 
 _READERS = {"final": _final, "curve": _curve, "suite": _suite}

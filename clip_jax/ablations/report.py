@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from clip_jax.ablations.findings import describe_range, number
+from clip_jax.ablations.findings import describe_range, number, seed_values
 from clip_jax.suites.report_html import Markup, Page, code, pairs, paragraph, table
 
 Results = Mapping[str, Any]
@@ -60,8 +60,9 @@ def _findings(results: Results) -> str:
             None if found[name] is None else Markup(number(found[name], unit, bare=name != "mean"))
             for name in ("mean", "standard_error", "low", "high", "student_low", "student_high")
         ]
-        seeds = ", ".join(number(value, unit, bare=True) for value in found["values"].values())
-        rows.append([found["words"], *shown, describe_range(found) or None, seeds, found["verdict"]])
+        seeds = ", ".join([*seed_values(found), *(f"{seed}: {why}" for seed, why in found["left_out"].items())])
+        words = found["words"] if found["relation"] in ("equal", None) else f"{found['words']} {found['relation']}"
+        rows.append([words, *shown, describe_range(found) or None, seeds, found["verdict"]])
     header = [
         "number",
         "mean",

@@ -45,8 +45,8 @@ class FigureSpec:
 
     Attributes:
       kind: "arms", a place an arm; "lines" over a number; "scatter", a point a set; "bars", a row a set.
-      x: of lines, the key over which they go: a fact of a run (compute, samples_seen), a key of its config
-        (train.global_batch_size), or of its observations (shots).
+      x: of lines, the key over which they go: a fact of a run (compute, image_compute, samples_seen), a key of its
+        config (train.global_batch_size), or of its observations (shots).
       series: pairs of a label and which observations; of "arms" and "lines" what is drawn, of "scatter" exactly two,
         the axes; of "bars" one bar each. A label that is "{key}" stands for a series for each value of that key.
       minus: of "bars", subtracted from each.
@@ -86,10 +86,12 @@ class Finding:
 
     Attributes:
       words: what the number is.
-      statistic: see `clip_jax.ablations.findings`.
+      statistic: see `clip_jax.ablations.statistics`.
       a, b: which observations.
       x: the key that a slope or a ratio is over.
       unit: of the number: points (of a share), times, or a plain number.
+      low, high: ends of the range; a number without one is told and decides nothing.
+      nothing: what it means that nothing was measured.
     """
 
     words: str
@@ -100,6 +102,7 @@ class Finding:
     low: float
     high: float
     unit: Literal["points", "percent", "times", "number"]
+    nothing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +122,15 @@ class Ablation:
     suite: Sections = field(repr=False)
 
     @property
+    def axes(self) -> set[str]:
+        """What figures and findings are over."""
+        panels = [self.figure, *([self.second] if self.second else [])]
+        return {panel.x for panel in panels} | {finding.x for finding in self.findings}
+
+    @property
     def needed_facts(self) -> set[str]:
-        """Config keys that figure and findings are over."""
-        return {x for x in (self.figure.x, *(finding.x for finding in self.findings)) if "." in x}
+        """Config keys among them."""
+        return {x for x in self.axes if "." in x}
 
 
 def ablation_names() -> tuple[str, ...]:
@@ -139,7 +148,8 @@ def load_ablation(
       data_dir: where the prepared sets of evaluations and suites lie.
 
     Raises:
-      ValueError: unknown name (the message lists those known) or key; a run's config that does not stand.
+      ValueError: unknown name (the message lists those known) or key; a run's config that does not stand; an override
+        that a run would lose; two runs of the same config.
     """
     module = _module(name)
     overrides = {**(overrides or {}), **({"evaluation.data_dir": data_dir} if data_dir else {})}
@@ -147,7 +157,15 @@ def load_ablation(
     check_names("ablation", set(spec), {"about", "measure", "figure", "second", "paper", "findings", "base", "suite"})
     if spec["suite"] and data_dir:
         spec["suite"]["suite"]["data_dir"] = data_dir
-    arms = {arm: _sections(module, scale, change, overrides) for arm, change in module.arms(scale).items()}
+    arms = {}
+    for arm, change in module.arms(scale).items():
+        arms[arm] = sections = _sections(module, scale, change, overrides, f"ablation {name}, run {arm!r}")
+        if same := next((other for other in arms if other != arm and arms[other] == sections), None):
+            raise ValueError(
+                f"ablation {name}: its runs {same!r} and {arm!r} are of the same config, so that nothing is compared: "
+                "leave out the --config.SECTION.KEY that makes them so"
+            )
+    _check_effects(module, scale, overrides, arms, name)
     for arm, sections in arms.items():
         try:
             make_config(sections)
@@ -176,12 +194,47 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"configs.ablations.{name}")
 
 
-def _sections(module: ModuleType, scale: Scale, change: Callable[[Any], Any], overrides: Mapping[str, Any]) -> Sections:
+def _sections(
+    module: ModuleType, scale: Scale, change: Callable[[Any], Any], overrides: Mapping[str, Any], whose: str
+) -> Sections:
     base = module.get_config(scale).base
     for key, value in overrides.items():
         section, _, name = key.partition(".")
         base[section][name] = value
-    return _plain(change(base))
+    before = dict(base.items())
+    changed = change(base)
+    for key, value in overrides.items():
+        section = key.partition(".")[0]
+        if changed[section] is not before[section]:
+            raise ValueError(
+                f"{whose}: it has a section {section!r} of its own, which would lose --config.{key}={value}: leave "
+                "it out"
+            )
+    return _plain(changed)
+
+
+def _arms_are(arms: Mapping[str, Sections], module: ModuleType, scale: Scale, overrides: Mapping[str, Any]) -> bool:
+    """Whether these overrides, too, give these arms."""
+    try:
+        changes = module.arms(scale).items()
+        return all(_sections(module, scale, change, overrides, "") == arms[arm] for arm, change in changes)
+    except ValueError:
+        return False  # without what is left out they do not stand
+
+
+def _check_effects(
+    module: ModuleType, scale: Scale, overrides: Mapping[str, Any], arms: Mapping[str, Sections], name: str
+) -> None:
+    """Raises ValueError where all runs set a key themselves that was to be changed."""
+    for key, value in overrides.items():
+        section, _, field_name = key.partition(".")
+        base = module.get_config(scale).base
+        others = {other: overrides[other] for other in overrides if other != key}
+        if base[section][field_name] != value and _arms_are(arms, module, scale, others):
+            raise ValueError(
+                f"ablation {name}: each of its runs sets {key} itself, and --config.{key}={value} would be lost: "
+                f"leave it out, or change configs/ablations/{name}.py"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.ablations.figures import draw
-from clip_jax.ablations.findings import judge, overall, sentence, summary
+from clip_jax.ablations.findings import judge, overall, sentence
 from clip_jax.ablations.jobs import Run, make_runs, record_sweep
 from clip_jax.ablations.observations import Observation, by_seed, distinct, facts_of, observe, select
 from clip_jax.ablations.report import write_report
 from clip_jax.ablations.spec import Ablation
+from clip_jax.ablations.statistics import summary
 from clip_jax.config import write_json
 
 FILES = ("results.json", "figure.png", "report.html")
@@ -76,7 +77,8 @@ def summarize(
 ) -> dict[str, Any]:
     """What results.json holds: question, sentence, verdict, findings, cells (each arm's means), facts, runs, and how
     they were made. A function of the runs alone, so that a second call gives the same."""
-    findings = [judge(finding, observations) for finding in ablation.findings]
+    expected = [{"arm": run.arm, "seed": run.seed, **facts[run.arm]} for run in runs]
+    findings = [judge(finding, observations, expected) for finding in ablation.findings]
     done = [run for run in runs if run.done]
     environments = [json.loads((run.folder / "environment.json").read_text()) for run in done]
     return {

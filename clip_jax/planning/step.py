@@ -6,6 +6,7 @@ import re
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def read_refusal(error: Exception) -> Exception:
 
 def forward_flops(model: ModelConfig) -> int:
     """FLOPs of encoding one image and one text of the full context length, or of predicting it from the image."""
-    graph, variables = model_graph(model), jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))
+    graph, variables = _abstract_model(model)
 
     def forward(variables: Any, image: jax.Array, text: jax.Array) -> Any:
         module = nnx.merge(graph, variables)
@@ -222,6 +223,21 @@ def forward_flops(model: ModelConfig) -> int:
         return module.caption_logits(features, text)
 
     return count_flops(forward, variables, *_rows(model, 1).values())
+
+
+def image_flops(model: ModelConfig) -> int:
+    """FLOPs of encoding one image."""
+    graph, variables = _abstract_model(model)
+
+    def forward(variables: Any, image: jax.Array) -> Any:
+        return nnx.merge(graph, variables).encode_image(image)
+
+    return count_flops(forward, variables, _rows(model, 1)["image"])
+
+
+@lru_cache(maxsize=16)
+def _abstract_model(model: ModelConfig) -> tuple[Any, Any]:
+    return model_graph(model), jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))
 
 
 class Towers:

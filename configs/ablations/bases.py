@@ -71,9 +71,11 @@ def finding(
     high: float = float("inf"),
     unit: str = "points",
     x: str = "",
+    nothing: str = "",
 ) -> dict:
-    """A number a seed, and the range in which the paper's finding holds; see clip_jax/ablations/findings.py."""
-    keys = {"words": words, "statistic": statistic, "a": a, "b": b or {}, "x": x}
+    """A number a seed, and the range in which the paper's finding holds; see clip_jax/ablations/statistics.py. Without
+    low and high it is told and decides nothing; nothing: what it means that there is no number."""
+    keys = {"words": words, "statistic": statistic, "a": a, "b": b or {}, "x": x, "nothing": nothing}
     return {**keys, "low": low, "high": high, "unit": unit}
 
 
@@ -157,19 +159,19 @@ RESNETS = {
 
 
 def published(name: str):
-    """A run of one of the paper's ResNets, on the base's data."""
+    """The base with one of the paper's ResNets; all else of it stays."""
     stages, stem_width, num_heads, image_size, embed_dim, text_width, learning_rate = RESNETS[name]
 
     def change(config: ConfigDict) -> ConfigDict:
         resnet = clip_rn50.get_config()
-        resnet.vision.stages, resnet.vision.stem_width, resnet.vision.num_heads = stages, stem_width, num_heads
-        resnet.vision.image_size = image_size
-        resnet.model.embed_dim = embed_dim
-        resnet.text.width, resnet.text.num_heads = text_width, text_width // 64
-        resnet.optimizer.learning_rate = learning_rate
-        for section in ("data", "train", "evaluation", "sharding"):
-            resnet[section] = config[section]
-        return resnet
+        config.vision = resnet.vision
+        config.vision.stages, config.vision.stem_width, config.vision.num_heads = stages, stem_width, num_heads
+        config.vision.image_size = image_size
+        config.model.embed_dim = embed_dim
+        config.text.width, config.text.num_heads = text_width, text_width // 64
+        config.optimizer.learning_rate = learning_rate
+        config.optimizer.b2, config.optimizer.eps = resnet.optimizer.b2, resnet.optimizer.eps
+        return config
 
     return change
 
@@ -189,6 +191,7 @@ def suite(scale: str, *measures: str) -> ConfigDict:
     if scale == "full":
         config.robustness.reference, config.robustness.shifts = "imagenet", SHIFTED_IMAGENET
         config.suite.datasets += SHIFTED_IMAGENET if "robustness" in measures else ()
+        config.overlap.num_training = 1_000_000  # of 400 million; their embeddings are 760 MB
         return config
     config.suite.name = "The drawn world"
     config.suite.datasets = (*WORLD_SETS, *SHIFTED_SETS, DIGITS)

@@ -40,6 +40,7 @@ def smaller(times: int):
         config.train.global_batch_size //= times
         config.train.total_steps *= times
         config.train.checkpoint_every *= times
+        config.train.evaluate_every *= times
         config.optimizer.warmup_steps *= times
         config.optimizer.learning_rate /= times**0.5
         return config

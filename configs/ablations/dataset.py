@@ -48,6 +48,11 @@ def arms(scale: str) -> dict:
         def change(config: ConfigDict) -> ConfigDict:
             if scale == "mini":
                 config.data.scene_kinds, config.data.num_examples = KINDS[name], 50_000
+            elif "{source}" not in config.data.path:
+                raise ValueError(
+                    f"--scale=full of dataset compares two sources, and data.path={config.data.path!r} names one: give "
+                    "--config.data.path='DIR/{source}', with folders DIR/first and DIR/second"
+                )
             config.data.path = config.data.path.replace("{source}", name)
             return config
 

@@ -18,6 +18,9 @@ class Pretended:
     def __init__(self, accuracy: Accuracy, failing: Callable[[dict[str, Any]], bool] = lambda sections: False):
         self.accuracy = accuracy
         self.failing = failing
+        self.absent: set[str] = set()  # sets without data
+        self.overlap: dict[str, Any] = {"overlap_share": 0.02, "all_minus_clean": 0.001}
+        self.overlap |= {"overlap_minus_clean": 0.05, "overlap_minus_clean_low": -0.1}
         self.calls: list[tuple[str, Path]] = []
 
     def __call__(self, what: str, words: Sequence[str], folder: Path) -> str | None:
@@ -51,7 +54,12 @@ class Pretended:
     def _evaluate(self, sections: dict[str, Any], words: Sequence[str], folder: Path) -> float:
         output = Path(words[3].removeprefix("--output="))
         suite = self._sections(output / "config.py")
-        rows = [self._row(suite, name, self.accuracy(sections, name)) for name in suite["suite"]["datasets"]]
+        rows = [
+            {"name": name, "state": "absent", "reason": "no such data"}
+            if name in self.absent
+            else self._row(suite, name, self.accuracy(sections, name))
+            for name in suite["suite"]["datasets"]
+        ]
         report: dict[str, Any] = {"sets": rows}
         if "robustness" in suite["suite"]["measures"]:
             names = (suite["robustness"]["reference"], *suite["robustness"]["shifts"])
@@ -71,5 +79,5 @@ class Pretended:
             shots = [{"labels_per_class": n, "score": accuracy - 0.1 + 0.05 * n} for n in suite["few_shot"]["shots"]]
             row["few_shot"] = {"shots": shots, "matches_zero_shot": {"labels_per_class": 2.0, "relation": "equal"}}
         if "overlap" in measures:
-            row["overlap"] = {"overlap_share": 0.02, "all_minus_clean": 0.001}
+            row["overlap"] = self.overlap
         return row

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from clip_jax.ablations.findings import first_reach, judge, overall, sentence
+from clip_jax.ablations.findings import judge, overall, sentence
 from clip_jax.ablations.spec import Finding
+from clip_jax.ablations.statistics import Bound, reach
 
 
 def finding(statistic="difference", a=None, b=None, low=-math.inf, high=math.inf, unit="points", x="", words="w"):
@@ -140,10 +141,100 @@ def test_how_much_less_reaches_the_same():
     slow, fast = {"arm": "slow"}, {"arm": "fast"}
     ratio = finding("ratio_to_reach", a=fast, b=slow, x="samples_seen")
     assert judge(ratio, rows)["mean"] == pytest.approx(2)  # 0.5 at 200 instead of 400
-    other = finding("ratio_to_reach", a=slow, b=fast, x="samples_seen")
-    assert judge(other, rows)["mean"] == 0  # never
-    assert first_reach([100, 200, 400], [0.1, 0.3, 0.5], 0.4) == pytest.approx(200 * 2**0.5)  # half-way in the log
-    assert first_reach([100, 200], [0.1, 0.3], 0.05) == 100
+    assert reach([100, 200, 400], [0.1, 0.3, 0.5], 0.4).value == pytest.approx(200 * 2**0.5)  # half-way in the log
+    assert reach([100, 200], [0.1, 0.3], 0.05) == Bound(100, "at most")
+    assert reach([100, 200], [0.1, 0.3], 0.5) == Bound(200, "at least")
+
+
+def curves(fast, slow, seeds=3, chance=0.1):
+    """Evaluations at 100, 200 and 400 images."""
+    places = (100, 200, 400)
+    rows = [("fast", *row) for row in zip(places, fast)] + [("slow", *row) for row in zip(places, slow)]
+    return saw(
+        *((arm, k, "s", value, {"samples_seen": x, "chance": chance}) for k in range(seeds) for arm, x, value in rows)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "relation", "value", "ends", "low", "verdict"),
+    [
+        ((0.6, 0.7, 0.8), (0.1, 0.3, 0.5), "at least", 4, (4, None), 3.9, "holds"),  # there at its first evaluation
+        ((0.6, 0.7, 0.8), (0.1, 0.3, 0.5), "at least", 4, (4, None), 10, "undecided"),  # 10 may be true
+        ((0.1, 0.2, 0.3), (0.1, 0.3, 0.5), "at most", 1, (None, 1), 2, "does not hold"),  # it never is
+        ((0.1, 0.2, 0.3), (0.1, 0.3, 0.5), "at most", 1, (None, 1), 0.5, "undecided"),
+        ((0.1, 0.3, 0.5), (0.1, 0.3, 0.5), "equal", 1, (1, 1), 0.5, "holds"),
+    ],
+)
+def test_a_level_beyond_the_evaluations_gives_a_bound(fast, slow, relation, value, ends, low, verdict):
+    ratio = finding("ratio_to_reach", {"arm": "fast"}, {"arm": "slow"}, low=low, x="samples_seen", unit="times")
+    found = judge(ratio, curves(fast, slow))
+    assert (found["relation"], found["mean"], found["verdict"]) == (relation, pytest.approx(value), verdict)
+    assert (found["low"], found["high"]) == pytest.approx(ends)
+    if relation == "at least":
+        assert sentence([found]).endswith(
+            f": w at least 4 times (4 and more by two standard errors over 3 seeds; asked: more than {low})."
+        )
+
+
+def test_a_level_at_chance_is_no_level_to_reach():
+    ratio = finding("ratio_to_reach", {"arm": "fast"}, {"arm": "slow"}, low=1, x="samples_seen", unit="times")
+    found = judge(ratio, curves((0.1, 0.3, 0.5), (0.1, 0.1, 0.1)))
+    assert (found["mean"], found["verdict"]) == (None, "undecided")
+    assert sentence([found]) == "Undecided here: w: the level to reach, 10.0%, is not above chance, 10.0%."
+    one = [*curves((0.1, 0.3, 0.5), (0.1, 0.1, 0.6), seeds=1)]  # above at one seed of three, by chance
+    others = [row for row in curves((0.1, 0.3, 0.5), (0.1, 0.1, 0.1)) if row["seed"]]
+    found = judge(ratio, [*one, *others])
+    assert set(found["left_out"].values()) == {"the level to reach is not above chance by two standard errors"}
+    both = judge(ratio, curves((0.6, 0.7, 0.8), (0.5, 0.5, 0.5)))
+    assert set(both["left_out"].values()) == {"both have the level at their first point"}
+
+
+def test_bounds_from_both_sides_decide_nothing():
+    above, below = curves((0.6, 0.7, 0.8), (0.1, 0.3, 0.5), 1), curves((0.1, 0.2, 0.3), (0.1, 0.3, 0.5), 2)
+    ratio = finding("ratio_to_reach", {"arm": "fast"}, {"arm": "slow"}, low=3, x="samples_seen", unit="times")
+    found = judge(ratio, [*above, *(row for row in below if row["seed"] == 1)])
+    assert (found["relation"], found["low"], found["high"], found["verdict"]) == (None, None, None, "undecided")
+    assert sentence([found]) == (
+        "Undecided here: w at least 4, at most 1 by seed (bounds from both sides, which have no mean; asked: more than "
+        "3)."
+    )
+
+
+def line(*arms, seeds=3, bent=()):
+    """A power law over arms named by their compute, and the runs that there should be."""
+    rows = saw(*((str(x), k, "s", 1 - 0.8 * x**-0.25, {"compute": x}) for k in range(seeds) for x in arms))
+    return [row for row in rows if (row["arm"], row["seed"]) not in bent]
+
+
+SWEEP = [{"arm": str(x), "seed": seed, "compute": x} for seed in range(3) for x in (1, 3, 10, 44)]
+
+
+def test_a_seed_without_all_its_runs_is_left_out():
+    slope = finding("log_slope", x="compute", high=0, unit="number", words="slope")
+    found = judge(slope, line(1, 3, 10, 44, bent=[("44", 1)]), SWEEP)
+    assert (list(found["values"]), found["left_out"]) == (["0", "2"], {"1": "without 44"})
+    assert sentence([found]) == (
+        "Holds here: slope -0.25 (-0.25 to -0.25 by two standard errors over 2 seeds; asked: less than 0; 1 left out: "
+        "without 44)."
+    )
+    few = judge(slope, line(1, 3, 10, 44, bent=[("44", 1), ("3", 2)]), SWEEP)
+    assert (few["verdict"], few["left_out"]) == ("undecided", {"1": "without 44", "2": "without 3"})
+    best = finding("difference_to_best", {"arm": "1"}, {"arm": ("3", "10")}, low=-1)
+    assert judge(best, line(1, 3, 10), SWEEP)["verdict"] == "holds"  # 44 is not of this finding
+    assert judge(best, line(1, 3), SWEEP)["left_out"] == dict.fromkeys("012", "without 10")
+
+
+def test_what_is_not_a_number_is_left_out_and_said():
+    rows = [{**row, "value": math.nan} if row["seed"] == 1 else row for row in PAIRS]
+    found = judge(finding(a=NEW, b=OLD, low=0), rows)
+    assert (list(found["values"]), found["left_out"]) == (["0", "2"], {"1": "not a finite number"})
+
+
+def test_a_number_without_a_range_decides_nothing():
+    told = judge(finding(a=NEW, b=OLD), PAIRS)
+    assert told["verdict"] == "told"
+    assert overall([told]) == "undecided"
+    assert overall([told, judge(finding(a=NEW, b=OLD, low=0), PAIRS)]) == "holds"
 
 
 def test_the_labels_that_match_zero_shot_on_average():

@@ -6,10 +6,12 @@ import math
 import re
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 from sweeps import Pretended
 
 from clip_jax.ablations import full_scale, jobs
+from clip_jax.ablations.figures import draw
 from clip_jax.ablations.gallery import write_gallery
 from clip_jax.ablations.jobs import run_all
 from clip_jax.ablations.observations import facts_of
@@ -152,7 +154,8 @@ def test_a_sweep_of_another_config_is_refused_with_the_keys_that_differ(tmp_path
 @pytest.mark.parametrize("name", ablation_names())
 def test_every_ablation_goes_from_its_runs_to_its_sentence(name, tmp_path, monkeypatch):
     def accuracy(sections, set_name):
-        grows = (sections["vision"].get("width", 40) / 128) ** 0.5
+        vision = sections["vision"]
+        grows = (vision.get("width", 5 * vision.get("stem_width", 8)) / 128) ** 0.5
         return 0.3 + 0.3 * grows + 0.001 * len(set_name) + 0.01 * sections["data"]["seed"]
 
     pretend(monkeypatch, accuracy)
@@ -232,3 +235,76 @@ def test_a_curve_tells_how_many_images_less_reach_the_same(tmp_path, monkeypatch
     # The evaluations grow evenly to 0.4 and 0.5; of the latter 0.4 lies a fifth of the way from the third to the last.
     assert results["findings"][0]["mean"] == pytest.approx((4 / 3) ** 0.8)
     assert {cell["mean"] for cell in results["cells"]} == {0.4, 0.5}  # the last evaluation's
+
+
+def test_overlap_is_not_decided_where_nothing_overlaps(tmp_path, monkeypatch):
+    pretended = pretend(monkeypatch)
+    pretended.overlap = {"overlap_share": 0.0, "all_minus_clean": 0.0}
+    pretended.overlap |= {"overlap_minus_clean": None, "overlap_minus_clean_low": None}
+    results, _ = sweep("overlap", tmp_path / "none")
+    assert results["verdict"] == "undecided"
+    assert "overlapping less clean: not decidable: no set has both overlapping and clean images" in results["sentence"]
+    pretended.overlap = {"overlap_share": 0.02, "all_minus_clean": 0.01}  # all that so small a share can add
+    pretended.overlap |= {"overlap_minus_clean": 0.5, "overlap_minus_clean_low": 0.3}
+    results, _ = sweep("overlap", tmp_path / "much")
+    assert [found["verdict"] for found in results["findings"]] == ["does not hold", "does not hold", "told", "told"]
+    assert results["findings"][2]["mean"] == pytest.approx(0.01)
+
+
+def test_a_suite_that_fails_leaves_others_of_the_same_run_alone(tmp_path, monkeypatch):
+    pretend(monkeypatch)
+    ablations = [load_ablation(name, "mini") for name in ("few_shot", "few_shot")]
+    ablations[1].suite["suite"]["num_examples"] = 7
+    of_one, of_other = (prepare(ablation, 1, tmp_path / str(i)) for i, ablation in enumerate(ablations))
+    runs = [dataclasses.replace(of_other[0], folder=of_one[0].folder), of_one[0]]
+    run_all(of_one[:1], lambda _: None)
+    monkeypatch.setattr(jobs, "_call", lambda what, words, folder: "out of everything")
+    run_all(runs[:1], lambda _: None)
+    assert [run.failure for run in runs] == ["out of everything", None]
+    assert (runs[0].suite_folder / "failed.txt").is_file()
+    assert not (runs[0].folder / "failed.txt").exists()
+    (runs[1].suite_folder / "report.json").unlink()  # not measured yet, which is no failure
+    assert runs[1].failure is None
+
+
+def test_a_set_is_measured_when_its_data_has_come(tmp_path, monkeypatch):
+    pretended = pretend(monkeypatch)
+    ablation = load_ablation("limitations", "mini")
+    name = f"folder:{tmp_path / 'pictures'}"
+    ablation.suite["suite"]["datasets"] += (name,)
+    pretended.absent = {name}
+    run = prepare(ablation, 1, tmp_path)[0]
+    run_all([run], lambda _: None)
+    assert (run.done, run.arrived, len(pretended.calls)) == (True, [], 2)
+    run_all([run], lambda _: None)
+    assert len(pretended.calls) == 2
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "cat" / "0.png")
+    pretended.absent = set()
+    assert run.arrived == [name]
+    run_all([run], lambda _: None)
+    assert ([what for what, _ in pretended.calls], run.arrived) == (["train", "evaluate", "evaluate"], [])
+
+
+def test_a_bar_that_was_not_measured_is_not_drawn_at_zero(tmp_path, monkeypatch):
+    drawn, written = [], []
+    barh, text = Axes.barh, Axes.text
+
+    def watched_barh(ax, y, width, *more, **look):
+        drawn.append(list(width))
+        return barh(ax, y, width, *more, **look)
+
+    def watched_text(ax, x, y, words, **look):
+        written.append(words)
+        return text(ax, x, y, words, **look)
+
+    monkeypatch.setattr(Axes, "barh", watched_barh)
+    monkeypatch.setattr(Axes, "text", watched_text)
+    ablation = load_ablation("robustness", "mini")
+    rows = [("zero_shot", "s", 0.0), ("zero_shot", "t", 0.5), ("adapted", "t", 0.25)]
+    observations = [
+        {"arm": "world", "seed": 0, "what": what, "set": name, "value": value} for what, name, value in rows
+    ]
+    draw(ablation, observations, tmp_path / "figure.png")
+    assert drawn[:2] == [[0.0, 0.5], [0.25]]
+    assert written == ["not measured"]
