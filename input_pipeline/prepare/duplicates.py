@@ -3,8 +3,8 @@
 Copies are found among all records without comparing each with each: of 12 bands of the 128 bits of a hash, two pictures
 that differ in at most 10 bits share two at least, so only those are compared that agree in a pair of bands.
 
-Seen on 6,000 photographs of Flickr8k (18 million pairs): one pair is the same, pixel for pixel; the next pair differs in
-19 bits. Found of 400 copies each: all of JPEG quality 75, 98.5 % of quality 30, 99 % of half the side,
+Seen on 6,000 photographs of Flickr8k (18 million pairs): one pair is the same, pixel for pixel; the next differs in 19
+bits. Found of 400 copies each: all of JPEG quality 75, 98.5 % of quality 30, 99 % of half the side,
 94.5 % of those at quality 50, all that were squashed to squares, 99.5 % of central crops that leave 98 % of the area,
 76 % of those that leave 95 %, 40 % at 90 %. Copies made brighter or grey, and mirrored ones, are not found.
 """
