@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from clip_jax.ablations.findings import number
 from clip_jax.ablations.observations import Observation, by_seed, distinct, select
@@ -137,6 +137,9 @@ def _number_axis(ax: Axes, spec: FigureSpec, values: Sequence[Any]) -> None:
         ax.set_xticks(places, [formatter(value) if formatter else f"{value:g}" for value in places])
         ax.xaxis.set_minor_locator(NullLocator())
     else:
+        if spec.log_x:
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 

@@ -9,7 +9,7 @@ from configs.ablations import bases
 from configs.ablations.bases import ZERO_SHOT, changed, finding, same
 
 ARMS = ("contrastive", "bag of words", "language model")
-PAPER = (("bag of words over language model", 3.0), ("contrast over bag of words", 4.0))
+PAPER = (("bag of words over\nlanguage model", 3.0), ("contrast over\nbag of words", 4.0))
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
