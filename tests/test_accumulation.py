@@ -113,7 +113,12 @@ def whole_batch(config):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("num_microbatches", "shape"), [(3, DEVICES), (2, (8, 1, 1)), pytest.param(48, (1, 1, 1), marks=pytest.mark.slow)]
+    ("num_microbatches", "shape"),
+    [
+        (3, DEVICES),
+        pytest.param(2, (8, 1, 1), marks=pytest.mark.slow),
+        pytest.param(48, (1, 1, 1), marks=pytest.mark.slow),
+    ],
 )
 def test_every_gradient_is_that_of_the_whole_batch(num_microbatches, shape):
     ((value, _), grads), moved = sharded(VIT, num_microbatches, shape)
@@ -289,6 +294,7 @@ def test_steps_in_parts_are_steps_of_the_whole_dropped_patches_included():
     np.testing.assert_array_equal(state.rng, expected.rng)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_microbatch():
     """Temporaries of the compiled step on one device; a quarter of the batch at a time."""
     tower = {"width": 32, "depth": 3, "num_heads": 2, "mlp_dim": 128}

@@ -182,7 +182,12 @@ def features_of(graph, params, images, text):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("name", "shape"), [("train_vit", (1, 1, 1)), ("train_vit", (2, 2, 2)), ("train_resnet", (2, 2, 2))]
+    ("name", "shape"),
+    [
+        ("train_vit", (1, 1, 1)),
+        pytest.param("train_vit", (2, 2, 2), marks=pytest.mark.slow),
+        ("train_resnet", (2, 2, 2)),
+    ],
 )
 def test_forty_steps_equal_torch(goldens, name, shape):
     folder = goldens / name

@@ -182,6 +182,7 @@ def test_remat_changes_memory_but_no_gradient_and_no_statistic():
     assert num_kept["full"] < 0.75 * num_kept["dots"] < 0.45 * most  # the stem keeps everything at any rate
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_global_statistics_do_not_depend_on_the_devices():
     graph, params, stats = make_tower(float64(with_vision(batch_norm="global")))
