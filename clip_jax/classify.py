@@ -74,6 +74,7 @@ def classify(model: Model, images: np.ndarray, text: np.ndarray) -> np.ndarray:
 
 
 def main(paths: Sequence[str]) -> int:
+    """Runs the command; see the module's docstring."""
     if not paths:
         raise ValueError("no images: for instance clip-jax classify cat.jpg --labels='a cat,a dog'")
     labels = [label.strip() for label in cli.required(LABELS, "'a cat,a dog'")]

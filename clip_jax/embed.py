@@ -250,6 +250,7 @@ def parse_part(text: str | None) -> tuple[int, int]:
 
 
 def main() -> int:
+    """Runs the command; see the module's docstring."""
     name = cli.required(cli.MODEL, "ViT-B/32")
     path = cli.required(PATH, "photos")
     output = Path(cli.required(cli.OUTPUT, "embeddings"))

@@ -106,6 +106,7 @@ def evaluate_suite() -> int:
 
 
 def main() -> int:
+    """Runs the command; see the module's docstring."""
     if cli.CONFIG.value is not None:
         with distributed.joined(**cli.host_options()):
             return evaluate_suite()

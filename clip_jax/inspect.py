@@ -147,6 +147,7 @@ def _texts(record: Record, source: Source) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Runs the command; see the module's docstring."""
     if len(arguments) != 1:
         raise ValueError(f"give one data set, not {len(arguments)}: for instance clip-jax inspect photos")
     path = arguments[0]

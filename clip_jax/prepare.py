@@ -121,6 +121,7 @@ def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Ca
 
 
 def main() -> int:
+    """Runs the command; see the module's docstring."""
     output = cli.required(cli.OUTPUT, "data_256")
     filters = Filters(
         min_side=MIN_SIDE.value,

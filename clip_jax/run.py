@@ -38,7 +38,7 @@ from clip_jax.train_state import (
 )
 from clip_jax.train_step import TrainStep, make_train_step
 from input_pipeline.data_config import DataConfig, make_sources
-from input_pipeline.examples import Examples
+from input_pipeline.examples import make_examples
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Source
 from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer
@@ -112,14 +112,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     assert state is not None
     checkpointer.set_aside_after(int(state.step))
     batches = BatchIterator(
-        Examples(
-            source=source,
-            tokenizer=tokenizer,
-            image_size=image_size,
-            min_scale=config.data.min_crop_scale,
-            seed=config.data.seed,
-            decode=config.data.decode,
-        ),
+        make_examples(config.data, source, tokenizer, image_size),
         config.train.global_batch_size,
         state=data_state,
         num_workers=config.data.num_workers,

@@ -38,6 +38,7 @@ EXAMPLES = 3
 
 
 def main() -> int:
+    """Runs the command; see the module's docstring."""
     output = Path(OUTPUT.value)
     if output.exists():
         raise ValueError(f"--output={output} exists: a run may depend on it, so name another file or delete it first")

@@ -274,6 +274,7 @@ def _source_cells(run: Run, num_batches: int) -> list[list[str]]:
 
 
 def main() -> int:
+    """Runs the command; see the module's docstring."""
     workdir = Path(cli.required(cli.WORKDIR, "runs/tiny"))
     sections = cli.required(cli.CONFIG, "tiny").to_dict()
     with distributed.joined(**cli.host_options()):

@@ -10,7 +10,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from input_pipeline.data_config import Decode
+from input_pipeline.data_config import DataConfig, Decode
 from input_pipeline.jpeg import libraries, random_jpeg_crop
 from input_pipeline.order import Order
 from input_pipeline.sources import BrokenRecordError, Mixture, Record, Source
@@ -143,6 +143,18 @@ class Examples:
             "seed": self.seed,
             "decode": decoder(self.decode),
         }
+
+
+def make_examples(config: DataConfig, source: Source, tokenizer: Tokenizer, image_size: int) -> Examples:
+    """What a config trains on."""
+    return Examples(
+        source=source,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        min_scale=config.min_crop_scale,
+        seed=config.seed,
+        decode=config.decode,
+    )
 
 
 def decoder(decode: Decode) -> dict[str, str]:

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from clip_jax.ablations.findings import describe_range, number, seed_values
-from clip_jax.suites.report_html import Markup, Page, code, pairs, paragraph, table
+from clip_jax.suites.report_html import Markup, Page, code, pairs, paragraph, table, write_page
 
 Results = Mapping[str, Any]
 
@@ -34,10 +32,7 @@ def write_report(results: Results, folder: Path) -> None:
             f'<section id="{title.lower()}"><h2>{title}</h2>{body}</section>' for title, body in sections.items()
         ),
     }
-    template = Template(files("clip_jax.suites").joinpath("report.html").read_text(encoding="utf-8"))
-    partial = folder / ".report.html.partial"
-    partial.write_text(template.substitute(values), encoding="utf-8")
-    partial.replace(folder / "report.html")
+    write_page(folder, values)
 
 
 def _head(results: Results) -> str:

@@ -27,7 +27,7 @@ from clip_jax.benchmarks.timing import Runner, Timed, Timings
 from clip_jax.config import Config
 from clip_jax.run import TOKENIZER_FILE, store_tokenizer
 from input_pipeline.data_config import make_sources
-from input_pipeline.examples import Examples, collate
+from input_pipeline.examples import Examples, collate, make_examples
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Record
 from input_pipeline.tokenizers import make_tokenizer
@@ -124,14 +124,7 @@ def open_examples(config: Config, folder: Path) -> Examples:
     source, _ = make_sources(config.data, image_size)
     store_tokenizer(config.data, config.model, source, folder / TOKENIZER_FILE)
     tokenizer = make_tokenizer(config.data.tokenizer, folder / TOKENIZER_FILE, config.model.text.context_length)
-    return Examples(
-        source=source,
-        tokenizer=tokenizer,
-        image_size=image_size,
-        min_scale=config.data.min_crop_scale,
-        seed=config.data.seed,
-        decode=config.data.decode,
-    )
+    return make_examples(config.data, source, tokenizer, image_size)
 
 
 def main() -> int:

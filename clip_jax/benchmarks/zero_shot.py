@@ -24,6 +24,7 @@ NUM_RUNS = flags.DEFINE_integer("num_runs", 3, "The fastest counts.", lower_boun
 
 
 def main() -> int:
+    """Runs the command; see the module's docstring."""
     rng = np.random.default_rng(0)
     N, C, T, E = NUM_IMAGES.value, NUM_CLASSES.value, NUM_TEMPLATES.value, EMBED_DIM.value
     images = rng.standard_normal((N, E), np.float32)

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from clip_jax.suites import report_measures as measures
 from clip_jax.suites import report_sections as sections
-from clip_jax.suites.report_html import Markup, Page, pairs
+from clip_jax.suites.report_html import Markup, Page, pairs, write_page
 
 # What makes the HTML of each section, by its heading.
 SECTIONS: dict[str, Callable[[Page], str]] = {
@@ -47,10 +45,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
             f'<section id="{anchors[title]}"><h2>{escape(title)}</h2>{body}</section>' for title, body in bodies.items()
         ),
     }
-    template = Template(files("clip_jax.suites").joinpath("report.html").read_text(encoding="utf-8"))
-    partial = folder / ".report.html.partial"
-    partial.write_text(template.substitute(values), encoding="utf-8")
-    partial.replace(folder / "report.html")
+    write_page(folder, values)
 
 
 def _head(report: Mapping[str, Any]) -> Markup:

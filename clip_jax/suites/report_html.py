@@ -5,7 +5,9 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from PIL import Image
@@ -158,3 +160,12 @@ def matches(few: Mapping[str, Any]) -> Markup | None:
         return None
     sign = {"equal": "", "at most": "≤ ", "more than": "&gt; "}[match["relation"]]
     return Markup(f"{sign}{match['labels_per_class']:.3g}")
+
+
+def write_page(folder: Path, values: Mapping[str, str]) -> None:
+    """report.html in the folder, whole or not at all; values: of the template's title, model, subtitle, head, warning,
+    contents and sections."""
+    template = Template(files("clip_jax.suites").joinpath("report.html").read_text(encoding="utf-8"))
+    partial = folder / ".report.html.partial"
+    partial.write_text(template.substitute(values), encoding="utf-8")
+    partial.replace(folder / "report.html")

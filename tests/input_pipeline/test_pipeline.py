@@ -4,7 +4,6 @@ import itertools
 import json
 import multiprocessing
 import re
-import tarfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_records import write_tar
 
 from input_pipeline import pipeline
 from input_pipeline.data_config import DataConfig, check_broken_share, make_sources
@@ -80,15 +80,6 @@ def assert_equal_batches(left: list[Batch], right: list[Batch]) -> None:
             assert a[name].dtype == b[name].dtype
             np.testing.assert_array_equal(a[name], b[name])
         assert (a["truncated"], a["broken"]) == (b["truncated"], b["broken"])
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
 
 
 def jpeg(grey: int) -> bytes:

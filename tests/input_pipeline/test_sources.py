@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from tiny_records import jpeg, write_tar
 
 from input_pipeline.sources import (
     ArrayRecordSource,
@@ -29,21 +29,6 @@ from input_pipeline.sources import (
     write_array_record,
 )
 from input_pipeline.sources.base import PerProcess
-
-
-def jpeg(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (11, 13, 3), np.uint8)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
 
 
 def record_members(key: str, seed: int) -> list[tuple[str, bytes]]:
