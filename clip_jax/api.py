@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from PIL import Image
@@ -22,7 +23,7 @@ from clip_jax.models import PUBLISHED, ModelConfig, ResNetConfig
 from clip_jax.pretrained import ImageTransform
 from clip_jax.restore import open_model
 from clip_jax.sharding import ShardingConfig, make_mesh
-from clip_jax.train_state import Variables, variable_shardings
+from clip_jax.train_state import Variables, model_graph, variable_shardings
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import check_size, decode_image, resize_and_center_crop, resize_squashed, to_eight_bit
 
@@ -52,8 +53,8 @@ class Model:
 
     def _put(self, variables: Variables, mesh: Mesh) -> None:
         # The reference's float32 is float32 also where JAX's default is not.
-        precision = "highest" if self.config.compute_dtype == "float32" else None
-        encoder = Encoder(self.config, mesh, self._batch_size, normalized=False, precision=precision)
+        self._precision = "highest" if self.config.compute_dtype == "float32" else None
+        encoder = Encoder(self.config, mesh, self._batch_size, normalized=False, precision=self._precision)
         encoder.variables = jax.device_put(variables, variable_shardings(variables, mesh))
         self.mesh, self._encoder = mesh, encoder  # last: a mesh that does not fit leaves the model as it was
 
@@ -109,6 +110,17 @@ class Model:
 
         images: [N, S, S, 3], uint8 as `preprocess` gives, or floating-point pixels already normalised.
         """
+        self._check(images)
+        return jnp.asarray(self._encoder.images(np.asarray(image) for image in images))
+
+    def attention_map(self, images: np.ndarray | jax.Array | Sequence[np.ndarray]) -> jax.Array:
+        """How much the features take of each place of the images, [N, G, G]; see `ImageEncoder.attention_map`."""
+        self._check(images)
+        graph, rows = model_graph(self.config), np.stack([np.asarray(image) for image in images])
+        with jax.default_matmul_precision(self._precision):
+            return jax.jit(lambda v, x: nnx.merge(graph, v).attention_map(x))(self.variables, rows)
+
+    def _check(self, images: np.ndarray | jax.Array | Sequence[np.ndarray]) -> None:
         shapes = {np.shape(image) for image in images}
         if shapes != {(self.image_size, self.image_size, 3)}:
             found = list(np.shape(images)) if len(shapes) < 2 else f"several: {sorted(shapes)}"
@@ -120,7 +132,6 @@ class Model:
         if len(dtypes) > 1 or not (dtypes == {np.dtype(np.uint8)} or jnp.issubdtype(min(dtypes), jnp.floating)):
             names = ", ".join(sorted(map(str, dtypes)))
             raise ValueError(f"images are {names}; expected uint8, or floating-point pixels already normalised")
-        return jnp.asarray(self._encoder.images(np.asarray(image) for image in images))
 
     def encode_text(self, text: np.ndarray | jax.Array) -> jax.Array:
         """Features [N, E] in the compute dtype, not normalised, of token ids int32 [N, L] as `tokenize` gives."""

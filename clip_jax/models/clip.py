@@ -84,9 +84,24 @@ class ImageEncoder(nnx.Module):
 
         Arguments as for `encode_image`. Reference: Radford et al. 2021, appendix A (features of the linear probes).
         """
+        return self.visual(self._normalized(images), train, keys)
+
+    def attention_map(self, images: jax.Array) -> jax.Array:
+        """How much the feature takes of each place of the image, [B, G, G] with G the grid_size, mean over the heads.
+
+        Of the last attention of the class token, or of the attention pooling. What it takes of the rest (the class
+        token itself, a ResNet's mean) is missing: a map sums to at most 1. images: as for `encode_image`.
+
+        Raises:
+          ValueError: features that are the mean of all patches.
+        """
+        weights = self.visual.pooling_weights(self._normalized(images)).mean(1)  # [B, P]
+        return weights.reshape(len(weights), *[self.config.vision.grid_size] * 2)
+
+    def _normalized(self, images: jax.Array) -> jax.Array:
         if images.dtype == jnp.uint8:
             images = normalize_images(images, self.config)
-        return self.visual(constrain_batch(images.astype(self.config.dtypes["dtype"])), train, keys)
+        return constrain_batch(images.astype(self.config.dtypes["dtype"]))
 
     def project_image(self, pooled: jax.Array) -> jax.Array:
         """What `pool_image` gives, [B, D], to features [B, E]."""

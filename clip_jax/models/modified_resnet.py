@@ -7,7 +7,7 @@ from flax import nnx
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.models.config import ModelConfig, ResNetConfig
 from clip_jax.models.remat import keep, rematerialize
-from clip_jax.models.transformer import attention
+from clip_jax.models.transformer import attention, attention_weights
 from clip_jax.sharding import constrain_batch, platform
 
 EXPANSION = 4  # of a bottleneck's channels by its last convolution
@@ -128,9 +128,17 @@ class AttentionPool(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, D] to [B, E]."""
-        x = x.reshape(len(x), -1, x.shape[-1])
-        x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1) + self.positional_embedding[...].astype(x.dtype)
+        x = self._embed(x)
         return self.out(attention(self.query(x[:, :1]), self.key(x), self.value(x), causal=False))[:, 0]
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """How much is taken of each of the P = H * W positions, [B, heads, P]; the rest, up to 1, of their mean."""
+        x = self._embed(x)
+        return attention_weights(self.query(x[:, :1]), self.key(x))[:, :, 0, 1:]
+
+    def _embed(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(len(x), -1, x.shape[-1])
+        return jnp.concatenate([x.mean(1, keepdims=True), x], axis=1) + self.positional_embedding[...].astype(x.dtype)
 
 
 class ModifiedResNet(nnx.Module):
@@ -161,6 +169,13 @@ class ModifiedResNet(nnx.Module):
         H and W must be the config's image_size: the position embeddings are learned for that grid. Nothing is random
         here, so keys are not read.
         """
+        return self.attention_pool(self._grid(images, train))
+
+    def pooling_weights(self, images: jax.Array) -> jax.Array:
+        """How much the attention pooling takes of each position of the last grid: [B, heads, P]."""
+        return self.attention_pool.weights(self._grid(images, train=False))
+
+    def _grid(self, images: jax.Array, train: bool) -> jax.Array:
         _, H, W, _ = images.shape
         if not H == W == self.image_size:
             raise ValueError(f"images are {H}x{W} pixels, the model's image_size is {self.image_size}: resize them")
@@ -170,4 +185,4 @@ class ModifiedResNet(nnx.Module):
         x = constrain_batch(average_pool(x, 2))
         for stage in (self.stage_1, self.stage_2, self.stage_3, self.stage_4):
             x = constrain_batch(stage(x, train))
-        return self.attention_pool(x)
+        return x

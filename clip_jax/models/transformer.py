@@ -30,6 +30,14 @@ def attention(
     segments: int32 [B, L], L = M; each position sees only those of its own segment.
     `jax.nn.dot_product_attention` casts its softmax down to float32 under x64, so that float64 could not be had.
     """
+    weights = attention_weights(query, key, causal, segments).astype(value.dtype)
+    return jnp.einsum("bhlm,bmhk->blhk", weights, value)
+
+
+def attention_weights(
+    query: jax.Array, key: jax.Array, causal: bool = False, segments: jax.Array | None = None
+) -> jax.Array:
+    """How much each query takes of each position, [B, H, L, M], in at least float32; rows sum to 1."""
     logits = jnp.einsum("blhk,bmhk->bhlm", query * query.shape[-1] ** -0.5, key)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # [B, H, L, M]
     if causal:
@@ -38,8 +46,7 @@ def attention(
     if segments is not None:
         visible = segments[:, None, :, None] == segments[:, None, None, :]  # [B, 1, L, L]
         logits = jnp.where(visible, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhlm,bmhk->blhk", weights, value)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 class Attention(nnx.Module):
@@ -65,6 +72,11 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # [B, L, H, K] each
         return keep(self.out(attention(query, key, value, self.causal, segments)), "attention_output")
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """Of every position on every other, [B, H, L, L]."""
+        query, key, _ = jnp.moveaxis(self.qkv(x), -3, 0)
+        return attention_weights(query, key, self.causal)
 
 
 class MLP(nnx.Module):
@@ -118,3 +130,14 @@ class Transformer(nnx.Module):
             return constrain_batch(nnx.merge(graphdef, params)(constrain_batch(x), segments)), None
 
         return jax.lax.scan(rematerialize(body, self.remat), x, stacked)[0]
+
+    def last_weights(self, x: jax.Array) -> jax.Array:
+        """The attention of the last block, [B, H, L, L], for what the first one is given, [B, L, D]."""
+        graphdef, stacked = nnx.split(self.blocks)
+        *before, last = (
+            nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+            for i in range(len(jax.tree.leaves(stacked)[0]))
+        )
+        for block in before:
+            x = block(x)
+        return last.attn.weights(last.ln_1(x))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from clip_jax.models.config import ModelConfig, VisionConfig
-from clip_jax.models.transformer import MLP, Transformer, attention, make_layer_norm
+from clip_jax.models.transformer import MLP, Transformer, attention, attention_weights, make_layer_norm
 
 
 class AttentionHead(nnx.Module):
@@ -27,9 +27,15 @@ class AttentionHead(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, P, D] to [B, D]."""
-        query = jnp.broadcast_to(self.query(self.probe[...].astype(x.dtype)), (len(x), 1, *self.query.out_features))
-        pooled = self.out(attention(query, self.key(x), self.value(x), causal=False))[:, 0]
+        pooled = self.out(attention(self._query(x), self.key(x), self.value(x), causal=False))[:, 0]
         return pooled + self.mlp(self.ln(pooled))
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """How much is taken of each patch, [B, H, P]."""
+        return attention_weights(self._query(x), self.key(x))[:, :, 0]
+
+    def _query(self, x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(self.query(self.probe[...].astype(x.dtype)), (len(x), 1, *self.query.out_features))
 
 
 def choose_patches(keys: jax.Array, num_patches: int, num_kept: int) -> jax.Array:
@@ -81,6 +87,24 @@ class VisionTransformer(nnx.Module):
         H and W must be the config's image_size: the position embeddings are learned for that grid. In training with
         patch dropout each image's key, of keys [B], says which of its patches are seen.
         """
+        x = self.transformer(self._embed(images, train, keys))
+        if self.pooling == "class_token":
+            return self.ln_post(x[:, 0])
+        if self.attention_head is None:
+            return self.ln_post(x[:, 1:]).mean(1)
+        return self.attention_head(self.ln_post(x))
+
+    def pooling_weights(self, images: jax.Array) -> jax.Array:
+        """How much the class token in its last attention, or the attention head, takes of each patch: [B, heads, P]."""
+        x = self._embed(images, train=False)
+        if self.attention_head is not None:
+            return self.attention_head.weights(self.ln_post(self.transformer(x)))
+        if self.pooling == "mean":
+            raise ValueError("vision.pooling='mean' takes as much of every patch: there is no attention to show")
+        return self.transformer.last_weights(x)[:, :, 0, 1:]
+
+    def _embed(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """What the blocks are given, [B, L, D]."""
         B, H, W, _ = images.shape
         p = self.patch_size
         if not H == W == self.image_size:
@@ -102,9 +126,4 @@ class VisionTransformer(nnx.Module):
             class_token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (B, 1, x.shape[-1]))
             x = jnp.concatenate([class_token, x], axis=1)  # [B, P + 1, D]
         x = x + positions.astype(x.dtype)
-        x = self.transformer(x if self.ln_pre is None else self.ln_pre(x))
-        if self.pooling == "class_token":
-            return self.ln_post(x[:, 0])
-        if self.attention_head is None:
-            return self.ln_post(x[:, 1:]).mean(1)
-        return self.attention_head(self.ln_post(x))
+        return x if self.ln_pre is None else self.ln_pre(x)
