@@ -99,7 +99,7 @@ def full() -> ConfigDict:
     return config
 
 
-def world(scale: str, steps: int = 1500) -> ConfigDict:
+def world(scale: str, steps: int = 1000) -> ConfigDict:
     """A run that sees every kind of scene, so that there are many sets to measure it on; at full scale the paper's."""
     if scale == "full":
         return full()

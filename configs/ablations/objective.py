@@ -31,7 +31,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
             "Judged on pairs of shape and colour that captions name. On pairs that no caption names, the other two "
             "cannot score: they learn which words stand together, and that these never do."
         )
-        config.base.train.total_steps, config.base.train.evaluate_every = 1600, 80
+        config.base.train.total_steps, config.base.train.evaluate_every = 1200, 75
         config.base.evaluation.num_examples = 256
     else:  # the language model reads every prompt with every picture
         config.base.train.evaluate_every = config.base.train.total_steps // 40
