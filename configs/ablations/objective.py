@@ -25,14 +25,14 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "of words' with at most half; the bag of words the language model's with at most half. All have the rate of "
         "the contrastive recipe, which is not tuned for the other two. "
     )
-    judged, *others = bases.sets(scale)
+    judged, *others = bases.PAIR_SETS if scale == "mini" else bases.FULL_SETS
     if scale == "mini":
         config.about.note += (
             "Judged on pairs of shape and colour that captions name. On pairs that no caption names, the other two "
             "cannot score: they learn which words stand together, and that these never do."
         )
         config.base.train.total_steps, config.base.train.evaluate_every = 1200, 75
-        config.base.evaluation.num_examples = 256
+        config.base.evaluation.zero_shot, config.base.evaluation.num_examples = bases.PAIR_SETS, 256
     else:  # the language model reads every prompt with every picture
         config.base.train.evaluate_every = config.base.train.total_steps // 40
         config.base.evaluation.templates, config.base.evaluation.num_examples = "one", 5000

@@ -8,8 +8,6 @@ from ml_collections import ConfigDict
 from configs.ablations import bases
 from configs.ablations.bases import ZERO_SHOT, changed, finding, same
 
-SHARES = (0.25, 0.5)
-
 
 def get_config(scale: str = "mini") -> ConfigDict:
     config = bases.get_config(scale)
@@ -21,13 +19,10 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "cost less than three points."
     )
     config.measure.sets = bases.sets(scale)
-    config.figure.kind, config.figure.x = "lines", "vision.patch_dropout"
-    config.figure.x_label = "share of the patches left out"
     sides = ({**ZERO_SHOT, "arm": arm} for arm in ("half", "none"))
     config.findings = (finding("half of the patches left out less none:", "difference", *sides, low=-0.03),)
     return config
 
 
 def arms(scale: str) -> dict:
-    quarter, half = (changed(vision__patch_dropout=share) for share in SHARES)
-    return {"none": same, "a quarter": quarter, "half": half}
+    return {"none": same, "half": changed(vision__patch_dropout=0.5)}
