@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from configs.ablations import bases
 from configs.ablations.bases import ZERO_SHOT, changed, finding, same
 
-FIXED = (3, 14, 100)  # logit scales, 1 / temperature; near 14, 1 / 0.07, the learned one starts; 100 is the clamp
+FIXED = (14, 100)  # logit scales, 1 / temperature; near 14, 1 / 0.07, the learned one starts; 100 is the clamp
 
 
 def get_config(scale: str = "mini") -> ConfigDict:

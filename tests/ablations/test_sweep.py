@@ -140,10 +140,10 @@ def test_a_sweep_of_another_config_is_refused_with_the_keys_that_differ(tmp_path
     with pytest.raises(ValueError, match=r"scale was mini, is full; .*; and \d+ more\. Use another --workdir"):
         prepare(full, 3, tmp_path)
     one = load_ablation("temperature", "mini")
-    one.arms["fixed 3"]["vision"]["depth"] = 9
+    one.arms["fixed 100"]["vision"]["depth"] = 9
     del one.arms["fixed 14"]
     with pytest.raises(
-        ValueError, match=r"run 'fixed 14' was there, is not; vision.depth was 4, is 9 \(of fixed 3\)\. "
+        ValueError, match=r"run 'fixed 14' was there, is not; vision.depth was 4, is 9 \(of fixed 100\)\. "
     ):
         prepare(one, 3, tmp_path)
     assert [run.seed for run in prepare(load_ablation("temperature", "mini"), 5, tmp_path)][
