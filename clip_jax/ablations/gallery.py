@@ -12,7 +12,9 @@ HEAD = """# The paper's ablations, redrawn
 
 `clip-jax ablate NAME --workdir=runs/ablations` makes one of these, `clip-jax ablate all` all of them, `--scale=full`
 with the paper's settings on data of your own. Each file here says question, runs, measure and what would show the
-paper's finding; a sentence says what these runs showed. Uncertainties are two standard errors over seeds.
+paper's finding; a sentence says what these runs showed. Uncertainties are two standard errors over seeds. Minutes are
+those of all processes of its runs, also of runs that it shares with others; two shards at once take half
+(`clip_jax/ablations/README.md` says how).
 """
 
 
