@@ -123,21 +123,20 @@ class Transformer(nnx.Module):
 
     def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         """Maps [B, L, D] to [B, L, D] in the compute dtype; with `segments`, int32 [B, L], each by itself."""
-        graphdef, stacked = nnx.split(self.blocks)
+        return self._apply(*nnx.split(self.blocks), x, segments)
 
+    def last_weights(self, x: jax.Array) -> jax.Array:
+        """The attention of the last block, [B, H, L, L], for what the first one is given, [B, L, D]."""
+        graphdef, stacked = nnx.split(self.blocks)
+        x = self._apply(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), x)
+        last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
+        return last.attn.weights(last.ln_1(x))
+
+    def _apply(
+        self, graphdef: nnx.GraphDef[Block], stacked: nnx.State, x: jax.Array, segments: jax.Array | None = None
+    ) -> jax.Array:
         def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
             # Left to itself, XLA may split the channels of what a scan carries, as fsdp splits those of the weights.
             return constrain_batch(nnx.merge(graphdef, params)(constrain_batch(x), segments)), None
 
         return jax.lax.scan(rematerialize(body, self.remat), x, stacked)[0]
-
-    def last_weights(self, x: jax.Array) -> jax.Array:
-        """The attention of the last block, [B, H, L, L], for what the first one is given, [B, L, D]."""
-        graphdef, stacked = nnx.split(self.blocks)
-        *before, last = (
-            nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
-            for i in range(len(jax.tree.leaves(stacked)[0]))
-        )
-        for block in before:
-            x = block(x)
-        return last.attn.weights(last.ln_1(x))
