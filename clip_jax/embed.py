@@ -125,36 +125,13 @@ def embed(
       ValueError: `output` holds embeddings of another model, source or setting; too many broken records; features that
         are not finite; an argument out of its range.
     """
-    for name, number in {"shard_size": shard_size, "batch_size": batch_size, "num_threads": num_threads}.items():
-        if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")
+    _check_numbers(part, max_broken_share, shard_size=shard_size, batch_size=batch_size, num_threads=num_threads)
     for name, value, known in (("file_format", file_format, FORMATS), ("dtype", dtype, DTYPES)):
         if value not in known:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
-    if not 0 <= max_broken_share <= 1:
-        raise ValueError(f"max_broken_share={max_broken_share} must lie in [0, 1]")
-    if not 0 <= part[0] < part[1]:
-        raise ValueError(f"part={part[0]}/{part[1]} must be i/n with 0 <= i < n")
     check_broken_share(len(source.broken), count_indexed(source), source.broken, max_broken_share, "max_broken_share")
     shards = Shards(folder=output, num_records=len(source), shard_size=shard_size, file_format=file_format, texts=texts)
-    manifest = {
-        "model_fingerprint": model.fingerprint,
-        "embed_dim": model.embed_dim,
-        "image_size": model.image_size,
-        "tokenizer": tokenize.fingerprint(),
-        "source": source.fingerprint(),
-        "class_names": getattr(source, "class_names", None),
-        "num_records": len(source),
-        "num_shards": len(shards),
-        "shard_size": shard_size,
-        "format": file_format,
-        "dtype": dtype,
-        "texts": texts,
-        # Unusable already in the source's index, so they have no place in the shards.
-        "num_broken_in_index": len(source.broken),
-        "first_broken_in_index": source.broken[:BROKEN_REMEMBERED],
-    }
-    shards.claim(manifest)
+    shards.claim(_manifest(model, tokenize, source, shards, dtype))
 
     mine = range(part[0], len(shards), part[1])
     todo = [shard for shard in mine if not shards.is_complete(shard)]
@@ -201,6 +178,37 @@ def embed(
     summary.truncated = tokenize.num_truncated - truncated_before
     summary.seconds = time.perf_counter() - start
     return summary
+
+
+def _check_numbers(part: tuple[int, int], max_broken_share: float, **at_least_one: int) -> None:
+    for name, number in at_least_one.items():
+        if number < 1:
+            raise ValueError(f"{name}={number} must be at least 1")
+    if not 0 <= max_broken_share <= 1:
+        raise ValueError(f"max_broken_share={max_broken_share} must lie in [0, 1]")
+    if not 0 <= part[0] < part[1]:
+        raise ValueError(f"part={part[0]}/{part[1]} must be i/n with 0 <= i < n")
+
+
+def _manifest(model: Model, tokenize: Tokenize, source: Source, shards: Shards, dtype: str) -> dict[str, Any]:
+    """What the embeddings in a folder are of."""
+    return {
+        "model_fingerprint": model.fingerprint,
+        "embed_dim": model.embed_dim,
+        "image_size": model.image_size,
+        "tokenizer": tokenize.fingerprint(),
+        "source": source.fingerprint(),
+        "class_names": getattr(source, "class_names", None),
+        "num_records": len(source),
+        "num_shards": len(shards),
+        "shard_size": shards.shard_size,
+        "format": shards.file_format,
+        "dtype": dtype,
+        "texts": shards.texts,
+        # Unusable already in the source's index, so they have no place in the shards.
+        "num_broken_in_index": len(source.broken),
+        "first_broken_in_index": source.broken[:BROKEN_REMEMBERED],
+    }
 
 
 def _encode(
