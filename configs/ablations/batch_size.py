@@ -36,6 +36,8 @@ def arms(scale: str) -> dict:
 
 
 def smaller(times: int):
+    """A run of batches that many times smaller, and as many times more steps."""
+
     def change(config: ConfigDict) -> ConfigDict:
         config.train.global_batch_size //= times
         config.train.total_steps *= times

@@ -46,6 +46,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
 
 
 def arms(scale: str) -> dict:
+    """Three sizes of each kind; at full scale the paper's that compare at the least cost."""
     if scale == "full":
         resnets = {f"ResNet/{name}": bases.published(name) for name in ("RN50", "RN101", "RN50x4")}
         return {"ViT/B-32": bases.same, "ViT/B-16": bases.changed(vision__patch_size=16), **resnets}
@@ -54,10 +55,13 @@ def arms(scale: str) -> dict:
 
 
 def vit(width: int, depth: int):
+    """A run with a ViT of another size; the text tower stays."""
     return changed(vision__width=width, vision__depth=depth, vision__num_heads=width // 16)
 
 
 def resnet(stem_width: int, blocks: int):
+    """A run with a ResNet, so many blocks in each of its four stages; the text tower stays."""
+
     def change(config: ConfigDict) -> ConfigDict:
         vision = {"image_size": 64, "stages": (blocks,) * 4, "stem_width": stem_width, "num_heads": 8}
         config.vision = ConfigDict({**vision, "batch_norm": "global"})
