@@ -154,7 +154,7 @@ def describe_range(result: Mapping[str, Any]) -> str:
 def number(value: float, unit: str, bare: bool = False) -> str:
     """A value in its unit; bare: without the unit's name."""
     if unit == "points":
-        return f"{100 * value:+.1f}" + ("" if bare else " points")
+        return f"{100 * value:+z.1f}" + ("" if bare else " points")
     if unit == "percent":
-        return f"{100 * value:.1f}" + ("" if bare else " %")
+        return f"{100 * value:z.1f}" + ("" if bare else " %")
     return f"{value:.3g}" + (" times" if unit == "times" and not bare else "")

@@ -6,7 +6,7 @@ from configs import clip_rn50, clip_vit_b32, tiny
 from configs.suites import paper
 
 PAIR_SETS = ("scenes/compositions", "scenes/held_out")  # of shape and colour: captions name them, or never do
-# What a scene of one object can be asked; the average over them differs less from seed to seed than any of them.
+# What a scene of one object can be asked; the average over them differs less from seed to seed than most of them.
 MINI_SETS = ("scenes/shape", "scenes/colour", "scenes/size", "scenes/texture", "scenes/position", *PAIR_SETS)
 FULL_SETS = ("tfds/imagenet2012/validation",)
 WORLD_SETS = (

@@ -20,10 +20,14 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "a subset of YFCC100M and an equally large part of WIT give about the same average, but single sets differ "
         "by ten points and more, as the one or the other has more pairs that matter to them."
     )
+    sources = (
+        "50,000 scenes of objects, counts and digits against as many of objects, pairs and words"
+        if scale == "mini"
+        else "the folders that --config.data.path='DIR/{source}' names, DIR/first and DIR/second"
+    )
     config.about.note = (
-        "50,000 scenes of objects, counts and digits against as many of objects, pairs and words; at full scale "
-        "--config.data.path='DIR/{source}' with folders DIR/first and DIR/second. Asked: averages within five points, "
-        "the largest difference of a set beyond ten, both zero-shot and by linear probe."
+        f"The sources: {sources}. Asked: averages within five points, the largest difference of a set beyond ten, "
+        "both zero-shot and by linear probe."
     )
     config.measure.kind = "suite"
     config.suite = bases.suite(scale, "zero_shot", "linear_probe")
@@ -44,6 +48,8 @@ def get_config(scale: str = "mini") -> ConfigDict:
 
 
 def arms(scale: str) -> dict:
+    """A run of each source, all else alike."""
+
     def source(name: str):
         def change(config: ConfigDict) -> ConfigDict:
             if scale == "mini":

@@ -14,11 +14,11 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.about.question = "How many labels a class does a probe need to match zero-shot on average?"
     config.about.place = "fig. 6"
     config.about.finding = "four on average over 20 sets; one or two labels a class are worse than none."
-    config.about.note = (
-        "Of the drawn world's sets. Asked: one label a class below zero-shot, and a match at 16 or fewer."
-    )
+    config.about.note = "Asked: one label a class below zero-shot, and a match at 16 or fewer."
     config.measure.kind = "suite"
-    if scale == "mini":  # without the shifts, and compositions, of which some classes have nothing to train on
+    if scale == "mini":
+        config.about.note = f"Of nine of the drawn world's sets. {config.about.note}"
+        # Without the shifts, and compositions, of which some classes have nothing to train on.
         config.measure.sets = bases.WORLD_SETS[:-1]
     config.suite = bases.world_suite(scale)
     config.base = bases.world(scale)

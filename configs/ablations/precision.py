@@ -15,8 +15,8 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.about.place = "sec. 2.5"
     config.about.finding = "mixed precision is used for speed and memory; float32 is not shown."
     config.about.note = (
-        "bfloat16 here, float16 in the paper; parameters, moments and the loss are float32 in both runs. On a CPU "
-        "bfloat16 saves no time. Asked: a difference of less than three points either way."
+        "bfloat16 here, float16 in the paper; parameters, moments and the loss are float32 in both runs. Asked: a "
+        "difference of less than three points either way."
     )
     config.measure.sets = bases.sets(scale)
     sides = ({**ZERO_SHOT, "arm": arm} for arm in ("bfloat16", "float32"))

@@ -18,10 +18,12 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.about.question = "How much do prompts and their ensembles add to bare class names?"
     config.about.place = "fig. 4 and sec. 3.1.4"
     config.about.finding = "almost five points on average over 36 sets; on ImageNet one prompt 1.3, 80 another 3.5."
-    config.about.note = (
-        "Names of the drawn sets are phrases with an article already, as captions have them, and their own prompts are "
-        "the captions' own; prompts about photographs are strange to these models. Asked: the sets' own above names."
-    )
+    config.about.note = "Asked: the sets' own prompts above bare names."
+    if scale == "mini":
+        config.about.note += (
+            " Names of the drawn sets are phrases with an article already, as captions have them, and their own "
+            "prompts are the captions' own; prompts about photographs are strange to these models."
+        )
     config.measure.kind = "suite"
     config.suite = bases.suite(scale, "zero_shot")
     config.base = bases.world(scale, steps=700)  # the runs of scaling.py

@@ -17,7 +17,8 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.about.question = "Does zero-shot error fall smoothly with the model's compute?"
     config.about.place = "fig. 9"
     config.about.finding = "over five ResNets and 44 times the compute, the average error of 36 sets is log-log linear."
-    config.about.note = "Here five ViTs on the drawn sets. Asked: a falling line, with R² of at least 0.9."
+    here = "five ViTs on the drawn sets" if scale == "mini" else "the paper's ResNets on ImageNet"
+    config.about.note = f"Here {here}. Asked: a falling line, with R² of at least 0.9."
     config.base = bases.world(scale, steps=700)
     config.figure.kind, config.figure.x, config.figure.error = "lines", "compute", True
     config.figure.log_x = config.figure.log_y = True
