@@ -14,9 +14,10 @@ from absl import flags
 
 from clip_jax import cli, distributed
 from clip_jax.caption_scorer import make_encoder
-from clip_jax.config import load_config, with_data_path, write_json
+from clip_jax.config import with_data_path
 from clip_jax.evaluation import Evaluator, Results, as_table
 from clip_jax.restore import restore_run
+from clip_jax.run_record import load_config, write_json
 from clip_jax.suites.config import make_suite_config
 from clip_jax.suites.runner import as_table as as_suite_table
 from clip_jax.suites.runner import problems, run_suite

@@ -16,12 +16,13 @@ import jax
 from absl import flags
 
 from clip_jax import cli
-from clip_jax.config import Config, make_config, write_json
+from clip_jax.config import Config, make_config
 from clip_jax.metrics import format_table
 from clip_jax.planning.fit import HEADROOM, Fitter, Setting, is_resnet
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.planning.picture import plot_memory
 from clip_jax.planning.step import GIB, DoesNotFitError, StepPlan, compile_step
+from clip_jax.run_record import write_json
 from clip_jax.topology import CHIPS, topology_devices
 
 flags.declare_key_flag("config")

@@ -12,20 +12,13 @@ from jax.sharding import Mesh
 from clip_jax import distributed, preflight
 from clip_jax.caption_scorer import make_encoder
 from clip_jax.checkpoint import Checkpointer, saved_steps
-from clip_jax.config import (
-    TOKENIZER_FILE,
-    Config,
-    check_workdir,
-    make_config,
-    record_config,
-    with_mixture,
-    with_tokenizer,
-)
+from clip_jax.config import TOKENIZER_FILE, Config, make_config, with_mixture, with_tokenizer
 from clip_jax.evaluation import Evaluator
 from clip_jax.models import ModelConfig
 from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.pretrained import Pretrained
 from clip_jax.restore import open_model
+from clip_jax.run_record import check_workdir, record_config
 from clip_jax.sharding import batch_shards, local_rows, make_mesh
 from clip_jax.text_packer import TextPacker, make_text_packer
 from clip_jax.train_state import (

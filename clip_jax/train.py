@@ -16,12 +16,12 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from clip_jax import cli, distributed
-from clip_jax.config import write_json
 from clip_jax.evaluation import Results, as_row, as_table
 from clip_jax.metrics import NonFiniteLossError, ProgressLog, format_table, read_metrics
 from clip_jax.plots import plot_curves
 from clip_jax.read_ahead import Reader
 from clip_jax.run import Run, left_out, prepare_run
+from clip_jax.run_record import write_json
 from clip_jax.sharding import local_rows, place_batch
 from clip_jax.watchdog import hang_watch
 from input_pipeline.examples import STAGES

@@ -18,9 +18,10 @@ from clip_jax.ablations.jobs import record_sweep
 from clip_jax.ablations.spec import load_ablation, questions
 from clip_jax.benchmarks import KINDS
 from clip_jax.cli import HOST_FLAGS
-from clip_jax.config import make_config, record_config
+from clip_jax.config import make_config
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.pretrained import load_pretrained
+from clip_jax.run_record import record_config
 from configs.tiny import get_config
 from input_pipeline.vocabulary import train_sentencepiece
 

@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import config, evaluation, run, train
+from clip_jax import evaluation, run, run_record, train
 from clip_jax.checkpoint import Checkpointer
-from clip_jax.config import TOKENIZER_FILE, load_config, make_config, with_tokenizer
+from clip_jax.config import TOKENIZER_FILE, make_config, with_tokenizer
 from clip_jax.evaluate import evaluate
 from clip_jax.metrics import read_metrics
 from clip_jax.optimizer import make_optimizer, make_schedule
+from clip_jax.run_record import load_config
 from clip_jax.sharding import make_mesh
 from clip_jax.train_state import abstract_state
 from configs.tiny import get_config
@@ -446,7 +447,7 @@ def test_a_config_that_was_refused_does_not_bind_the_workdir(finished, tmp_path)
     vocabulary = str(finished / TOKENIZER_FILE)
     with pytest.raises(ValueError, match=r"^text.vocab_size=50 is smaller than the tokenizer's vocabulary, \d+: set"):
         train.train(miniature(text__vocab_size=50, data__tokenizer_file=vocabulary), tmp_path)
-    config.check_workdir(miniature(), tmp_path)
+    run_record.check_workdir(miniature(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from clip_jax.ablations.jobs import MODULES, Run, child_environment, commands
 from clip_jax.ablations.spec import Ablation
-from clip_jax.config import write_json
 from clip_jax.metrics import format_table
+from clip_jax.run_record import write_json
 from clip_jax.suites.array_files import content_hash
 
 DEVICES = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"

@@ -15,7 +15,7 @@ from pprint import pformat
 from typing import Any
 
 from clip_jax.ablations.spec import Ablation, Sections
-from clip_jax.config import changed_keys, write_json
+from clip_jax.run_record import changed_keys, write_json
 from clip_jax.suites.array_files import content_hash
 from clip_jax.suites.labelled_sets import AbsentError, open_labelled_set
 

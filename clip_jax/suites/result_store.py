@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clip_jax.config import write_json
+from clip_jax.run_record import write_json
 from clip_jax.suites.array_files import content_hash
 
 FORMAT = 1  # raise it when the same settings would give other numbers

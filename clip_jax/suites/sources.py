@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_jax.config import load_config, with_data_path
+from clip_jax.config import with_data_path
+from clip_jax.run_record import load_config
 from clip_jax.suites.labelled_sets import AbsentError
 from input_pipeline.data_config import make_sources
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
