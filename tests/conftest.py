@@ -40,9 +40,12 @@ def goldens() -> Path:
 
 @pytest.fixture(scope="module")
 def compile_once(tmp_path_factory):
-    """All runs of a module, and their subprocesses, share one cache of compiled programs."""
+    """Runs and their subprocesses share one cache of compiled programs, over modules and workers, too."""
+    folder = tmp_path_factory.getbasetemp()  # a worker's own lies in that of them all
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(
+            (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+        ),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }

@@ -1,0 +1,63 @@
+"""In a notebook: the curves of a run, drawn again while it trains."""
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clip_jax.metrics import read_metrics
+from clip_jax.plots import plot_curves
+
+WIDTH = 900  # pixels
+POLL_S = 0.2
+
+
+@contextmanager
+def live_curves(workdir: Path, every_s: float = 5.0, stop_at: int | None = None) -> Iterator[None]:
+    """Draws metrics.jsonl of a run as `plots.plot_curves` does, in place, while what it encloses trains.
+
+    Args:
+      workdir: of the run; it need not be there yet.
+      every_s: seconds between two drawings.
+      stop_at: a step at which to press the stop button, once: `train` saves and ends.
+
+    Raises:
+      ValueError: outside a notebook.
+    """
+    try:
+        from IPython.display import Image, display
+    except ImportError:
+        raise ValueError("live_curves draws in a notebook: pip install jupyterlab, or look at curves.png") from None
+    handle = display(display_id=True)
+    if handle is None:
+        raise ValueError("live_curves draws in a notebook; elsewhere look at curves.png in the run's workdir")
+    ended = threading.Event()
+
+    def draw() -> None:
+        if rows := read_metrics(workdir):
+            with tempfile.TemporaryDirectory() as folder:
+                plot_curves(rows, file := Path(folder) / "curves.png")
+                handle.update(Image(file.read_bytes(), width=WIDTH))
+
+    def watch() -> None:
+        pressed, drawn = stop_at is None, time.monotonic()
+        while not ended.wait(POLL_S):
+            if not pressed and (rows := read_metrics(workdir)) and rows[-1]["step"] >= stop_at:
+                pressed = True
+                os.kill(os.getpid(), signal.SIGINT)
+            if time.monotonic() - drawn >= every_s:
+                draw()
+                drawn = time.monotonic()
+
+    thread = threading.Thread(target=watch, name="live curves", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        draw()

@@ -1,0 +1,137 @@
+"""The first cell of every notebook: is this runtime fit for it, what is missing, and what to do when it does not fit.
+
+Runs in a bare Colab runtime, before clip_jax is installed, so only the standard library is imported at the top.
+CLIP_JAX_SMALL in the environment makes every notebook small, for tests; CLIP_JAX_RUNS says where runs go.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+SMALL = bool(os.environ.get("CLIP_JAX_SMALL"))
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST_PYTHON, OLDEST_CUDA = (3, 11), 12
+SHOWN = ("jax", "flax", "numpy")
+MINUTE_STEPS = 600  # of the drawn scenes' model, on two cores
+RESTART = "Runtime > Restart session, then run this cell again"
+
+
+def prepare() -> None:
+    """Installs clip_jax where it is missing, checks what is there and prints it.
+
+    Raises:
+      RuntimeError: the runtime does not fit; the message says what to do.
+    """
+    if sys.version_info < OLDEST_PYTHON:
+        raise RuntimeError(
+            f"this is Python {sys.version.split()[0]}, clip_jax needs {'.'.join(map(str, OLDEST_PYTHON))} or newer: "
+            "Runtime > Change runtime type > Runtime version > Latest"
+        )
+    accelerator, cuda = find_accelerator()
+    before = {name: sys.modules[name].__version__ for name in SHOWN if name in sys.modules}
+    if not _version("clip-jax"):
+        print("installing, about a minute ...", flush=True)
+        command = [sys.executable, "-m", "pip", "install", "-q", *requirements(accelerator, cuda)]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if told.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{told.stderr[-2000:]}\nIs there a network? {RESTART}")
+        if str(ROOT) not in sys.path:
+            sys.path.insert(0, str(ROOT))  # an editable install is seen by new processes only
+    if stale := [name for name, was in before.items() if _version(name) != was]:
+        raise RuntimeError(f"installed, but this session still holds the old {', '.join(stale)}: {RESTART}")
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of clip-jax
+    # In a process of its own: a TPU or a GPU's memory belongs to the first process that looks at it.
+    look = "import jax; d = jax.devices(); print(len(d), d[0].platform, d[0].device_kind, sep=',')"
+    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
+    if told.returncode:
+        raise RuntimeError(f"JAX finds no device: {told.stderr.strip().splitlines()[-1]}. {RESTART}")
+    number, platform, kind = told.stdout.strip().splitlines()[-1].split(",", 2)
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("clip-jax", *SHOWN))
+    print(f"Python {sys.version.split()[0]}, {versions}; {number} {platform} device(s): {kind}")
+    if accelerator != "cpu" and platform == "cpu":
+        print(f"There is a {accelerator} that JAX does not see: all will run, slowly. To mend it: {RESTART}")
+
+
+def find_accelerator() -> tuple[str, int]:
+    """The kind, "tpu", "gpu" or "cpu", and the driver's CUDA version, 0 without one."""
+    if "TPU_ACCELERATOR_TYPE" in os.environ or Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists():
+        return "tpu", 0
+    if not shutil.which("nvidia-smi"):
+        return "cpu", 0
+    told = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"CUDA Version: (\d+)", told)
+    return ("gpu", int(found[1])) if found else ("cpu", 0)
+
+
+def requirements(accelerator: str, cuda: int) -> list[str]:
+    """What pip is to install, run in the repository.
+
+    Raises:
+      RuntimeError: a driver that no current JAX runs on.
+    """
+    extras = ["hub", "digits", "notebook"]
+    if accelerator == "tpu":
+        return ["-e", f".[{','.join(['tpu', *extras])}]"]
+    if accelerator == "cpu":
+        return ["-e", f".[{','.join(extras)}]"]
+    if cuda < OLDEST_CUDA:
+        raise RuntimeError(
+            f"this GPU's driver knows CUDA {cuda}, JAX needs {OLDEST_CUDA} or newer: Runtime > Change runtime type, "
+            "another GPU or a CPU"
+        )
+    return ["-e", f".[{','.join(extras)}]", f"jax[cuda{min(cuda, 13)}]"]
+
+
+def folder(name: str, *, drive: bool = False) -> Path:
+    """Where a notebook's run goes: below runs/, or with drive=True in Colab below clip_jax/ of your Drive, which
+    outlives the runtime."""
+    if drive:
+        try:
+            from google.colab import drive as mount
+        except ImportError:
+            print("no Drive outside Colab: the run goes to a folder here")
+        else:
+            mount.mount("/content/drive")
+            return Path("/content/drive/MyDrive/clip_jax") / name
+    return Path(os.environ.get("CLIP_JAX_RUNS", "runs")) / name
+
+
+def upload() -> list[Path]:
+    """Pictures chosen in Colab's upload widget; elsewhere, or where none is chosen, an empty list."""
+    try:
+        from google.colab import files
+    except ImportError:
+        return []
+    return [Path(name) for name in files.upload()]
+
+
+def load_or_train(name: str):
+    """What `clip_jax.load(name)` gives, or where it cannot be had, a model of drawn scenes trained here in a minute."""
+    import clip_jax
+    from clip_jax.train import train
+    from configs import tiny
+
+    try:
+        return clip_jax.load(name)
+    except ValueError as error:
+        print(f"{error}\n\nSo a small one is trained on drawn scenes, or the one trained before is taken.")
+    workdir = folder("minute")
+    if not (workdir / "evaluation.json").exists():
+        config = tiny.get_config()
+        config.train.total_steps = 30 if SMALL else MINUTE_STEPS
+        config.optimizer.warmup_steps = 10 if SMALL else 60
+        config.train.evaluate_every = 0
+        config.data.scene_kinds = ()  # all kinds
+        train(config.to_dict(), workdir)
+    return clip_jax.load(workdir)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
