@@ -73,17 +73,17 @@ def requirements(accelerator: str, cuda: int) -> list[str]:
     Raises:
       RuntimeError: a driver that no current JAX runs on.
     """
-    extras = ["hub", "digits", "notebook"]
+    # Not the extra "notebook": a runtime has an editor, whose versions are to stay.
     if accelerator == "tpu":
-        return ["-e", f".[{','.join(['tpu', *extras])}]"]
+        return ["-e", ".[tpu,hub,digits]", "rich"]
     if accelerator == "cpu":
-        return ["-e", f".[{','.join(extras)}]"]
+        return ["-e", ".[hub,digits]", "rich"]
     if cuda < OLDEST_CUDA:
         raise RuntimeError(
             f"this GPU's driver knows CUDA {cuda}, JAX needs {OLDEST_CUDA} or newer: Runtime > Change runtime type, "
             "another GPU or a CPU"
         )
-    return ["-e", f".[{','.join(extras)}]", f"jax[cuda{min(cuda, 13)}]"]
+    return ["-e", ".[hub,digits]", "rich", f"jax[cuda{min(cuda, 13)}]"]
 
 
 def folder(name: str, *, drive: bool = False) -> Path:

@@ -97,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.plots": set(),
     "clip_jax.robustness_plots": {"clip_jax.plots"},
     "clip_jax.data_plots": {"clip_jax.plots"},
+    "clip_jax.live_curves": {"clip_jax.metrics", "clip_jax.plots"},
     "clip_jax.suites.plots": {"clip_jax.plots"},
     "clip_jax.evaluators.": {"clip_jax.evaluators."},  # an evaluator is handed its arrays and callables
     "clip_jax.evaluators.logistic_regression": {"clip_jax.sharding"},

@@ -60,7 +60,7 @@ def test_linear_probe(runs, monkeypatch):
 
 
 def test_train(tmp_path, monkeypatch):
-    asked = "{'codes': [code, code_resumed], 'results': results, 'logits': np.asarray(logits_per_image).shape}"
+    asked = "{'codes': [code, code_resumed], 'results': results, 'logits': list(logits_per_image.shape)}"
     found = run("train", tmp_path, monkeypatch, asked)
     assert found["codes"] == [130, 0]  # stopped as by Ctrl-C, and gone on to the end
     assert found["results"]["zero_shot"]["scenes/held_out"]["count"] == 128
@@ -71,7 +71,7 @@ def test_train(tmp_path, monkeypatch):
 
 def test_ablation(tmp_path, monkeypatch):
     found = run("ablation", tmp_path, monkeypatch, "results")
-    assert found["seeds"] == [0, 1]
+    assert found["seeds"] == [0]
     assert found["failed"] == []
     assert re.match(r"(Holds|Does not hold|Undecided)", found["sentence"])
 
