@@ -75,15 +75,15 @@ def requirements(accelerator: str, cuda: int) -> list[str]:
     """
     # Not the extra "notebook": a runtime has an editor, whose versions are to stay.
     if accelerator == "tpu":
-        return ["-e", ".[tpu,hub,digits]", "rich"]
+        return ["-e", ".[tpu,hub]", "rich"]
     if accelerator == "cpu":
-        return ["-e", ".[hub,digits]", "rich"]
+        return ["-e", ".[hub]", "rich"]
     if cuda < OLDEST_CUDA:
         raise RuntimeError(
             f"this GPU's driver knows CUDA {cuda}, JAX needs {OLDEST_CUDA} or newer: Runtime > Change runtime type, "
             "another GPU or a CPU"
         )
-    return ["-e", ".[hub,digits]", "rich", f"jax[cuda{min(cuda, 13)}]"]
+    return ["-e", ".[hub]", "rich", f"jax[cuda{min(cuda, 13)}]"]
 
 
 def folder(name: str, *, drive: bool = False) -> Path:
