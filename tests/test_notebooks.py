@@ -109,4 +109,4 @@ def test_all_have_a_badge_and_fetch_this_repository():
     for name in NAMES:
         badge = f"https://colab.research.google.com/github/{repository}/blob/main/colab/{name}.ipynb"
         assert badge in (ROOT / "README.md").read_text()
-        assert f"!git clone -q --depth=1 https://github.com/{repository}\n" in (COLAB / f"{name}.md").read_text()
+        assert f"git clone -q --depth=1 https://github.com/{repository}\n" in (COLAB / f"{name}.md").read_text()
