@@ -58,7 +58,9 @@ def prepare() -> None:
 
 def find_accelerator() -> tuple[str, int]:
     """The kind, "tpu", "gpu" or "cpu", and the driver's CUDA version, 0 without one."""
-    if "TPU_ACCELERATOR_TYPE" in os.environ or Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists():
+    # "v5litepod-1" or the like; on a machine without a TPU libtpu writes a sentence there.
+    named = os.environ.get("TPU_ACCELERATOR_TYPE", "").startswith("v")
+    if named or Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists():
         return "tpu", 0
     if not shutil.which("nvidia-smi"):
         return "cpu", 0
@@ -125,6 +127,8 @@ def load_or_train(name: str):
         config.train.total_steps = 30 if SMALL else MINUTE_STEPS
         config.optimizer.warmup_steps = 10 if SMALL else 60
         config.train.evaluate_every = 0
+        if SMALL:
+            config.evaluation.num_examples = 128
         config.data.scene_kinds = ()  # all kinds
         train(config.to_dict(), workdir)
     return clip_jax.load(workdir)

@@ -53,11 +53,17 @@ def test_an_old_python_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(("cuda", "expected"), [("12.4", ("gpu", 12)), ("13.0", ("gpu", 13)), ("N/A", ("cpu", 0))])
 def test_the_driver_says_its_cuda(monkeypatch, cuda, expected):
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "WARNING: could not determine TPU accelerator type")
     monkeypatch.setattr(runtime.shutil, "which", lambda name: f"/usr/bin/{name}")
     result = subprocess.CompletedProcess([], 0, SMI.format(cuda), "")
     monkeypatch.setattr(runtime.subprocess, "run", lambda *_, **__: result)
     monkeypatch.setattr(runtime.Path, "exists", lambda _: False)
     assert runtime.find_accelerator() == expected
+
+
+def test_a_tpu_is_known_by_its_environment(monkeypatch):
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    assert runtime.find_accelerator() == ("tpu", 0)
 
 
 def test_a_failed_installation_is_told(monkeypatch):
