@@ -58,8 +58,8 @@ def prepare() -> None:
 
 def find_accelerator() -> tuple[str, int]:
     """The kind, "tpu", "gpu" or "cpu", and the driver's CUDA version, 0 without one."""
-    # "v5litepod-1" or the like; on a machine without a TPU libtpu writes a sentence there.
-    named = os.environ.get("TPU_ACCELERATOR_TYPE", "").startswith("v")
+    # "v5litepod-1", "tpu7x-8" or the like; on a machine without a TPU libtpu writes a sentence there.
+    named = os.environ.get("TPU_ACCELERATOR_TYPE", "").startswith(("v", "tpu"))
     if named or Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists():
         return "tpu", 0
     if not shutil.which("nvidia-smi"):
