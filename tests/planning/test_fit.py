@@ -56,7 +56,7 @@ def test_a_resnets_filters_limit_fsdp_and_its_batch_norms_the_parts():
     assert {setting.num_microbatches for setting in settings} == {1, 2}
     assert {setting.remat for setting in settings} == {"none", "dots", "named", "attention", "full"}
     narrow = dataclasses.replace(RESNET, train=dataclasses.replace(RESNET.train, global_batch_size=4096))
-    assert max(setting.fsdp for setting in Fitter(narrow, 64).settings()) == 8
+    assert max(Fitter(narrow, 64)._fsdp_sizes()) == 8
 
 
 class Rigged:
