@@ -23,7 +23,7 @@ def live_curves(workdir: Path, every_s: float = 5.0, stop_at: int | None = None)
     Args:
       workdir: of the run; it need not be there yet.
       every_s: seconds between two drawings.
-      stop_at: a step at which to press the stop button, once: `train` saves and ends.
+      stop_at: a step at which to press the stop button, once: `train` saves and ends. Not for a run that was there.
 
     Raises:
       ValueError: outside a notebook.
@@ -36,6 +36,8 @@ def live_curves(workdir: Path, every_s: float = 5.0, stop_at: int | None = None)
     if handle is None:
         raise ValueError("live_curves draws in a notebook; elsewhere look at curves.png in the run's workdir")
     ended = threading.Event()
+    rows = read_metrics(workdir)
+    was_there = bool(rows and stop_at and rows[-1]["step"] >= stop_at)
 
     def draw() -> None:
         if rows := read_metrics(workdir):
@@ -44,7 +46,7 @@ def live_curves(workdir: Path, every_s: float = 5.0, stop_at: int | None = None)
                 handle.update(Image(file.read_bytes(), width=WIDTH))
 
     def watch() -> None:
-        pressed, drawn = stop_at is None, time.monotonic()
+        pressed, drawn = stop_at is None or was_there, time.monotonic()
         while not ended.wait(POLL_S):
             if not pressed and (rows := read_metrics(workdir)) and rows[-1]["step"] >= stop_at:
                 pressed = True

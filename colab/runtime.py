@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -44,16 +45,27 @@ def prepare() -> None:
     if stale := [name for name, was in before.items() if _version(name) != was]:
         raise RuntimeError(f"installed, but this session still holds the old {', '.join(stale)}: {RESTART}")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of clip-jax
-    # In a process of its own: a TPU or a GPU's memory belongs to the first process that looks at it.
-    look = "import jax; d = jax.devices(); print(len(d), d[0].platform, d[0].device_kind, sep=',')"
-    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
-    if told.returncode:
-        raise RuntimeError(f"JAX finds no device: {told.stderr.strip().splitlines()[-1]}. {RESTART}")
-    number, platform, kind = told.stdout.strip().splitlines()[-1].split(",", 2)
+    number, platform, kind = find_devices()
     versions = ", ".join(f"{name} {_version(name)}" for name in ("clip-jax", *SHOWN))
     print(f"Python {sys.version.split()[0]}, {versions}; {number} {platform} device(s): {kind}")
     if accelerator != "cpu" and platform == "cpu":
         print(f"There is a {accelerator} that JAX does not see: all will run, slowly. To mend it: {RESTART}")
+
+
+@cache  # when the cell is run again, this process may hold the TPU
+def find_devices() -> list[str]:
+    """How many JAX sees, their platform and kind.
+
+    Raises:
+      RuntimeError: JAX does not start.
+    """
+    # In a process of its own: a TPU or a GPU's memory belongs to the first process that looks at it.
+    look = "import jax; d = jax.devices(); print(len(d), d[0].platform, d[0].device_kind, sep=',')"
+    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
+    if told.returncode:
+        why = told.stderr.strip() or f"exit code {told.returncode}"
+        raise RuntimeError(f"JAX finds no device: {why.splitlines()[-1]}. {RESTART}")
+    return told.stdout.strip().splitlines()[-1].split(",", 2)
 
 
 def find_accelerator() -> tuple[str, int]:
@@ -112,7 +124,12 @@ def upload() -> list[Path]:
 
 
 def load_or_train(name: str):
-    """What `clip_jax.load(name)` gives, or where it cannot be had, a model of drawn scenes trained here in a minute."""
+    """What `clip_jax.load(name)` gives, or where a published model cannot be had, one trained here in a minute.
+
+    Raises:
+      ValueError: of another name, as `clip_jax.load` does.
+      RuntimeError: the training was stopped.
+    """
     import clip_jax
     from clip_jax.train import train
     from configs import tiny
@@ -120,8 +137,10 @@ def load_or_train(name: str):
     try:
         return clip_jax.load(name)
     except ValueError as error:
+        if name not in clip_jax.available_models():
+            raise
         print(f"{error}\n\nSo a small one is trained on drawn scenes, or the one trained before is taken.")
-    workdir = folder("minute")
+    workdir = folder("minute_small" if SMALL else "minute")
     if not (workdir / "evaluation.json").exists():
         config = tiny.get_config()
         config.train.total_steps = 30 if SMALL else MINUTE_STEPS
@@ -130,7 +149,8 @@ def load_or_train(name: str):
         if SMALL:
             config.evaluation.num_examples = 128
         config.data.scene_kinds = ()  # all kinds
-        train(config.to_dict(), workdir)
+        if train(config.to_dict(), workdir):
+            raise RuntimeError("the training was stopped: run this cell again to go on")
     return clip_jax.load(workdir)
 
 

@@ -58,6 +58,18 @@ def test_the_stop_button_is_pressed_once(tmp_path, drawn):
     assert received == [signal.SIGINT]
 
 
+def test_a_run_that_is_beyond_the_step_goes_on_undisturbed(tmp_path, drawn):
+    received = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        write(tmp_path, 9)
+        with live_curves(tmp_path, every_s=60, stop_at=7):
+            time.sleep(0.5)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert not received
+
+
 def test_outside_a_notebook_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(IPython.display, "display", lambda **_: None)
     with (

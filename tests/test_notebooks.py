@@ -92,6 +92,7 @@ def test_text_and_notebook_are_the_same_and_outputs_are_of_a_whole_run(name):
     assert source(notebook.cells) == source(text.cells), f"jupytext --sync colab/{name}.md makes them so"
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
+    assert any("image/png" in o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", []))
     assert not [o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
 
 

@@ -17,6 +17,7 @@ SMI = "| NVIDIA-SMI 550.54.15    Driver Version: 550.54.15    CUDA Version: {}  
 def answer(monkeypatch, *, returncode=0, stdout="1,cpu,cpu\n", stderr=""):
     """What every command says; the list of those that were called."""
     called = []
+    runtime.find_devices.cache_clear()
 
     def run(command, **_):
         called.append(command)
@@ -88,6 +89,26 @@ def test_what_is_there_is_printed_and_nothing_installed(monkeypatch, capsys):
     runtime.prepare()
     assert len(called) == 1  # the look at the devices
     assert "1 cpu device(s): cpu" in capsys.readouterr().out
+
+
+def test_the_devices_are_looked_at_once(monkeypatch):
+    called = answer(monkeypatch)
+    runtime.prepare()
+    runtime.prepare()
+    assert len(called) == 1
+
+
+def test_a_jax_that_does_not_start_is_told(monkeypatch):
+    answer(monkeypatch, returncode=-11)
+    with pytest.raises(RuntimeError, match=r"JAX finds no device: exit code -11\. Runtime > Restart"):
+        runtime.prepare()
+
+
+def test_a_name_that_is_no_model_trains_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLIP_JAX_RUNS", str(tmp_path))
+    with pytest.raises(ValueError, match="ViT-B32"):
+        runtime.load_or_train("ViT-B32")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_accelerator_that_jax_does_not_see_is_told(monkeypatch, capsys):
