@@ -23,7 +23,8 @@ def live_curves(workdir: Path, every_s: float = 5.0, stop_at: int | None = None)
     Args:
       workdir: of the run; it need not be there yet.
       every_s: seconds between two drawings.
-      stop_at: a step at which to press the stop button, once: `train` saves and ends. Not for a run that was there.
+      stop_at: a step at which to press the stop button, once: `train` saves and ends. A run that was there
+        already goes on undisturbed.
 
     Raises:
       ValueError: outside a notebook.
@@ -36,8 +37,9 @@ def live_curves(workdir: Path, every_s: float = 5.0, stop_at: int | None = None)
     if handle is None:
         raise ValueError("live_curves draws in a notebook; elsewhere look at curves.png in the run's workdir")
     ended = threading.Event()
-    rows = read_metrics(workdir)
-    was_there = bool(rows and stop_at and rows[-1]["step"] >= stop_at)
+
+    def reached() -> bool:
+        return stop_at is None or any(row["step"] >= stop_at for row in read_metrics(workdir)[-1:])
 
     def draw() -> None:
         if rows := read_metrics(workdir):
@@ -45,17 +47,17 @@ def live_curves(workdir: Path, every_s: float = 5.0, stop_at: int | None = None)
                 plot_curves(rows, file := Path(folder) / "curves.png")
                 handle.update(Image(file.read_bytes(), width=WIDTH))
 
-    def watch() -> None:
-        pressed, drawn = stop_at is None or was_there, time.monotonic()
+    def watch(pressed: bool) -> None:
+        drawn = time.monotonic()
         while not ended.wait(POLL_S):
-            if not pressed and (rows := read_metrics(workdir)) and rows[-1]["step"] >= stop_at:
+            if not pressed and reached():
                 pressed = True
                 os.kill(os.getpid(), signal.SIGINT)
             if time.monotonic() - drawn >= every_s:
                 draw()
                 drawn = time.monotonic()
 
-    thread = threading.Thread(target=watch, name="live curves", daemon=True)
+    thread = threading.Thread(target=watch, args=(reached(),), name="live curves", daemon=True)
     thread.start()
     try:
         yield

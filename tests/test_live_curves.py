@@ -43,30 +43,29 @@ def test_it_draws_while_the_run_goes_and_once_more_at_its_end(tmp_path, drawn):
     assert drawn[-1].startswith(b"\x89PNG")
 
 
-def test_the_stop_button_is_pressed_once(tmp_path, drawn):
-    received = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    try:
-        with live_curves(tmp_path, every_s=60, stop_at=7):
-            write(tmp_path, 7)  # up to step 6
-            time.sleep(0.5)
-            assert not received
-            write(tmp_path, 8)
-            time.sleep(1)
-    finally:
-        signal.signal(signal.SIGINT, previous)
+@pytest.fixture
+def received():
+    """The signals of the stop button, in order."""
+    numbers = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: numbers.append(number))
+    yield numbers
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_the_stop_button_is_pressed_once(tmp_path, drawn, received):
+    with live_curves(tmp_path, every_s=60, stop_at=7):
+        write(tmp_path, 7)  # up to step 6
+        time.sleep(0.5)
+        assert not received
+        write(tmp_path, 8)
+        time.sleep(1)
     assert received == [signal.SIGINT]
 
 
-def test_a_run_that_is_beyond_the_step_goes_on_undisturbed(tmp_path, drawn):
-    received = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    try:
-        write(tmp_path, 9)
-        with live_curves(tmp_path, every_s=60, stop_at=7):
-            time.sleep(0.5)
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def test_a_run_that_is_beyond_the_step_goes_on_undisturbed(tmp_path, drawn, received):
+    write(tmp_path, 9)
+    with live_curves(tmp_path, every_s=60, stop_at=7):
+        time.sleep(0.5)
     assert not received
 
 

@@ -182,15 +182,14 @@ def features_of(graph, params, images, text):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("name", "shape", "steps"),
+    ("name", "shape"),
     [
-        ("train_vit", (1, 1, 1), 40),
-        pytest.param("train_vit", (2, 2, 2), 40, marks=pytest.mark.slow),
-        ("train_resnet", (2, 2, 2), 8),
-        pytest.param("train_resnet", (2, 2, 2), 40, marks=pytest.mark.slow),
+        ("train_vit", (1, 1, 1)),
+        pytest.param("train_vit", (2, 2, 2), marks=pytest.mark.slow),
+        ("train_resnet", (2, 2, 2)),
     ],
 )
-def test_forty_steps_equal_torch(goldens, name, shape, steps):
+def test_forty_steps_equal_torch(goldens, name, shape):
     folder = goldens / name
     golden, settings = np.load(folder / "expected.npz"), json.loads((folder / "config.json").read_text())
     model = {key: settings[key] for key in ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg")}
@@ -220,7 +219,7 @@ def test_forty_steps_equal_torch(goldens, name, shape, steps):
     images = golden["images_nchw"].transpose(0, 1, 3, 4, 2).astype(np.float64)
     texts = golden["tokens"].astype(np.int32)
     with jax.set_mesh(mesh):
-        for k in range(steps):
+        for k in range(settings["steps"]):
             batch = place_batch({"image": images[k % 5], "text": texts[k % 5]}, mesh)
             state, metrics = step(state, batch)
             # Measured: 4e-14 at most for the ViT, 1e-13 for the ResNet.
@@ -229,8 +228,6 @@ def test_forty_steps_equal_torch(goldens, name, shape, steps):
             np.testing.assert_allclose(metrics["learning_rate"], golden["learning_rate"][k], rtol=1e-15)
             scale = state.params["logit_scale"]
             np.testing.assert_allclose(scale, golden["logit_scale_after"][k], rtol=0, atol=1e-8)
-    if steps < settings["steps"]:
-        return
     features = features_of(graph, jax.device_get(state.variables), images[0], texts[0])
     np.testing.assert_allclose(features.image_features, golden["final_image_features"], rtol=0, atol=1e-8)
     np.testing.assert_allclose(features.text_features, golden["final_text_features"], rtol=0, atol=1e-8)
