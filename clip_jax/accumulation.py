@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clip_jax.sharding import constrain_batch
+from clip_jax.distributed.sharding import constrain_batch
 
 Tree = Any
 Encode = Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]

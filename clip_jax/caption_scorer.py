@@ -12,11 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.encoder import Encoder
 from clip_jax.losses import caption_scores, caption_targets
 from clip_jax.losses.captions import CaptionKind
 from clip_jax.models import ModelConfig
-from clip_jax.sharding import constrain_batch
 from clip_jax.train_state import Variables, model_graph
 
 

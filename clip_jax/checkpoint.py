@@ -7,7 +7,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from absl import logging
 
-from clip_jax import distributed
+from clip_jax.distributed import processes
 from clip_jax.train_state import TrainState
 
 
@@ -36,7 +36,7 @@ class Checkpointer:
 
     def steps(self) -> Sequence[int]:
         """See `saved_steps`; the same on all processes."""
-        return distributed.from_first("the list of checkpoints", lambda: list(saved_steps(self.directory.parent)))
+        return processes.from_first("the list of checkpoints", lambda: list(saved_steps(self.directory.parent)))
 
     def save(self, step: int, state: TrainState, data_state: dict[str, Any]) -> None:
         """Starts to save in the background; an error of an earlier save is raised here."""
@@ -60,7 +60,7 @@ class Checkpointer:
             try:
                 restored = self._manager.restore(step, args=args)
             except Exception as error:  # a damaged step must not hide the sound one before it
-                if distributed.process_count() > 1:
+                if processes.process_count() > 1:
                     raise CheckpointError(
                         f"checkpoint {self.directory}/{step} cannot be read ({_first_line(error)}): move it out of the "
                         "folder, and the run goes on from the one before it"
@@ -79,12 +79,12 @@ class Checkpointer:
     def set_aside_after(self, step: int) -> None:
         """Moves the checkpoints newer than `step`, which could not be read, to workdir/unreadable_STEP."""
         newer_steps = [s for s in self.steps() if s > step]
-        for newer in newer_steps if distributed.is_first() else []:
+        for newer in newer_steps if processes.is_first() else []:
             aside = self.directory.parent / f"unreadable_{newer}"
             while aside.exists():
                 aside = aside.with_name(f"{aside.name}_again")
             (self.directory / str(newer)).rename(aside)
-        distributed.gather("checkpoints set aside", None)
+        processes.gather("checkpoints set aside", None)
         self._manager.reload()
 
     def wait(self) -> None:
@@ -96,7 +96,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """Stops the background work; call `wait` first to learn whether a save failed."""
-        if distributed.is_ending():  # a save under way would wait for the other processes
+        if processes.is_ending():  # a save under way would wait for the other processes
             return
         try:
             self._manager.close()

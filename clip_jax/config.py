@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from clip_jax.distributed.sharding import ShardingConfig
 from clip_jax.losses import LossConfig
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig
-from clip_jax.sharding import ShardingConfig
 from input_pipeline.data_config import DataConfig, MixturePart
 from input_pipeline.tokenizers import Tokenizer
 

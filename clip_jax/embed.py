@@ -30,12 +30,13 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from clip_jax import cli, distributed
+from clip_jax import cli
 from clip_jax.api import Model, load
+from clip_jax.distributed import processes
+from clip_jax.distributed.sharding import make_mesh
 from clip_jax.embedding_shards import Row, Shards
 from clip_jax.metrics import format_table
 from clip_jax.read_ahead import load_ahead
-from clip_jax.sharding import make_mesh
 from input_pipeline.data_config import FEW_RECORDS, check_broken_share, count_indexed
 from input_pipeline.examples import load_image
 from input_pipeline.pipeline import BROKEN_REMEMBERED
@@ -262,7 +263,7 @@ def main() -> int:
     name = cli.required(cli.MODEL, "ViT-B/32")
     path = cli.required(PATH, "photos")
     output = Path(cli.required(cli.OUTPUT, "embeddings"))
-    with distributed.joined(**cli.host_options()) if PART.value is None else nullcontext():
+    with processes.joined(**cli.host_options()) if PART.value is None else nullcontext():
         part = parse_part(PART.value)
         source = make_source(SOURCE.value, path, SPLIT.value)
         model, preprocess, tokenize = load(

@@ -12,9 +12,10 @@ from typing import Any
 
 from absl import flags
 
-from clip_jax import cli, distributed
+from clip_jax import cli
 from clip_jax.caption_scorer import make_encoder
 from clip_jax.config import with_data_path
+from clip_jax.distributed import processes
 from clip_jax.evaluation import Evaluator, Results, as_table
 from clip_jax.restore import restore_run
 from clip_jax.run_record import load_config, write_json
@@ -53,7 +54,7 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     _, validation = make_sources(data, image_size)
     encoder = make_encoder(run.model, run.mesh, evaluation.batch_size)
     evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
-    first = distributed.is_first()
+    first = processes.is_first()
     if first:
         output.mkdir(parents=True, exist_ok=True)
     pictures = output if first else None
@@ -109,7 +110,7 @@ def evaluate_suite() -> int:
 def main() -> int:
     """Runs the command; see the module's docstring."""
     if cli.CONFIG.value is not None:
-        with distributed.joined(**cli.host_options()):
+        with processes.joined(**cli.host_options()):
             return evaluate_suite()
     if cli.MODEL.value is not None:
         raise ValueError("--model needs a suite, as --config=suites/paper")
@@ -122,9 +123,9 @@ def main() -> int:
         "num_examples": NUM_EXAMPLES.value,
     }
     changes = {name: value for name, value in flags_given.items() if value is not None}
-    with distributed.joined(**cli.host_options()):
+    with processes.joined(**cli.host_options()):
         results = evaluate(workdir, output, DATA_PATH.value, **changes)
-        if distributed.is_first():
+        if processes.is_first():
             step = f"checkpoint of step {results['step']}"
             print(f"{step}\n\n{as_table(results)}\n\nevaluation.json and pictures are in {output}")
     return 0

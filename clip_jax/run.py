@@ -9,17 +9,18 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from clip_jax import distributed, preflight
+from clip_jax import preflight
 from clip_jax.caption_scorer import make_encoder
 from clip_jax.checkpoint import Checkpointer, saved_steps
 from clip_jax.config import TOKENIZER_FILE, Config, make_config, with_mixture, with_tokenizer
+from clip_jax.distributed import processes
+from clip_jax.distributed.sharding import batch_shards, local_rows, make_mesh
 from clip_jax.evaluation import Evaluator
 from clip_jax.models import ModelConfig
 from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.pretrained import Pretrained
 from clip_jax.restore import open_model
 from clip_jax.run_record import check_workdir, record_config
-from clip_jax.sharding import batch_shards, local_rows, make_mesh
 from clip_jax.text_packer import TextPacker, make_text_packer
 from clip_jax.train_state import (
     TrainState,
@@ -82,12 +83,12 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     image_size = config.model.vision.image_size
     source, validation = make_sources(config.data, image_size)
     preflight.check_data(source, validation)
-    is_new = distributed.from_first("the workdir", lambda: _open_workdir(sections, workdir))
+    is_new = processes.from_first("the workdir", lambda: _open_workdir(sections, workdir))
     preflight.check_shared(workdir)
     given, given_tokenizer = _open_start(config) if is_new and config.train.init_from else (None, None)
-    if distributed.is_first():
+    if processes.is_first():
         store_tokenizer(config.data, config.model, source, workdir / TOKENIZER_FILE, given_tokenizer)
-    distributed.gather("the tokenizer", None)
+    processes.gather("the tokenizer", None)
     tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
     model = with_tokenizer(config.model, tokenizer)
     if given:
@@ -97,7 +98,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     encoder = make_encoder(model, mesh, config.evaluation.batch_size)
     evaluator = Evaluator(config.evaluation, encoder, tokenizer, validation, image_size)
     first_state = _first_state(config, model, optimizer, mesh, given) if is_new else None
-    if distributed.is_first():
+    if processes.is_first():
         record_config(sections, workdir)
 
     checkpointer = Checkpointer(workdir, config.train.keep_checkpoints)
@@ -115,8 +116,8 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> Run:
     num_params, num_frozen = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in (state.params, state.frozen))
     frozen = f" and {num_frozen:,} frozen ones" if num_frozen else ""
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    if distributed.process_count() > 1:
-        axes += f", {distributed.process_count()} processes"
+    if processes.process_count() > 1:
+        axes += f", {processes.process_count()} processes"
     plan = [
         f"{num_params:,} parameters{frozen} on {mesh.size} {jax.devices()[0].device_kind} ({axes}); {len(source):,} "
         f"pairs to train on, {len(validation):,} to validate; {tokenizer.vocab_size:,} tokens; steps "

@@ -7,8 +7,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from clip_jax.distributed.sharding import batch_shards, local_rows
 from clip_jax.models import ModelConfig, PackedText
-from clip_jax.sharding import batch_shards, local_rows
 from input_pipeline.packing import PackingOverflowError, caption_lengths, pack_text, rows_with_headroom
 from input_pipeline.tokenizers import Tokenizer
 

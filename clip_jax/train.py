@@ -15,15 +15,16 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from clip_jax import cli, distributed
+from clip_jax import cli
+from clip_jax.distributed import processes
+from clip_jax.distributed.sharding import local_rows, place_batch
+from clip_jax.distributed.watchdog import hang_watch
 from clip_jax.evaluation import Results, as_row, as_table
 from clip_jax.metrics import NonFiniteLossError, ProgressLog, format_table, read_metrics
 from clip_jax.plots import plot_curves
 from clip_jax.read_ahead import Reader
 from clip_jax.run import Run, left_out, prepare_run
 from clip_jax.run_record import write_json
-from clip_jax.sharding import local_rows, place_batch
-from clip_jax.watchdog import hang_watch
 from input_pipeline.examples import STAGES
 
 for flag in ("config", "workdir", *cli.HOST_FLAGS):
@@ -42,7 +43,7 @@ BROKEN_NAMED = 20  # records that the summary names
 def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
     """Trains to train.total_steps, evaluates and draws; a second call goes on, bit-identically, where one was stopped.
 
-    Of several processes (`distributed.joined`) all call it; the first one prints and writes.
+    Of several processes (`processes.joined`) all call it; the first one prints and writes.
 
     Args:
       sections: a config file's ConfigDict as a plain dict.
@@ -56,7 +57,7 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
       CheckpointError: a checkpoint could not be saved or read.
     """
     run = prepare_run(sections, workdir)
-    first = distributed.is_first()
+    first = processes.is_first()
     if first:
         print(run.plan)
     start = time.perf_counter()
@@ -83,11 +84,11 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
     first_step, last_step = run.first_step, run.config.train.total_steps
     steps = range(first_step + 1, last_step + 1)
     batch_size = run.config.train.global_batch_size
-    evaluated = distributed.from_first(
+    evaluated = processes.from_first(
         "the metrics", lambda: any(r["step"] == first_step and "loss" not in r for r in read_metrics(run.workdir))
     )
-    log = ProgressLog(run.workdir, first_step, last_step, batch_size, silent=not distributed.is_first())
-    hang_timeout_s = run.config.train.hang_timeout_s if distributed.process_count() > 1 else 0
+    log = ProgressLog(run.workdir, first_step, last_step, batch_size, silent=not processes.is_first())
+    hang_timeout_s = run.config.train.hang_timeout_s if processes.process_count() > 1 else 0
 
     def evaluate(step: int, pictures: Path | None = None) -> Results:
         results = run.evaluator(run.state.variables, pictures)
@@ -100,10 +101,10 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         closing(run.batches),
         closing(Reader(lambda: _next_batch(run), len(steps), BATCHES_AHEAD)) as batches,
         closing(log),
-        hang_watch(hang_timeout_s, distributed.end_all) as beat,
+        hang_watch(hang_timeout_s, processes.end_all) as beat,
         jax.set_mesh(run.mesh),
         _stop_signals() as received,
-        distributed.failure_told(shared=(NonFiniteLossError,)),
+        processes.failure_told(shared=(NonFiniteLossError,)),
     ):
         run.evaluator.encoder.on_batch = lambda: beat("an evaluation's batch")
         if 0 < first_step < last_step and not evaluated and _is_due(first_step, run.config.train.evaluate_every):
@@ -136,13 +137,13 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
                 with log.paused():
                     evaluate(step)
         run.checkpointer.wait()
-        results = evaluate(last_step, pictures=run.workdir if distributed.is_first() else None)
+        results = evaluate(last_step, pictures=run.workdir if processes.is_first() else None)
         return received[0] if received else results
 
 
 def _save_alone(run: Run, log: ProgressLog, step: int, used: dict[str, Any] | None) -> None:
     """Saves the last step of a run that gets no further batch. One of several processes cannot, without the others."""
-    if used is not None and distributed.process_count() == 1:
+    if used is not None and processes.process_count() == 1:
         log.flush()
         run.checkpointer.save(step, run.state, _data_state(run, used))
         run.checkpointer.wait()
@@ -178,7 +179,7 @@ def _is_due(step: int, every: int) -> bool:
 
 def _must_stop(step: int, received: list[signal.Signals]) -> signal.Signals | None:
     """The signal that ends the run after this step; of several processes, all are told so at the same step."""
-    if distributed.process_count() > 1:
+    if processes.process_count() > 1:
         return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
     return received[0] if received else None
 
@@ -191,7 +192,7 @@ def _data_state(run: Run, progress: dict[str, Any] | None = None) -> dict[str, A
 def _gather_parts(run: Run, own: T) -> list[T]:
     """What each process says about its rows of the batch; once, where several hold the same rows."""
     first_row = int(local_rows(run.mesh, run.config.train.global_batch_size)[0])
-    return list(dict(distributed.gather("the other rows of the batch", (first_row, own))).values())
+    return list(dict(processes.gather("the other rows of the batch", (first_row, own))).values())
 
 
 @contextmanager
@@ -201,7 +202,7 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
     Of several processes JAX has caught SIGTERM since its start, to bring all to the same step; so goes Ctrl-C.
     """
     received: list[signal.Signals] = []
-    alone = distributed.process_count() == 1
+    alone = processes.process_count() == 1
 
     def handler(number: int, _: FrameType | None) -> None:
         if alone:
@@ -224,7 +225,7 @@ def _explain_non_finite(error: NonFiniteLossError, run: Run) -> ValueError:
     ids = [record_id for part in _gather_parts(run, own) for record_id in part]
     saved = run.checkpointer.steps()
     file = run.workdir / "non_finite_batch.json"
-    if distributed.is_first():
+    if processes.is_first():
         write_json(file, {"step": error.step, "ids": ids})
     return ValueError(
         f"{error}, in the batch of {', '.join(ids[:3])}, ... (all ids in {file}). "
@@ -277,7 +278,7 @@ def main() -> int:
     """Runs the command; see the module's docstring."""
     workdir = Path(cli.required(cli.WORKDIR, "runs/tiny"))
     sections = cli.required(cli.CONFIG, "tiny").to_dict()
-    with distributed.joined(**cli.host_options()):
+    with processes.joined(**cli.host_options()):
         return train(sections, workdir)
 
 

@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.distributed.sharding import param_shardings, place_as
 from clip_jax.models import ModelConfig, make_model
-from clip_jax.sharding import param_shardings, place_as
 
 Params = dict[str, Any]
 Variables = dict[str, Any]  # parameters and running statistics in one nested dict

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.api import Model, Preprocess
+from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.pretrained import ImageTransform
-from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import init_variables
 
 SIZE, EMBED_DIM, WIDTH = 8, 8, 16

@@ -13,11 +13,11 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from clip_jax.accumulation import join_rows, loss_and_gradient, split_rows
+from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.losses import LossConfig, contrastive_loss, make_loss, normalize
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.train_state import (
     TrainState,
     init_variables,

@@ -14,10 +14,10 @@ from PIL import Image
 import clip_jax
 from clip_jax import encoder as encoder_module
 from clip_jax.api import MissingTokenizer, Preprocess
+from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.encoder import TEXT_LENGTHS, Encoder
 from clip_jax.models import PUBLISHED, TextConfig, VisionConfig, normalize_images
 from clip_jax.pretrained import ImageTransform
-from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import init_variables, model_graph
 from input_pipeline.vocabulary import train_sentencepiece
 

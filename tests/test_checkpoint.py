@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from clip_jax.checkpoint import Checkpointer, CheckpointError
+from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import TrainState, abstract_state
 
 TINY = ModelConfig(

@@ -11,10 +11,10 @@ from PIL import Image
 
 from clip_jax import evaluation
 from clip_jax.config import EvaluationConfig
+from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.encoder import Encoder
 from clip_jax.evaluation import Evaluator, as_row, as_table
 from clip_jax.models import CLIP, ModelConfig, TextConfig, VisionConfig
-from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import init_variables, model_graph
 from input_pipeline.scenes import LabelledScenes, SceneSource
 from input_pipeline.sources import WebDatasetSource

@@ -30,7 +30,7 @@ from test_train import miniature, picture
 
 import clip_jax
 from clip_jax import evaluation, run, train
-from clip_jax.distributed import (
+from clip_jax.distributed.processes import (
     OPEN_MPI,
     check_equal,
     describe_differences,
@@ -39,10 +39,10 @@ from clip_jax.distributed import (
     joined,
     process_count,
 )
+from clip_jax.distributed.rendezvous import HostsError, meet
+from clip_jax.distributed.sharding import ShardingConfig, local_rows, make_mesh
 from clip_jax.losses import normalize
 from clip_jax.metrics import ProgressLog, read_metrics
-from clip_jax.rendezvous import HostsError, meet
-from clip_jax.sharding import ShardingConfig, local_rows, make_mesh
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -53,7 +53,8 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax._src import xla_bridge
-from clip_jax import checkpoint, cli, distributed, evaluate, evaluation, run, train
+from clip_jax import checkpoint, cli, evaluate, evaluation, run, train
+from clip_jax.distributed import processes
 
 assert not xla_bridge.backends_are_initialized(), "an import has woken JAX"
 train.plot_curves = lambda *args: None
@@ -92,7 +93,7 @@ def work(process, sections, workdir, notes, options, patch):
     train.prepare_run, evaluation.recall_at_k = prepare_and_note, recall_and_note
     exec(patch, globals() | {"process": process})
     def main():
-        with distributed.joined(**options):
+        with processes.joined(**options):
             return train.train(sections, Path(workdir))
     cli.run(main, ["hosts"])
 
@@ -647,7 +648,9 @@ def tpus(slices: int, per_slice: int) -> list[Any]:
 
 @pytest.mark.parametrize(("sizes", "shape"), [((-1, 1, 1), (8, 1, 1)), ((2, 4, 1), (2, 4, 1)), ((4, -1, 2), (4, 1, 2))])
 def test_data_goes_over_several_slices_and_the_rest_stays_within(sizes, shape, monkeypatch):
-    monkeypatch.setattr("clip_jax.sharding.Mesh", lambda devices, names, axis_types: SimpleNamespace(devices=devices))
+    monkeypatch.setattr(
+        "clip_jax.distributed.sharding.Mesh", lambda devices, names, axis_types: SimpleNamespace(devices=devices)
+    )
     config = ShardingConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
     devices = make_mesh(config, tpus(slices=2, per_slice=4)).devices
     assert devices.shape == shape

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import clip_jax
+from clip_jax.distributed.sharding import place_batch
 from clip_jax.pretrained import save_pretrained
 from clip_jax.restore import open_model, restore_run
 from clip_jax.run import prepare_run
-from clip_jax.sharding import place_batch
 from configs.tiny import get_config
 from input_pipeline.tokenizers import SentencePieceTokenizer
 

@@ -7,10 +7,17 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import sharding
+from clip_jax.distributed import sharding
+from clip_jax.distributed.sharding import (
+    ShardingConfig,
+    batch_shards,
+    constrain_batch,
+    make_mesh,
+    param_specs,
+    place_batch,
+)
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.sharding import ShardingConfig, batch_shards, constrain_batch, make_mesh, param_specs, place_batch
 from clip_jax.train_state import init_state, init_variables
 
 TINY = ModelConfig(

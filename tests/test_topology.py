@@ -7,8 +7,8 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.distributed.sharding import batch_sharding, make_mesh
 from clip_jax.losses import LossConfig, make_loss
-from clip_jax.sharding import batch_sharding, make_mesh
 from clip_jax.topology import CHIPS, FAMILIES, topology_devices
 
 

@@ -23,11 +23,11 @@ from PIL import Image
 from clip_jax import evaluation, run, run_record, train
 from clip_jax.checkpoint import Checkpointer
 from clip_jax.config import TOKENIZER_FILE, make_config, with_tokenizer
+from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluate import evaluate
 from clip_jax.metrics import read_metrics
 from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.run_record import load_config
-from clip_jax.sharding import make_mesh
 from clip_jax.train_state import abstract_state
 from configs.tiny import get_config
 from input_pipeline.data_config import make_sources

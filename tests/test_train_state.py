@@ -13,11 +13,11 @@ from flax.traverse_util import flatten_dict
 
 from clip_jax.accumulation import loss_and_gradient
 from clip_jax.checkpoint import Checkpointer
+from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.flops import count_flops
 from clip_jax.losses import LossConfig, make_loss
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.train_state import (
     TrainState,
     abstract_state,

@@ -23,9 +23,9 @@ from clip_jax.benchmarks.options import SUBJECT, chosen_config, chosen_devices, 
 from clip_jax.benchmarks.peaks import Peaks, utilisation
 from clip_jax.benchmarks.timing import Timed
 from clip_jax.benchmarks.ways import Way, draw_captions, make_ways
+from clip_jax.distributed.sharding import batch_sharding, make_mesh
 from clip_jax.encoder import Encoder
 from clip_jax.flops import count_flops
-from clip_jax.sharding import batch_sharding, make_mesh
 from clip_jax.train_state import init_variables, model_graph
 
 for flag in SUBJECT:

@@ -14,9 +14,9 @@ from absl import flags
 from clip_jax import cli
 from clip_jax.benchmarks.options import SHARED, make_report
 from clip_jax.benchmarks.timing import Timed
+from clip_jax.distributed.sharding import make_mesh
 from clip_jax.encoder import Encoder
 from clip_jax.models import PUBLISHED
-from clip_jax.sharding import make_mesh
 from clip_jax.train_state import init_variables
 from input_pipeline.packing import caption_lengths
 from input_pipeline.sources import make_source

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.sharding import batch_shards, constrain_batch, make_mesh, place_whole_batch
+from clip_jax.distributed.sharding import batch_shards, constrain_batch, make_mesh, place_whole_batch
 
 TOLERANCE = 1e-8  # see `_minimise`
 LINE_SEARCH_STEPS = 20

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.sharding import BATCH_AXES
+from clip_jax.distributed.sharding import BATCH_AXES
 
 Metrics = dict[str, jax.Array]
 

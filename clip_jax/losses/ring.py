@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from clip_jax.sharding import BATCH_AXES
+from clip_jax.distributed.sharding import BATCH_AXES
 
 Tree = Any
 BLOCK_SIZE = 256  # among 128, 256 and 512 the fastest on CPU; see clip_jax/benchmarks/loss.py

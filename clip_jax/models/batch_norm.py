@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.distributed.sharding import BATCH_AXES
 from clip_jax.models.config import ModelConfig
-from clip_jax.sharding import BATCH_AXES
 
 EPS = 1e-5
 MOMENTUM = 0.1  # the share of the new statistics, as PyTorch counts

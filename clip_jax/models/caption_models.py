@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.clip import CLIP, ImageEncoder
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.text_transformer import TextTransformer
-from clip_jax.sharding import constrain_batch
 
 OUTPUT_STD = 0.02  # of an output layer's kernel, as of the token embedding: all words are about equally likely at first
 

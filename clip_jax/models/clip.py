@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig, ResNetConfig
 from clip_jax.models.modified_resnet import ModifiedResNet
 from clip_jax.models.text_transformer import PackedText, TextTransformer
 from clip_jax.models.transformer import ACTIVATIONS
 from clip_jax.models.vision_transformer import VisionTransformer
-from clip_jax.sharding import constrain_batch
 
 
 class CLIPFeatures(NamedTuple):

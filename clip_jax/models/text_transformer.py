@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.transformer import Transformer, make_layer_norm
-from clip_jax.sharding import constrain_batch
 
 
 @jax.tree_util.register_dataclass

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig, TransformerConfig
 from clip_jax.models.remat import keep, rematerialize
-from clip_jax.sharding import constrain_batch
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),

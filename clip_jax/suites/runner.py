@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 
 from clip_jax.api import load
+from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.evaluators.datasets import dataset_names, load_card
 from clip_jax.metrics import format_table
 from clip_jax.run_record import environment, write_json
-from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.suites.array_files import content_hash
 from clip_jax.suites.comparisons import (
     bias,

@@ -1,7 +1,7 @@
 import numpy as np
 
 from clip_jax.benchmarks.peaks import Peaks, published_peak, utilisation
-from clip_jax.sharding import make_mesh
+from clip_jax.distributed.sharding import make_mesh
 
 
 def test_utilisation_of_known_numbers():

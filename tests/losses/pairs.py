@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.distributed.sharding import ShardingConfig, batch_sharding, make_mesh
 from clip_jax.losses import normalize
-from clip_jax.sharding import ShardingConfig, batch_sharding, make_mesh
 
 MESHES = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (2, 2, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 4, 2)]
 

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from clip_jax.api import Model
+from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from clip_jax.sharding import ShardingConfig, make_mesh
 from clip_jax.train_state import init_variables, model_graph
 
 TEXT = TextConfig(width=16, depth=1, num_heads=2, mlp_dim=32, context_length=5, vocab_size=9, eot_token=8)

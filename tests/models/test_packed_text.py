@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.models import CLIP, ModelConfig, PackedText, TextConfig, VisionConfig
-from clip_jax.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.train_state import init_variables, model_graph, variable_shardings
 from input_pipeline.packing import pack_text
 

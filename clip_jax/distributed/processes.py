@@ -23,8 +23,8 @@ import jax
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 
-from clip_jax.rendezvous import HostsError, meet
-from clip_jax.watchdog import NO_PROGRESS
+from clip_jax.distributed.rendezvous import HostsError, meet
+from clip_jax.distributed.watchdog import NO_PROGRESS
 
 T = TypeVar("T")
 AUTOMATIC = ("gcetpu", "gketpu", "slurm", "ompi")  # surroundings that are looked for unasked

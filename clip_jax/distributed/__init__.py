@@ -1,0 +1,1 @@
+"""Several devices and several processes: the mesh, who takes part, and what happens when one of them fails."""
