@@ -11,7 +11,7 @@ from flax import nnx
 
 from clip_jax.accumulation import loss_and_gradient
 from clip_jax.losses import CaptionScores, LossConfig, caption_chance, caption_scores, make_loss
-from clip_jax.losses.choice import Features
+from clip_jax.losses.config import Features
 from clip_jax.losses.contrastive import Metrics
 from clip_jax.train_state import Params, TrainState, Variables, join_variables, moved_average
 

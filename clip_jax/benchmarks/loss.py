@@ -23,8 +23,8 @@ from clip_jax.benchmarks.options import SHARED, chosen_devices, make_report
 from clip_jax.benchmarks.timing import Timed
 from clip_jax.distributed.sharding import ShardingConfig, batch_sharding, make_mesh
 from clip_jax.losses import normalize
-from clip_jax.losses.choice import FORMS
-from clip_jax.losses.ring import BLOCK_SIZE
+from clip_jax.losses.blockwise import BLOCK_SIZE
+from clip_jax.losses.config import FORMS
 from clip_jax.topology import topology_devices
 
 for flag in ("num_devices", *SHARED):

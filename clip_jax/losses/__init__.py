@@ -2,7 +2,7 @@
 predicted."""
 
 from clip_jax.losses.captions import CaptionScores, caption_chance, caption_loss, caption_scores, caption_targets
-from clip_jax.losses.choice import LossConfig, make_loss
+from clip_jax.losses.config import LossConfig, make_loss
 from clip_jax.losses.contrastive import contrastive_loss, normalize, sharded_contrastive_loss
 from clip_jax.losses.sigmoid import sharded_sigmoid_loss, sigmoid_loss, streamed_sigmoid_loss
 from clip_jax.losses.streamed import streamed_contrastive_loss

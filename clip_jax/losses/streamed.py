@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed.sharding import BATCH_AXES
+from clip_jax.losses.blockwise import BLOCK_SIZE, check_block_size, meet, split
 from clip_jax.losses.contrastive import Metrics, at_least_float32, share_of_matches
-from clip_jax.losses.ring import BLOCK_SIZE, check_block_size, meet, split
 
 ROWS = P(BATCH_AXES)
 

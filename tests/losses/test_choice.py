@@ -9,7 +9,7 @@ import pytest
 
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.losses import LossConfig, contrastive_loss, make_loss, normalize, sigmoid_loss
-from clip_jax.losses.choice import chance_loss
+from clip_jax.losses.config import chance_loss
 
 N, E = 24, 13
 PARAMS = {"logit_scale": np.float64(1.7), "logit_bias": np.float64(-2.3), "text": np.float64(0)}
