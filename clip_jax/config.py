@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from clip_jax.distributed.sharding import ShardingConfig
 from clip_jax.losses import LossConfig
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from clip_jax.optimizer import OptimizerConfig
+from clip_jax.training.optimizer import OptimizerConfig
 from input_pipeline.data_config import DataConfig, MixturePart
 from input_pipeline.tokenizers import Tokenizer
 

@@ -15,7 +15,7 @@ from clip_jax.metrics import format_table
 from clip_jax.models import ResNetConfig
 from clip_jax.pretrained import FORMATS, save_pretrained
 from clip_jax.restore import open_model
-from clip_jax.train_state import split_variables
+from clip_jax.training.state import split_variables
 
 flags.declare_key_flag("model")
 flags.declare_key_flag("output")

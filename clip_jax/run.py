@@ -11,18 +11,17 @@ from jax.sharding import Mesh
 
 from clip_jax import preflight
 from clip_jax.caption_scorer import make_encoder
-from clip_jax.checkpoint import Checkpointer, saved_steps
 from clip_jax.config import TOKENIZER_FILE, Config, make_config, with_mixture, with_tokenizer
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import batch_shards, local_rows, make_mesh
 from clip_jax.evaluation import Evaluator
 from clip_jax.models import ModelConfig
-from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.pretrained import Pretrained
 from clip_jax.restore import open_model
 from clip_jax.run_record import check_workdir, record_config
-from clip_jax.text_packer import TextPacker, make_text_packer
-from clip_jax.train_state import (
+from clip_jax.training.checkpoint import Checkpointer, saved_steps
+from clip_jax.training.optimizer import make_optimizer, make_schedule
+from clip_jax.training.state import (
     TrainState,
     abstract_state,
     init_state,
@@ -30,7 +29,8 @@ from clip_jax.train_state import (
     tower_variables,
     with_variables,
 )
-from clip_jax.train_step import TrainStep, make_train_step
+from clip_jax.training.step import TrainStep, make_train_step
+from clip_jax.training.text_packer import TextPacker, make_text_packer
 from input_pipeline.data_config import DataConfig, make_sources
 from input_pipeline.examples import make_examples
 from input_pipeline.pipeline import BatchIterator

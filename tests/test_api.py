@@ -18,7 +18,7 @@ from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.encoder import TEXT_LENGTHS, Encoder
 from clip_jax.models import PUBLISHED, TextConfig, VisionConfig, normalize_images
 from clip_jax.pretrained import ImageTransform
-from clip_jax.train_state import init_variables, model_graph
+from clip_jax.training.state import init_variables, model_graph
 from input_pipeline.vocabulary import train_sentencepiece
 
 EOT = 95  # of openclip_vit

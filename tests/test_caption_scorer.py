@@ -14,7 +14,7 @@ from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.encoder import Encoder
 from clip_jax.evaluators.zero_shot import class_scores
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
-from clip_jax.train_state import init_variables, model_graph
+from clip_jax.training.state import init_variables, model_graph
 
 SOT, EOT, L, V = 29, 30, 9, 31
 CLIP = ModelConfig(

@@ -14,15 +14,15 @@ from flax.traverse_util import flatten_dict
 
 import clip_jax
 from clip_jax import evaluation, train
-from clip_jax.accumulation import loss_and_gradient
 from clip_jax.config import make_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.evaluate import evaluate
 from clip_jax.losses import LossConfig, make_loss
 from clip_jax.metrics import read_metrics
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
-from clip_jax.train_state import init_variables, model_graph, variable_shardings
-from clip_jax.train_step import encode
+from clip_jax.training.accumulation import loss_and_gradient
+from clip_jax.training.state import init_variables, model_graph, variable_shardings
+from clip_jax.training.step import encode
 from configs.tiny import get_config
 
 pytestmark = pytest.mark.usefixtures("compile_once")

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from clip_jax.checkpoint import Checkpointer, CheckpointError
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
-from clip_jax.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.train_state import TrainState, abstract_state
+from clip_jax.training.checkpoint import Checkpointer, CheckpointError
+from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.training.state import TrainState, abstract_state
 
 TINY = ModelConfig(
     embed_dim=7,

@@ -53,7 +53,8 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax._src import xla_bridge
-from clip_jax import checkpoint, cli, evaluate, evaluation, run, train
+from clip_jax import cli, evaluate, evaluation, run, train
+from clip_jax.training import checkpoint
 from clip_jax.distributed import processes
 
 assert not xla_bridge.backends_are_initialized(), "an import has woken JAX"

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from clip_jax import evaluation, text_packer, train
+from clip_jax import evaluation, train
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.metrics import read_metrics
 from clip_jax.models import ModelConfig, PackedText, TextConfig, VisionConfig
 from clip_jax.run import prepare_run
-from clip_jax.text_packer import TextPacker, make_text_packer
+from clip_jax.training import text_packer
+from clip_jax.training.text_packer import TextPacker, make_text_packer
 from configs.tiny import get_config
 from input_pipeline.packing import pack_text
 

@@ -21,14 +21,14 @@ import pytest
 from PIL import Image
 
 from clip_jax import evaluation, run, run_record, train
-from clip_jax.checkpoint import Checkpointer
 from clip_jax.config import TOKENIZER_FILE, make_config, with_tokenizer
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluate import evaluate
 from clip_jax.metrics import read_metrics
-from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.run_record import load_config
-from clip_jax.train_state import abstract_state
+from clip_jax.training.checkpoint import Checkpointer
+from clip_jax.training.optimizer import make_optimizer, make_schedule
+from clip_jax.training.state import abstract_state
 from configs.tiny import get_config
 from input_pipeline.data_config import make_sources
 from input_pipeline.examples import Examples
@@ -453,7 +453,7 @@ def test_a_config_that_was_refused_does_not_bind_the_workdir(finished, tmp_path)
 
 FULL_DISK = """
 import resource
-from clip_jax.checkpoint import Checkpointer
+from clip_jax.training.checkpoint import Checkpointer
 save = Checkpointer.save
 def save_on_a_full_disk(self, step, *args):
     if step == 20:

@@ -19,7 +19,7 @@ from clip_jax import cli
 from clip_jax.metrics import format_table
 from clip_jax.models import PUBLISHED
 from clip_jax.pretrained import ImageTransform, Pretrained, load_pretrained, save_pretrained
-from clip_jax.train_state import init_variables
+from clip_jax.training.state import init_variables
 
 PUBLISHED_NAME = flags.DEFINE_enum("published", "ViT-L/14", list(PUBLISHED), "Whose shapes.")
 FOLDER = flags.DEFINE_string("folder", None, "Used by the fresh process.")

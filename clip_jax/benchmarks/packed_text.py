@@ -24,8 +24,8 @@ from clip_jax.benchmarks.timing import Timed
 from clip_jax.encoder import TEXT_LENGTHS
 from clip_jax.losses import normalize
 from clip_jax.models import PUBLISHED, PackedText
-from clip_jax.text_packer import TextPacker
-from clip_jax.train_state import init_variables, model_graph
+from clip_jax.training.state import init_variables, model_graph
+from clip_jax.training.text_packer import TextPacker
 from input_pipeline.packing import caption_lengths, rows_with_headroom
 from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import make_tokenizer

@@ -32,9 +32,9 @@ from clip_jax.config import Config
 from clip_jax.distributed.sharding import batch_sharding, batch_shards, make_mesh, place_batch
 from clip_jax.flops import count_flops
 from clip_jax.losses import LossConfig
-from clip_jax.optimizer import make_optimizer
-from clip_jax.train_state import abstract_state, init_state, model_graph
-from clip_jax.train_step import Batch, TrainStep, make_train_step
+from clip_jax.training.optimizer import make_optimizer
+from clip_jax.training.state import abstract_state, init_state, model_graph
+from clip_jax.training.step import Batch, TrainStep, make_train_step
 
 for flag in (*SUBJECT, "peer_python"):
     flags.declare_key_flag(flag)

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 from clip_jax.distributed.sharding import ShardingConfig, make_abstract_mesh
 from clip_jax.metrics import format_table
 from clip_jax.models import ModelConfig
-from clip_jax.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.train_state import abstract_state, join_variables
+from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.training.state import abstract_state, join_variables
 
 
 class ParamRow(NamedTuple):

@@ -21,12 +21,12 @@ from clip_jax.distributed.sharding import batch_sharding, batch_shards, make_mes
 from clip_jax.flops import count_flops
 from clip_jax.hlo import Collective, Program
 from clip_jax.models import ModelConfig
-from clip_jax.optimizer import make_optimizer, make_schedule
 from clip_jax.planning.params import param_table
 from clip_jax.run import check_batch
 from clip_jax.topology import CHIPS, Chip
-from clip_jax.train_state import abstract_state, init_variables, model_graph, split_variables, tower_variables
-from clip_jax.train_step import encode, make_train_step
+from clip_jax.training.optimizer import make_optimizer, make_schedule
+from clip_jax.training.state import abstract_state, init_variables, model_graph, split_variables, tower_variables
+from clip_jax.training.step import encode, make_train_step
 
 GIB = 2**30
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -34,7 +34,7 @@ from clip_jax.pretrained.open_clip import config_from_open_clip, open_clip_json
 from clip_jax.pretrained.positions import resize_positions
 from clip_jax.pretrained.sizes import check_sizes, config_from_sizes, inferred_sizes, layout_of
 from clip_jax.pretrained.transform import ImageTransform
-from clip_jax.train_state import Variables
+from clip_jax.training.state import Variables
 from input_pipeline.tokenizers import Tokenizer
 
 __all__ = [

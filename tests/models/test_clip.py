@@ -15,7 +15,7 @@ from clip_jax.models.transformer import Transformer
 from clip_jax.pretrained.hugging_face import hf_layout
 from clip_jax.pretrained.open_clip import open_clip_json
 from clip_jax.pretrained.transform import ImageTransform
-from clip_jax.train_state import init_variables, model_graph
+from clip_jax.training.state import init_variables, model_graph
 
 END = 30  # of 31 tokens
 TINY = ModelConfig(

@@ -13,7 +13,7 @@ from clip_jax.models.published import OPENAI
 from clip_jax.pretrained import load_pretrained, save_pretrained
 from clip_jax.pretrained.convert import to_state_dict, to_variables
 from clip_jax.pretrained.layouts import make_layout
-from clip_jax.train_state import init_variables
+from clip_jax.training.state import init_variables
 
 LAYOUTS = [
     ("vit", "open_clip"),

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from clip_jax.distributed import processes
-from clip_jax.train_state import TrainState
+from clip_jax.training.state import TrainState
 
 
 class CheckpointError(OSError):
