@@ -20,7 +20,7 @@ from clip_jax.evaluators.zero_shot import (
     score_metrics,
 )
 from clip_jax.metrics import Row, format_table
-from clip_jax.plots import plot_confusion, plot_retrieval, plot_similarity
+from clip_jax.plots.training import plot_confusion, plot_retrieval, plot_similarity
 from clip_jax.training.state import Variables
 from input_pipeline.examples import load_image
 from input_pipeline.scenes import LabelledScenes

@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 
 from clip_jax import cli
-from clip_jax.data_plots import Tile, plot_contact_sheet, plot_statistics
 from clip_jax.metrics import format_table
+from clip_jax.plots.data import Tile, plot_contact_sheet, plot_statistics
 from clip_jax.read_ahead import load_ahead
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.manifest import MANIFEST, read_manifest

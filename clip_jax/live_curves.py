@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clip_jax.metrics import read_metrics
-from clip_jax.plots import plot_curves
+from clip_jax.plots.training import plot_curves
 
 WIDTH = 900  # pixels
 POLL_S = 0.2

@@ -20,10 +20,10 @@ from clip_jax.config import Config, make_config
 from clip_jax.metrics import format_table
 from clip_jax.planning.fit import HEADROOM, Fitter, Setting, is_resnet
 from clip_jax.planning.params import as_table, param_table
-from clip_jax.planning.picture import plot_memory
 from clip_jax.planning.step import GIB, DoesNotFitError, StepPlan, compile_step
+from clip_jax.planning.topology import CHIPS, topology_devices
+from clip_jax.plots.planning import plot_memory
 from clip_jax.run_record import write_json
-from clip_jax.topology import CHIPS, topology_devices
 
 flags.declare_key_flag("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, such as v5e:16x16; by default this machine's devices.")

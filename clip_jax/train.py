@@ -21,7 +21,7 @@ from clip_jax.distributed.sharding import local_rows, place_batch
 from clip_jax.distributed.watchdog import hang_watch
 from clip_jax.evaluation import Results, as_row, as_table
 from clip_jax.metrics import NonFiniteLossError, ProgressLog, format_table, read_metrics
-from clip_jax.plots import plot_curves
+from clip_jax.plots.training import plot_curves
 from clip_jax.read_ahead import Reader
 from clip_jax.run import Run, left_out, prepare_run
 from clip_jax.run_record import write_json

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from clip_jax import data_plots as plots
-from clip_jax.data_plots import MAX_LINES, Tile
-from clip_jax.plots import ORANGE
+from clip_jax.plots.data import MAX_LINES, Tile
+from clip_jax.plots.training import ORANGE
 
 NAMES = ("captions", "characters", "words", "width", "height", "sizes", "num_bytes", "forms", "labels")
 

@@ -8,8 +8,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
-from clip_jax.flops import count_flops
 from clip_jax.losses import contrastive_loss, sharded_contrastive_loss
+from clip_jax.planning.flops import count_flops
 
 
 def array(*shape: int) -> jax.ShapeDtypeStruct:

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed.sharding import make_mesh
-from clip_jax.hlo import Collective, Program
+from clip_jax.planning.hlo import Collective, Program
 
 # As a TPU's compiler writes it: a loop of 3 within one of 2, a gather spread over two computations of one channel, a
 # scatter as a sum of which each keeps its part, an array in on-chip memory, and a fusion that reads one slice.

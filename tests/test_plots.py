@@ -7,14 +7,14 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from PIL import Image
 
-from clip_jax import plots
+from clip_jax.plots import training
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures in place of the files."""
     figures = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(training, "save_figure", lambda figure, path: figures.append(figure))
     return figures
 
 
@@ -49,7 +49,7 @@ def photos(n, seed=0):
 
 
 def test_curves_over_samples_seen(drawn):
-    plots.plot_curves(rows(7), "curves.png")
+    training.plot_curves(rows(7), "curves.png")
     (figure,) = drawn
     loss = lines(panel(figure, "Loss"))
     np.testing.assert_allclose(loss["loss"].get_xdata(), 16 * np.arange(1, 8))
@@ -66,7 +66,7 @@ def test_curves_over_samples_seen(drawn):
 
 def test_steps_repeated_by_a_resumed_run_count_once_the_later_row_winning(drawn):
     metrics = [*rows(7), *({**row, "loss": 100.0} for row in rows(5)[3:])]
-    plots.plot_curves(metrics, "curves.png")
+    training.plot_curves(metrics, "curves.png")
     loss = lines(panel(drawn[0], "Loss"))["loss"]
     np.testing.assert_allclose(loss.get_xdata(), 16 * np.arange(1, 8))
     np.testing.assert_allclose(loss.get_ydata(), [3, 3 / 2, 1, 100, 100, 3 / 6, 3 / 7])
@@ -77,7 +77,7 @@ def test_many_points_are_smoothed_over_the_raw_line(drawn):
     for i, row in enumerate(metrics):
         row["loss"] = float(i % 7)  # a window of 7 flattens this to 3
     metrics[100]["loss"] = float("nan")
-    plots.plot_curves(metrics, "curves.png")
+    training.plot_curves(metrics, "curves.png")
     ax = panel(drawn[0], "Loss")
     (raw,) = [line for line in ax.get_lines() if line.get_alpha() is not None]
     smooth = lines(ax)["loss"]
@@ -97,7 +97,7 @@ def test_evaluations_get_their_own_panel_with_chance(drawn):
         "evaluation/photos/image_to_text_r@1": 0.3,
         "evaluation/photos/image_to_text_r@1_chance": 0.02,
     }
-    plots.plot_curves([*rows(5), {"step": 5, "samples_seen": 80, **evaluation}], "curves.png")
+    training.plot_curves([*rows(5), {"step": 5, "samples_seen": 80, **evaluation}], "curves.png")
     ax = panel(drawn[0], "Evaluation")
     drawn_lines = lines(ax)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["held out top1", "photos image to text r@1"]
@@ -109,13 +109,13 @@ def test_evaluations_get_their_own_panel_with_chance(drawn):
 
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match=r"no metrics to draw in curves\.png"):
-        plots.plot_curves([], "curves.png")
+        training.plot_curves([], "curves.png")
 
 
 def test_similarity_has_captions_as_rows_and_images_as_columns(drawn):
     similarity = np.arange(9).reshape(3, 3) / 10
     captions = ["it costs $5 or $6", "b", "word " * 60]
-    plots.plot_similarity(photos(3), captions, similarity, "similarity.png")
+    training.plot_similarity(photos(3), captions, similarity, "similarity.png")
     ax = drawn[0].axes[0]
     cells = {text.get_position(): text for text in ax.texts}
     assert {place: text.get_text() for place, text in cells.items()} == {
@@ -133,19 +133,19 @@ def test_similarity_has_captions_as_rows_and_images_as_columns(drawn):
 
 def test_similarity_lengths_must_match():
     with pytest.raises(ValueError, match=r"3 images, 2 captions and a similarity of shape \(3, 3\) do not match"):
-        plots.plot_similarity(photos(3), ["a", "b"], np.eye(3), "similarity.png")
+        training.plot_similarity(photos(3), ["a", "b"], np.eye(3), "similarity.png")
 
 
 def test_retrieval_marks_what_is_right(drawn):
     images = photos(3)
-    plots.plot_retrieval(
+    training.plot_retrieval(
         [(images[0], [("a $ cat", 0.31, False), ("a dog", 0.3, True)])],
         [("a dog", [(images[0], 0.4, True), (images[1], 0.3, False)]), ("an emu", [(images[2], 0.2, False)])],
         "retrieval.png",
     )
     texts = {text.get_text(): text for ax in drawn[0].axes for text in ax.texts}
     assert {"✗ 0.31", "a $ cat", "✓ 0.30", "a dog", "an emu"} == set(texts)
-    assert same_color(texts["✓ 0.30"].get_color(), plots.GREEN)
+    assert same_color(texts["✓ 0.30"].get_color(), training.GREEN)
     framed = [ax for ax in drawn[0].axes if ax.images and ax.spines["left"].get_visible()]
     assert [ax.get_xlabel() for ax in framed] == ["✓ 0.40"]
     np.testing.assert_array_equal(framed[0].images[0].get_array(), images[0])
@@ -154,11 +154,11 @@ def test_retrieval_marks_what_is_right(drawn):
 
 def test_retrieval_without_queries_is_refused():
     with pytest.raises(ValueError, match="no queries to draw"):
-        plots.plot_retrieval([], [], "retrieval.png")
+        training.plot_retrieval([], [], "retrieval.png")
 
 
 def test_confusion_is_coloured_by_the_true_class_share(drawn):
-    plots.plot_confusion(np.array([[3, 1], [0, 0]]), ("cat", "dog"), "confusion.png", "two animals")
+    training.plot_confusion(np.array([[3, 1], [0, 0]]), ("cat", "dog"), "confusion.png", "two animals")
     ax = drawn[0].axes[0]
     np.testing.assert_allclose(ax.images[0].get_array(), [[0.75, 0.25], [0, 0]])
     assert {text.get_position(): text.get_text() for text in ax.texts} == {(0, 0): "3", (1, 0): "1"}
@@ -168,22 +168,22 @@ def test_confusion_is_coloured_by_the_true_class_share(drawn):
 
 def test_confusion_of_many_classes_drops_counts_then_names(drawn):
     for C in (20, 21, 80, 81):
-        plots.plot_confusion(np.eye(C), [str(c) for c in range(C)], "confusion.png", "many")
+        training.plot_confusion(np.eye(C), [str(c) for c in range(C)], "confusion.png", "many")
     assert [len(figure.axes[0].texts) for figure in drawn] == [20, 0, 0, 0]
     assert [len(figure.axes[0].get_yticks()) for figure in drawn] == [20, 21, 80, 0]
 
 
 def test_confusion_shape_must_match():
     with pytest.raises(ValueError, match=r"shape \(2, 2\) for 3 class names"):
-        plots.plot_confusion(np.eye(2), ("a", "b", "c"), "confusion.png", "")
+        training.plot_confusion(np.eye(2), ("a", "b", "c"), "confusion.png", "")
 
 
 def test_every_picture_is_written_complete_and_nothing_else(tmp_path):
-    plots.plot_curves(rows(211), tmp_path / "curves.png")
+    training.plot_curves(rows(211), tmp_path / "curves.png")
     maths = "$_{$"  # would be a syntax error, were it read as TeX
-    plots.plot_similarity(photos(2), [maths, "b"], np.eye(2), tmp_path / "similarity.png")
-    plots.plot_retrieval([(photos(1)[0], [(maths, 0.1, True)])], [(maths, [])], str(tmp_path / "retrieval.png"))
-    plots.plot_confusion(np.eye(3), ("a", maths, "c"), tmp_path / "confusion.png", maths)
+    training.plot_similarity(photos(2), [maths, "b"], np.eye(2), tmp_path / "similarity.png")
+    training.plot_retrieval([(photos(1)[0], [(maths, 0.1, True)])], [(maths, [])], str(tmp_path / "retrieval.png"))
+    training.plot_confusion(np.eye(3), ("a", maths, "c"), tmp_path / "confusion.png", maths)
     names = ["confusion.png", "curves.png", "retrieval.png", "similarity.png"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names
     for name in names:
@@ -203,7 +203,7 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", fail_half_way)
     with pytest.raises(OSError, match="No space left"):
-        plots.plot_confusion(np.eye(2), ("a", "b"), path, "")
+        training.plot_confusion(np.eye(2), ("a", "b"), path, "")
     assert [file.name for file in tmp_path.iterdir()] == ["confusion.png"]
     assert path.read_bytes() == b"the old one"
 
@@ -211,7 +211,7 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
 def test_pyplot_is_never_imported(tmp_path):
     script = f"""
 import sys, numpy as np
-from clip_jax.plots import plot_confusion
+from clip_jax.plots.training import plot_confusion
 plot_confusion(np.eye(2), ("a", "b"), {str(tmp_path / "confusion.png")!r}, "")
 sys.exit("matplotlib.pyplot" in sys.modules)
 """

@@ -9,7 +9,7 @@ from clip_jax.evaluators.bias import ANY
 from clip_jax.evaluators.binomial import share
 from clip_jax.evaluators.overlap import contamination
 from clip_jax.evaluators.robustness import MEAN, robustness_metrics
-from clip_jax.plots import GREEN, GREY, ORANGE
+from clip_jax.plots.training import GREEN, GREY, ORANGE
 
 MODELS = {
     "weak": {"plain": 0.4, "sketch": 0.2, "photo": 0.3},

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed.sharding import batch_sharding, make_mesh
 from clip_jax.losses import LossConfig, make_loss
-from clip_jax.topology import CHIPS, FAMILIES, topology_devices
+from clip_jax.planning.topology import CHIPS, FAMILIES, topology_devices
 
 
 def test_a_slice_is_compiled_for():

@@ -12,9 +12,9 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
-from clip_jax.flops import count_flops
 from clip_jax.losses import LossConfig, make_loss
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.planning.flops import count_flops
 from clip_jax.training.accumulation import loss_and_gradient
 from clip_jax.training.checkpoint import Checkpointer
 from clip_jax.training.optimizer import OptimizerConfig, make_optimizer

@@ -13,7 +13,7 @@ from clip_jax.ablations.findings import number
 from clip_jax.ablations.observations import Observation, by_seed, distinct, select
 from clip_jax.ablations.spec import Ablation, FigureSpec, Paper
 from clip_jax.ablations.statistics import ERRORS, log_fit, summary
-from clip_jax.plots import BLUE, GOLD, GREEN, GREY, ORANGE, PINK, SKY, save_figure, wrapped
+from clip_jax.plots.training import BLUE, GOLD, GREEN, GREY, ORANGE, PINK, SKY, save_figure, wrapped
 
 COLOURS = [BLUE, ORANGE, GREEN, PINK, SKY, GOLD, "black"]
 MARKERS = "osD^vP*"

@@ -19,7 +19,7 @@ from PIL import Image
 from clip_jax import cli
 from clip_jax.evaluators.overlap import nearest_images, pairs_around, perceptual_embedding
 from clip_jax.metrics import format_table
-from clip_jax.robustness_plots import plot_duplicates
+from clip_jax.plots.robustness import plot_duplicates
 from input_pipeline.sources import make_source
 from input_pipeline.transforms import decode_image
 

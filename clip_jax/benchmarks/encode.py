@@ -25,7 +25,7 @@ from clip_jax.benchmarks.timing import Timed
 from clip_jax.benchmarks.ways import Way, draw_captions, make_ways
 from clip_jax.distributed.sharding import batch_sharding, make_mesh
 from clip_jax.encoder import Encoder
-from clip_jax.flops import count_flops
+from clip_jax.planning.flops import count_flops
 from clip_jax.training.state import init_variables, model_graph
 
 for flag in SUBJECT:

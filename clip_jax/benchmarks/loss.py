@@ -25,7 +25,7 @@ from clip_jax.distributed.sharding import ShardingConfig, batch_sharding, make_m
 from clip_jax.losses import normalize
 from clip_jax.losses.blockwise import BLOCK_SIZE
 from clip_jax.losses.config import FORMS
-from clip_jax.topology import topology_devices
+from clip_jax.planning.topology import topology_devices
 
 for flag in ("num_devices", *SHARED):
     flags.declare_key_flag(flag)

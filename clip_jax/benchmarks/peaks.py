@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.benchmarks.timing import Runner, Timed
 from clip_jax.distributed.sharding import BATCH_AXES
-from clip_jax.topology import CHIPS
+from clip_jax.planning.topology import CHIPS
 
 NUM_PRODUCTS = 5  # in a turn
 

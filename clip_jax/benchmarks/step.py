@@ -30,8 +30,8 @@ from clip_jax.benchmarks.timing import Runner, Timed, progress_bar
 from clip_jax.benchmarks.ways import Way, draw_captions, make_ways, shape_text
 from clip_jax.config import Config
 from clip_jax.distributed.sharding import batch_sharding, batch_shards, make_mesh, place_batch
-from clip_jax.flops import count_flops
 from clip_jax.losses import LossConfig
+from clip_jax.planning.flops import count_flops
 from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import abstract_state, init_state, model_graph
 from clip_jax.training.step import Batch, TrainStep, make_train_step

@@ -13,7 +13,7 @@ from clip_jax.evaluators.bias import bias_metrics, read_people
 from clip_jax.evaluators.overlap import contamination, nearest_images, pairs_around
 from clip_jax.evaluators.retrieval import caption_embeddings, recall_at_k
 from clip_jax.evaluators.robustness import check_reference_models, robustness_metrics
-from clip_jax.robustness_plots import plot_bias, plot_contamination, plot_duplicates, plot_robustness
+from clip_jax.plots.robustness import plot_bias, plot_contamination, plot_duplicates, plot_robustness
 from clip_jax.suites.config import BiasSection, RobustnessSection
 from clip_jax.suites.labelled_sets import LabelledSet
 from clip_jax.suites.measures import THUMBNAIL, Bench, data_key, headline_classified

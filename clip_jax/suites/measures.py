@@ -19,11 +19,11 @@ from clip_jax.evaluators.classification import (
     single_label_metrics,
 )
 from clip_jax.evaluators.prompts import load_templates
-from clip_jax.plots import plot_confusion
+from clip_jax.plots.probes import plot_reliability
+from clip_jax.plots.training import plot_confusion
 from clip_jax.suites.config import OWN, SuiteConfig
 from clip_jax.suites.feature_store import FeatureStore, ImageFeatures
 from clip_jax.suites.labelled_sets import LabelledSet
-from clip_jax.suites.plots import plot_reliability
 from clip_jax.suites.result_store import Results, ResultStore, file_name
 from input_pipeline.examples import load_image
 from input_pipeline.sources import Source

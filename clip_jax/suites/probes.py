@@ -9,9 +9,9 @@ from clip_jax.evaluators.classification import measure_scores, metric_score
 from clip_jax.evaluators.few_shot import few_shot, labels_to_match
 from clip_jax.evaluators.linear_probe import linear_probe, split_off_validation
 from clip_jax.evaluators.logistic_regression import Split
+from clip_jax.plots.probes import plot_few_shot, plot_sweep
 from clip_jax.suites.labelled_sets import LabelledSet
 from clip_jax.suites.measures import Bench, LabelledFeatures, data_key, labelled_features
-from clip_jax.suites.plots import plot_few_shot, plot_sweep
 from clip_jax.suites.result_store import Results, file_name
 
 NO_TRAINING = "the set has no training split here"

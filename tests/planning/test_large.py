@@ -7,7 +7,7 @@ import pytest
 from clip_jax.config import make_config
 from clip_jax.planning.fit import Setting
 from clip_jax.planning.step import GIB, compile_step
-from clip_jax.topology import topology_devices
+from clip_jax.planning.topology import topology_devices
 
 # Settings that `clip-jax plan --fit` found, the peak, and the FLOPs over those of a step that computes nothing twice.
 PLANS = {

@@ -10,7 +10,7 @@ from clip_jax.config import make_config
 from clip_jax.plan import describe
 from clip_jax.planning.fit import Setting
 from clip_jax.planning.step import compile_step
-from clip_jax.topology import CHIPS
+from clip_jax.planning.topology import CHIPS
 from configs import tiny
 
 

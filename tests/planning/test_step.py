@@ -6,7 +6,7 @@ import pytest
 from clip_jax.config import make_config
 from clip_jax.models import PUBLISHED, ResNetConfig
 from clip_jax.planning.step import DoesNotFitError, StepPlan, Towers, compile_step, forward_flops, read_refusal
-from clip_jax.topology import CHIPS, topology_devices
+from clip_jax.planning.topology import CHIPS, topology_devices
 from configs import clip_vit_b32, tiny
 
 # GFLOPs of one pair in open_clip's model profile, which the paper's tables 19 and 20 lack.

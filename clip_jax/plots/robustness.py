@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 from scipy.special import expit, logit
 
-from clip_jax.plots import BLUE, GREEN, GREY, ORANGE, PINK, save_figure, show_image, wrapped
+from clip_jax.plots.training import BLUE, GREEN, GREY, ORANGE, PINK, save_figure, show_image, wrapped
 
 LOGIT_TICKS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 MAX_LABELS = 12  # more names beside points would cover each other

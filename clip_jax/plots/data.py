@@ -14,7 +14,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from clip_jax.plots import BLUE, GREY, ORANGE, save_figure, wrapped
+from clip_jax.plots.training import BLUE, GREY, ORANGE, save_figure, wrapped
 
 MAX_BARS = 40
 MAX_NAMED = 12  # distinct values with a bar and a name each

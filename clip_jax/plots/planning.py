@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from clip_jax.planning.step import GIB
-from clip_jax.plots import save_figure
+from clip_jax.plots.training import save_figure
 
 PARTS = {
     "parameters": ("parameters", "#4c72b0"),

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
-from clip_jax.plots import BLUE, GREEN, GREY, ORANGE, save_figure, wrapped
+from clip_jax.plots.training import BLUE, GREEN, GREY, ORANGE, save_figure, wrapped
 
 
 def plot_reliability(calibration: Mapping[str, Any], path: str | os.PathLike, title: str) -> None:

@@ -1,0 +1,1 @@
+"""Pictures of runs, data sets, plans and evaluations, by matplotlib."""
