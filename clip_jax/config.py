@@ -77,7 +77,7 @@ class EvaluationConfig:
     Attributes:
       zero_shot: labelled sets, "scenes/NAME" or "tfds/NAME/SPLIT"; may be empty.
       data_dir: where prepared tfds sets lie.
-      templates: a prompt set of clip_jax/evaluators/prompts; empty takes the labelled set's own.
+      templates: a prompt set of clip_jax/evaluation/prompts; empty takes the labelled set's own.
       num_examples: pictures of each labelled set and of retrieval; 0 takes all there are.
       batch_size: images or texts encoded at once, over all devices.
     """

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from clip_jax.api import Model, Preprocess
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
+from clip_jax.inference.api import Model, Preprocess
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.pretrained import ImageTransform
 from clip_jax.training.state import init_variables

@@ -12,10 +12,10 @@ from flax import nnx
 from PIL import Image
 
 import clip_jax
-from clip_jax import encoder as encoder_module
-from clip_jax.api import MissingTokenizer, Preprocess
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
-from clip_jax.encoder import TEXT_LENGTHS, Encoder
+from clip_jax.inference import encoder as encoder_module
+from clip_jax.inference.api import MissingTokenizer, Preprocess
+from clip_jax.inference.encoder import TEXT_LENGTHS, Encoder
 from clip_jax.models import PUBLISHED, TextConfig, VisionConfig, normalize_images
 from clip_jax.pretrained import ImageTransform
 from clip_jax.training.state import init_variables, model_graph

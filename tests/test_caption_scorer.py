@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clip_jax.caption_scorer import CaptionScorer, make_encoder, word_shares
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
-from clip_jax.encoder import Encoder
-from clip_jax.evaluators.zero_shot import class_scores
+from clip_jax.evaluation.metrics.zero_shot import class_scores
+from clip_jax.inference.caption_scorer import CaptionScorer, make_encoder, word_shares
+from clip_jax.inference.encoder import Encoder
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.training.state import init_variables, model_graph
 

@@ -13,10 +13,11 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import clip_jax
-from clip_jax import evaluation, train
+from clip_jax.cli import train
+from clip_jax.cli.evaluate import evaluate
 from clip_jax.config import make_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
-from clip_jax.evaluate import evaluate
+from clip_jax.evaluation import in_training
 from clip_jax.losses import LossConfig, make_loss
 from clip_jax.metrics import read_metrics
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
@@ -128,7 +129,7 @@ def finished(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         lines = []
         patch.setattr("builtins.print", lambda *args, **_: lines.extend(map(str, args)))
-        patch.setattr(evaluation, "plot_confusion", lambda *args: None)
+        patch.setattr(in_training, "plot_confusion", lambda *args: None)
         assert train.train(miniature(request.param), workdir) == 0
     return request.param, workdir, " ".join(" ".join(lines).split())
 
@@ -163,10 +164,10 @@ def test_a_run_that_was_cut_short_ends_as_if_undisturbed(finished, tmp_path, mon
     def stop(*args):
         raise RuntimeError("the power failed")
 
-    monkeypatch.setattr(evaluation, "plot_confusion", lambda *args: None)
+    monkeypatch.setattr(in_training, "plot_confusion", lambda *args: None)
     monkeypatch.setattr(train, "plot_curves", lambda *args: None)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.Evaluator, "__call__", stop)
+        patch.setattr(in_training.Evaluator, "__call__", stop)
         with pytest.raises(RuntimeError, match="the power failed"):
             train.train(miniature(kind), tmp_path)
     assert train.train(miniature(kind), tmp_path) == 0
@@ -177,7 +178,7 @@ def test_a_run_that_was_cut_short_ends_as_if_undisturbed(finished, tmp_path, mon
 
 
 def test_evaluate_gives_the_numbers_of_the_end_of_the_run(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "plot_confusion", lambda *args: None)
+    monkeypatch.setattr(in_training, "plot_confusion", lambda *args: None)
     _, workdir, _ = finished
     assert evaluate(workdir, tmp_path) == {"step": 12, **json.loads((workdir / "evaluation.json").read_text())}
 

@@ -8,8 +8,8 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from clip_jax import classify as classify_module
-from clip_jax.classify import classify, describe, make_prompts, read_image
+from clip_jax.cli import classify as classify_module
+from clip_jax.cli.classify import classify, describe, make_prompts, read_image
 from input_pipeline.transforms import resize_and_center_crop
 
 IMAGE_SIZE = 8

@@ -17,7 +17,7 @@ from PIL import Image
 from clip_jax.ablations.jobs import record_sweep
 from clip_jax.ablations.spec import load_ablation, questions
 from clip_jax.benchmarks import KINDS
-from clip_jax.cli import HOST_FLAGS
+from clip_jax.cli.command import HOST_FLAGS
 from clip_jax.config import make_config
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.pretrained import load_pretrained
@@ -30,8 +30,8 @@ GOLDENS = ROOT / "tests" / "goldens"
 RUNNER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
-import clip_jax.suites.runner, clip_jax.run  # what takes long; the commands define flags of the same names
-from clip_jax import cli
+import clip_jax.evaluation.suite.runner, clip_jax.run  # what takes long; the commands define flags of the same names
+from clip_jax.cli import command
 
 for number, argv in enumerate(json.loads(sys.argv[2])):
     if os.fork() == 0:
@@ -41,7 +41,7 @@ for number, argv in enumerate(json.loads(sys.argv[2])):
         sys.argv = ["/usr/bin/clip-jax", *argv]
         code = 0
         try:
-            cli.main()
+            command.main()
         except SystemExit as error:
             code = error.code or 0
         except BaseException:
@@ -533,7 +533,7 @@ def test_help_of_a_command_shows_its_flags(command, flags, outcomes):
     outcome = outcomes[f"{command} help"]
     assert (outcome.code, outcome.err) == (0, "")
     description, lines = outcome.out.split("\n\nflags:\n")
-    assert f"python -m clip_jax.{command}" in description.splitlines()[0]
+    assert f"clip-jax {command}" in description.splitlines()[0]
     assert {line.split(":")[0] for line in lines.splitlines()} == {f"  --{flag}" for flag in flags}
 
 
@@ -550,9 +550,9 @@ def test_help_of_a_command_shows_its_flags(command, flags, outcomes):
         ("classify", ["none.jpg", "--model=m", "--labels=a,b"], "none.jpg does not exist"),
     ],
 )
-def test_each_command_is_a_module_of_its_own(command, arguments, message):
+def test_each_command_runs_as_a_module(command, arguments, message):
     ran = subprocess.run(
-        [sys.executable, "-m", f"clip_jax.{command}", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "clip_jax", command, *arguments], capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == 1
     assert ran.stderr.startswith(f"clip-jax: error: {message}\n")

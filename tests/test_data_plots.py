@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clip_jax import data_plots as plots
+from clip_jax.plots import data as plots
 from clip_jax.plots.data import MAX_LINES, Tile
 from clip_jax.plots.training import ORANGE
 

@@ -16,10 +16,10 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from clip_jax import embed as embed_module
-from clip_jax import embedding_shards
-from clip_jax.embed import Summary, describe, embed, parse_part
-from clip_jax.embedding_shards import Shards
+from clip_jax.cli import embed as embed_module
+from clip_jax.cli.embed import Summary, describe, embed, parse_part
+from clip_jax.inference import embedding_shards
+from clip_jax.inference.embedding_shards import Shards
 from clip_jax.read_ahead import load_ahead
 from input_pipeline.sources import FolderSource
 from input_pipeline.transforms import decode_image, resize_and_center_crop

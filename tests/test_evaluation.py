@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from clip_jax import evaluation
 from clip_jax.config import EvaluationConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
-from clip_jax.encoder import Encoder
-from clip_jax.evaluation import Evaluator, as_row, as_table
+from clip_jax.evaluation import in_training
+from clip_jax.evaluation.in_training import Evaluator, as_row, as_table
+from clip_jax.inference.encoder import Encoder
 from clip_jax.models import CLIP, ModelConfig, TextConfig, VisionConfig
 from clip_jax.training.state import init_variables, model_graph
 from input_pipeline.scenes import LabelledScenes, SceneSource
@@ -177,7 +177,7 @@ def test_results_of_drawn_scenes(encoder, tokenizer, params):
 
 
 def test_zero_examples_means_all(encoder, tokenizer, params, monkeypatch):
-    monkeypatch.setattr(evaluation, "NUM_SCENES", 19)
+    monkeypatch.setattr(in_training, "NUM_SCENES", 19)
     validation = SceneSource(0, 17, IMAGE_SIZE, split="validation")
     results = Evaluator(settings(num_examples=0), encoder, tokenizer, validation, IMAGE_SIZE)(params)
     assert results["zero_shot"]["scenes/digit"]["count"] == 19
@@ -221,7 +221,7 @@ def test_templates_change_the_classifier(encoder, tokenizer, params, monkeypatch
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"zero_shot": ("digit",)}, r"^evaluation.zero_shot set 'digit' is unknown: use 'scenes/NAME' or 'tfds/NAME"),
+        ({"zero_shot": ("digit",)}, r"^in_training.zero_shot set 'digit' is unknown: use 'scenes/NAME' or 'tfds/NAME"),
         ({"zero_shot": ("scenes/cats",)}, "^labelled set 'cats' of the drawn scenes is unknown: choose one of"),
         ({"zero_shot": ("tfds/nothing/test",)}, "^no prepared dataset 'nothing' in ''; prepare it with: python -c"),
         ({"templates": "imagenet"}, "^no prompt templates named 'imagenet': choose one of bare, "),

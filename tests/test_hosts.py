@@ -29,7 +29,8 @@ from PIL import Image
 from test_train import miniature, picture
 
 import clip_jax
-from clip_jax import evaluation, run, train
+from clip_jax import run
+from clip_jax.cli import train
 from clip_jax.distributed.processes import (
     OPEN_MPI,
     check_equal,
@@ -41,6 +42,7 @@ from clip_jax.distributed.processes import (
 )
 from clip_jax.distributed.rendezvous import HostsError, meet
 from clip_jax.distributed.sharding import ShardingConfig, local_rows, make_mesh
+from clip_jax.evaluation import in_training
 from clip_jax.losses import normalize
 from clip_jax.metrics import ProgressLog, read_metrics
 
@@ -53,14 +55,18 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax._src import xla_bridge
-from clip_jax import cli, evaluate, evaluation, run, train
+from clip_jax import run
+from clip_jax.evaluation import in_training
+from clip_jax.cli import command
+from clip_jax.cli import evaluate
+from clip_jax.cli import train
 from clip_jax.training import checkpoint
 from clip_jax.distributed import processes
 
 assert not xla_bridge.backends_are_initialized(), "an import has woken JAX"
 train.plot_curves = lambda *args: None
 for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
-    setattr(evaluation, name, lambda *args: None)
+    setattr(in_training, name, lambda *args: None)
 
 def work(process, sections, workdir, notes, options, patch):
     notes = Path(notes)
@@ -75,7 +81,7 @@ def work(process, sections, workdir, notes, options, patch):
         return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
     add, save, prepare_run, recall_at_k = (
-        train.ProgressLog.add, checkpoint.Checkpointer.save, train.prepare_run, evaluation.recall_at_k
+        train.ProgressLog.add, checkpoint.Checkpointer.save, train.prepare_run, in_training.recall_at_k
     )
     def add_and_note(self, step, metrics, index):
         note("index", step=step, index=index.tolist())
@@ -91,12 +97,12 @@ def work(process, sections, workdir, notes, options, patch):
         np.savez(notes / f"features_{process}.npz", images=images, texts=texts)
         return recall_at_k(images, texts, image_of_text)
     train.ProgressLog.add, checkpoint.Checkpointer.save = add_and_note, save_and_note
-    train.prepare_run, evaluation.recall_at_k = prepare_and_note, recall_and_note
+    train.prepare_run, in_training.recall_at_k = prepare_and_note, recall_and_note
     exec(patch, globals() | {"process": process})
     def main():
         with processes.joined(**options):
             return train.train(sections, Path(workdir))
-    cli.run(main, ["hosts"])
+    command.run(main, ["hosts"])
 
 for line in sys.stdin:
     request = json.loads(line)
@@ -252,7 +258,7 @@ def one(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "plot_curves", lambda *args: None)
         for name in ("plot_similarity", "plot_retrieval"):
-            patch.setattr(evaluation, name, lambda *args: None)
+            patch.setattr(in_training, name, lambda *args: None)
         patch.setattr(ProgressLog, "add", lambda self, *args: index.update({args[0]: args[2]}) or add(self, *args))
         assert train.train(sections(), workdir) == 0
     return SimpleNamespace(workdir=workdir, index=index)
@@ -337,10 +343,10 @@ def test_every_process_has_the_features_that_one_has(one, two):
     found: dict[str, np.ndarray] = {}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_similarity", "plot_retrieval"):
-            patch.setattr(evaluation, name, lambda *args: None)
-        recall_at_k = evaluation.recall_at_k
+            patch.setattr(in_training, name, lambda *args: None)
+        recall_at_k = in_training.recall_at_k
         patch.setattr(
-            evaluation, "recall_at_k", lambda i, t, *rest: found.update(images=i, texts=t) or recall_at_k(i, t, *rest)
+            in_training, "recall_at_k", lambda i, t, *rest: found.update(images=i, texts=t) or recall_at_k(i, t, *rest)
         )
         prepared = run.prepare_run(sections(), two.workdir)
         assert prepared.first_step == STEPS

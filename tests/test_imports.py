@@ -72,14 +72,14 @@ ALLOWED: dict[str, set[str]] = {
         "clip_jax.training.state",
         "input_pipeline.tokenizers",
     },
-    "clip_jax.encoder": {
+    "clip_jax.inference.encoder": {
         "clip_jax.losses.",
         "clip_jax.models.",
         "clip_jax.distributed.sharding",
         "clip_jax.training.state",
     },
-    "clip_jax.caption_scorer": {
-        "clip_jax.encoder",
+    "clip_jax.inference.caption_scorer": {
+        "clip_jax.inference.encoder",
         "clip_jax.losses.",
         "clip_jax.models.",
         "clip_jax.distributed.sharding",
@@ -89,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.distributed.rendezvous": set(),
     "clip_jax.distributed.watchdog": set(),
     "clip_jax.read_ahead": set(),
-    "clip_jax.suites.labelled_sets": {"clip_jax.evaluators.", "input_pipeline."},
+    "clip_jax.evaluation.suite.labelled_sets": {"clip_jax.evaluation.metrics.", "input_pipeline."},
     "clip_jax.distributed.processes": {"clip_jax.distributed.rendezvous", "clip_jax.distributed.watchdog"},
     "clip_jax.preflight": {
         "clip_jax.distributed.processes",
@@ -104,8 +104,8 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.plots.data": {"clip_jax.plots.training"},
     "clip_jax.live_curves": {"clip_jax.metrics", "clip_jax.plots.training"},
     "clip_jax.plots.probes": {"clip_jax.plots.training"},
-    "clip_jax.evaluators.": {"clip_jax.evaluators."},  # an evaluator is handed its arrays and callables
-    "clip_jax.evaluators.logistic_regression": {"clip_jax.distributed.sharding"},
+    "clip_jax.evaluation.metrics.": {"clip_jax.evaluation.metrics."},  # an evaluator is handed its arrays and callables
+    "clip_jax.evaluation.metrics.logistic_regression": {"clip_jax.distributed.sharding"},
     "clip_jax.config": {
         "clip_jax.losses.",
         "clip_jax.models.",
@@ -114,67 +114,67 @@ ALLOWED: dict[str, set[str]] = {
         "input_pipeline.",
     },
     "clip_jax.run_record": {"clip_jax.config", "clip_jax.models."},
-    "clip_jax.suites.config": {"clip_jax.config", "clip_jax.evaluators."},
-    "clip_jax.suites.": set(),
-    "clip_jax.suites.array_files": set(),
-    "clip_jax.suites.feature_store": {
-        "clip_jax.suites.array_files",
-        "clip_jax.api",
-        "clip_jax.evaluators.",
+    "clip_jax.evaluation.suite.config": {"clip_jax.config", "clip_jax.evaluation.metrics."},
+    "clip_jax.evaluation.suite.": set(),
+    "clip_jax.evaluation.suite.array_files": set(),
+    "clip_jax.evaluation.suite.feature_store": {
+        "clip_jax.evaluation.suite.array_files",
+        "clip_jax.inference.api",
+        "clip_jax.evaluation.metrics.",
         "clip_jax.read_ahead",
         "input_pipeline.",
     },
-    "clip_jax.suites.result_store": {"clip_jax.suites.array_files", "clip_jax.run_record"},
+    "clip_jax.evaluation.suite.result_store": {"clip_jax.evaluation.suite.array_files", "clip_jax.run_record"},
     # These may know everything but the entry points.
-    "clip_jax.restore": {"clip_jax.", "input_pipeline."},
-    "clip_jax.api": {"clip_jax.", "input_pipeline."},
-    "clip_jax.convert": {"clip_jax.", "input_pipeline."},
+    "clip_jax.inference.load": {"clip_jax.", "input_pipeline."},
+    "clip_jax.inference.api": {"clip_jax.", "input_pipeline."},
+    "clip_jax.cli.convert": {"clip_jax.", "input_pipeline."},
     "clip_jax.planning.": {"clip_jax.", "input_pipeline."},
-    "clip_jax.plan": {"clip_jax.", "input_pipeline."},
+    "clip_jax.cli.plan": {"clip_jax.", "input_pipeline."},
     "clip_jax.benchmarks.": {"clip_jax.", "configs.", "input_pipeline."},
     "clip_jax.ablations.": {"clip_jax."},
-    "clip_jax.ablate": {"clip_jax."},
-    "clip_jax.suites.runner": {"clip_jax.", "input_pipeline."},
-    "clip_jax.suites.measures": {"clip_jax.", "input_pipeline."},
-    "clip_jax.suites.comparisons": {"clip_jax.", "input_pipeline."},
-    "clip_jax.suites.sources": {
+    "clip_jax.cli.ablate": {"clip_jax."},
+    "clip_jax.evaluation.suite.runner": {"clip_jax.", "input_pipeline."},
+    "clip_jax.evaluation.suite.measures": {"clip_jax.", "input_pipeline."},
+    "clip_jax.evaluation.suite.comparisons": {"clip_jax.", "input_pipeline."},
+    "clip_jax.evaluation.suite.sources": {
         "clip_jax.config",
         "clip_jax.run_record",
-        "clip_jax.suites.labelled_sets",
+        "clip_jax.evaluation.suite.labelled_sets",
         "input_pipeline.",
     },
-    "clip_jax.suites.probes": {"clip_jax.", "input_pipeline."},
-    "clip_jax.suites.report_html": set(),
-    "clip_jax.suites.report_sections": {"clip_jax.suites.report_html"},
-    "clip_jax.suites.report_measures": {"clip_jax.suites.report_html"},
-    "clip_jax.suites.report": {
-        "clip_jax.suites.report_html",
-        "clip_jax.suites.report_measures",
-        "clip_jax.suites.report_sections",
+    "clip_jax.evaluation.suite.probes": {"clip_jax.", "input_pipeline."},
+    "clip_jax.evaluation.report.html": set(),
+    "clip_jax.evaluation.report.sections": {"clip_jax.evaluation.report.html"},
+    "clip_jax.evaluation.report.measures": {"clip_jax.evaluation.report.html"},
+    "clip_jax.evaluation.report.page": {
+        "clip_jax.evaluation.report.html",
+        "clip_jax.evaluation.report.measures",
+        "clip_jax.evaluation.report.sections",
     },
-    "clip_jax.evaluation": {"clip_jax.", "input_pipeline."},
+    "clip_jax.evaluation.in_training": {"clip_jax.", "input_pipeline."},
     "clip_jax.run": {"clip_jax.", "input_pipeline."},
-    "clip_jax.train": {"clip_jax.", "input_pipeline."},
-    "clip_jax.evaluate": {"clip_jax.", "input_pipeline."},
-    "clip_jax.embed": {"clip_jax.", "input_pipeline."},
-    "clip_jax.embedding_shards": set(),
-    "clip_jax.tokenizer": {"clip_jax.", "input_pipeline."},
-    "clip_jax.classify": {"clip_jax.", "input_pipeline."},
-    "clip_jax.prepare": {"clip_jax.", "input_pipeline."},
-    "clip_jax.inspect": {"clip_jax.", "input_pipeline."},
-    "clip_jax.cli": set(),  # but for the entry points, and those only when they are asked for
+    "clip_jax.cli.train": {"clip_jax.", "input_pipeline."},
+    "clip_jax.cli.evaluate": {"clip_jax.", "input_pipeline."},
+    "clip_jax.cli.embed": {"clip_jax.", "input_pipeline."},
+    "clip_jax.inference.embedding_shards": set(),
+    "clip_jax.cli.tokenizer": {"clip_jax.", "input_pipeline."},
+    "clip_jax.cli.classify": {"clip_jax.", "input_pipeline."},
+    "clip_jax.cli.prepare": {"clip_jax.", "input_pipeline."},
+    "clip_jax.cli.inspect": {"clip_jax.", "input_pipeline."},
+    "clip_jax.cli.command": set(),  # but for the entry points, and those only when they are asked for
 }
 ENTRY_POINTS = {
-    "clip_jax.train",
-    "clip_jax.evaluate",
-    "clip_jax.embed",
-    "clip_jax.tokenizer",
-    "clip_jax.classify",
-    "clip_jax.prepare",
-    "clip_jax.inspect",
-    "clip_jax.convert",
-    "clip_jax.plan",
-    "clip_jax.ablate",
+    "clip_jax.cli.train",
+    "clip_jax.cli.evaluate",
+    "clip_jax.cli.embed",
+    "clip_jax.cli.tokenizer",
+    "clip_jax.cli.classify",
+    "clip_jax.cli.prepare",
+    "clip_jax.cli.inspect",
+    "clip_jax.cli.convert",
+    "clip_jax.cli.plan",
+    "clip_jax.cli.ablate",
 }
 # Library -> the only modules that may import it; none at all for the first three.
 ONLY_IN = {
@@ -183,20 +183,20 @@ ONLY_IN = {
     "pickle": (),
     "jax": ("clip_jax.",),
     "flax": ("clip_jax.",),
-    "ml_collections": ("configs.", "clip_jax.cli"),
-    "absl.app": ("clip_jax.cli",),
+    "ml_collections": ("configs.", "clip_jax.cli.command"),
+    "absl.app": ("clip_jax.cli.command",),
     "absl.flags": (
-        "clip_jax.cli",
-        "clip_jax.train",
-        "clip_jax.evaluate",
-        "clip_jax.embed",
-        "clip_jax.tokenizer",
-        "clip_jax.classify",
-        "clip_jax.prepare",
-        "clip_jax.inspect",
-        "clip_jax.convert",
-        "clip_jax.plan",
-        "clip_jax.ablate",
+        "clip_jax.cli.command",
+        "clip_jax.cli.train",
+        "clip_jax.cli.evaluate",
+        "clip_jax.cli.embed",
+        "clip_jax.cli.tokenizer",
+        "clip_jax.cli.classify",
+        "clip_jax.cli.prepare",
+        "clip_jax.cli.inspect",
+        "clip_jax.cli.convert",
+        "clip_jax.cli.plan",
+        "clip_jax.cli.ablate",
         "clip_jax.benchmarks.",
         "input_pipeline.pipeline",  # grain wants it
     ),
@@ -277,7 +277,7 @@ LEAVES = [module for module in MODULES if module not in ("clip_jax.", "input_pip
 def test_a_module_imports_only_what_its_place_allows(module):
     allowed = ALLOWED[rule(module)]
     wrong = {name for name in own_imports(parse(module)) if not any(fits(name, entry) for entry in allowed)}
-    if module == "clip_jax.cli":
+    if module == "clip_jax.cli.command":
         wrong -= ENTRY_POINTS
     assert wrong == set(), f"{module} may import {sorted(allowed) or 'nothing of this repository'}"
 
@@ -291,7 +291,7 @@ def test_nothing_imports_the_entry_points_but_the_command_line_when_it_is_asked_
     tree = parse(module)
     at_the_top = ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef)], [])
     assert not own_imports(at_the_top) & ENTRY_POINTS
-    if module != "clip_jax.cli":
+    if module != "clip_jax.cli.command":
         assert not own_imports(tree) & ENTRY_POINTS
 
 
@@ -319,7 +319,7 @@ def test_no_module_is_a_drawer():
 
 
 def test_modules_do_not_import_each_other_in_a_circle():
-    graph = {module: own_imports(parse(module)) - {module} for module in MODULES if module != "clip_jax.cli"}
+    graph = {module: own_imports(parse(module)) - {module} for module in MODULES if module != "clip_jax.cli.command"}
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:

@@ -9,8 +9,8 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from clip_jax import inspect as inspect_module
-from clip_jax.inspect import MAX_BROKEN_TILES, guess_kind, sample_source, spread
+from clip_jax.cli import inspect as inspect_module
+from clip_jax.cli.inspect import MAX_BROKEN_TILES, guess_kind, sample_source, spread
 from input_pipeline.prepare import workers
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.manifest import prepare

@@ -7,7 +7,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from clip_jax import prepare as prepare_module
+from clip_jax.cli import prepare as prepare_module
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import ArrayRecordSource
 

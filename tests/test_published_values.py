@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax.api import Preprocess
+from clip_jax.inference.api import Preprocess
 from clip_jax.models import PUBLISHED, normalize_images
 from clip_jax.pretrained import ImageTransform
 

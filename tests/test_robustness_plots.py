@@ -4,11 +4,11 @@ from matplotlib.colors import same_color
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from clip_jax import robustness_plots as plots
-from clip_jax.evaluators.bias import ANY
-from clip_jax.evaluators.binomial import share
-from clip_jax.evaluators.overlap import contamination
-from clip_jax.evaluators.robustness import MEAN, robustness_metrics
+from clip_jax.evaluation.metrics.bias import ANY
+from clip_jax.evaluation.metrics.binomial import share
+from clip_jax.evaluation.metrics.overlap import contamination
+from clip_jax.evaluation.metrics.robustness import MEAN, robustness_metrics
+from clip_jax.plots import robustness as plots
 from clip_jax.plots.training import GREEN, GREY, ORANGE
 
 MODELS = {

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from clip_jax import evaluation, train
+from clip_jax.cli import train
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.metrics import read_metrics
 from clip_jax.models import ModelConfig, PackedText, TextConfig, VisionConfig
@@ -43,7 +43,7 @@ def miniature(pack_text: bool) -> dict:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
-        monkeypatch.setattr(evaluation, name, lambda *args: None)
+        monkeypatch.setattr(in_training, name, lambda *args: None)
     monkeypatch.setattr(train, "plot_curves", lambda *args: None)
 
 
@@ -67,7 +67,7 @@ def unpacked(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "unpacked"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_similarity", "plot_retrieval"):
-            patch.setattr(evaluation, name, lambda *args: None)
+            patch.setattr(in_training, name, lambda *args: None)
         patch.setattr(train, "plot_curves", lambda *args: None)
         assert train.train(miniature(pack_text=False), workdir) == 0
     return training_rows(workdir)

@@ -20,10 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import evaluation, run, run_record, train
+from clip_jax import run, run_record
+from clip_jax.cli import train
+from clip_jax.cli.evaluate import evaluate
 from clip_jax.config import TOKENIZER_FILE, make_config, with_tokenizer
 from clip_jax.distributed.sharding import make_mesh
-from clip_jax.evaluate import evaluate
+from clip_jax.evaluation import in_training
 from clip_jax.metrics import read_metrics
 from clip_jax.run_record import load_config
 from clip_jax.training.checkpoint import Checkpointer
@@ -68,7 +70,7 @@ def miniature(**changes) -> dict:
 def no_pictures(monkeypatch):
     """They take longer than the training."""
     for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
-        monkeypatch.setattr(evaluation, name, lambda *args: None)
+        monkeypatch.setattr(in_training, name, lambda *args: None)
     monkeypatch.setattr(train, "plot_curves", lambda *args: None)
 
 
@@ -83,7 +85,9 @@ def finished(tmp_path_factory) -> Path:
 RUN = """
 import json, sys, time
 from pathlib import Path
-from clip_jax import cli, evaluation, train
+from clip_jax.evaluation import in_training
+from clip_jax.cli import command
+from clip_jax.cli import train
 
 sections, workdir, delay_s = json.loads(sys.argv.pop())
 place_batch = train.place_batch
@@ -93,7 +97,7 @@ def place_slowly(*args):
 train.place_batch = place_slowly
 train.plot_curves = lambda *args: None
 {more}
-cli.run(lambda: train.train(sections, Path(workdir)), sys.argv)
+command.run(lambda: train.train(sections, Path(workdir)), sys.argv)
 """
 
 
@@ -284,7 +288,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(finished, tmp_path, no_
 
     sections = miniature()  # a checkpoint and an evaluation are due together at step 20
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.Evaluator, "__call__", stop)
+        patch.setattr(in_training.Evaluator, "__call__", stop)
         with pytest.raises(RuntimeError, match="the power failed"):
             train.train(sections, tmp_path)
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 21))

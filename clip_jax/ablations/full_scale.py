@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clip_jax.ablations.jobs import MODULES, Run, child_environment, commands
+from clip_jax.ablations.jobs import PROGRAM, Run, child_environment, commands
 from clip_jax.ablations.spec import Ablation
+from clip_jax.evaluation.suite.array_files import content_hash
 from clip_jax.metrics import format_table
 from clip_jax.run_record import write_json
-from clip_jax.suites.array_files import content_hash
 
 DEVICES = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
 
@@ -54,7 +54,7 @@ def plan_runs(
         if not file.is_file():
             say(f"planning {run.arm}, {topology or 'on the devices of this machine'}: minutes")
             commands(run)
-            words = [sys.executable, "-m", f"{MODULES}.plan", f"--config={run.folder / 'config.py'}", "--json"]
+            words = [sys.executable, "-m", PROGRAM, "plan", f"--config={run.folder / 'config.py'}", "--json"]
             words += [f"--topology={topology}"] if topology else []
             told = subprocess.run(words, env=child_environment(), capture_output=True, text=True, check=False)
             if told.returncode:

@@ -15,12 +15,12 @@ from pprint import pformat
 from typing import Any
 
 from clip_jax.ablations.spec import Ablation, Sections
+from clip_jax.evaluation.suite.array_files import content_hash
+from clip_jax.evaluation.suite.labelled_sets import AbsentError, open_labelled_set
 from clip_jax.run_record import changed_keys, write_json
-from clip_jax.suites.array_files import content_hash
-from clip_jax.suites.labelled_sets import AbsentError, open_labelled_set
 
 ROOT = Path(__file__).parents[2]
-MODULES = "clip_jax"  # the package whose modules are the commands
+PROGRAM = "clip_jax"  # run as `python -m`
 LISTED = 12  # differing keys
 CONFIG = '''"""A run of a sweep: clip-jax {command}"""
 
@@ -207,7 +207,7 @@ def _call(what: str, words: Sequence[str], folder: Path) -> str | None:
     with (folder / "log.txt").open("ab") as log:
         # A session of its own, so that Ctrl-C reaches it once, from here: at the second it would not save.
         process = subprocess.Popen(
-            [sys.executable, "-m", f"{MODULES}.{words[0]}", *words[1:]],
+            [sys.executable, "-m", PROGRAM, *words],
             env=child_environment(),
             stdout=log,
             stderr=log,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.ablations.findings import describe_range, number, seed_values
-from clip_jax.suites.report_html import Markup, Page, code, pairs, paragraph, table, write_page
+from clip_jax.evaluation.report.html import Markup, Page, code, pairs, paragraph, table, write_page
 
 Results = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from clip_jax.ablations.observations import Observation, by_seed, distinct, select
 from clip_jax.ablations.spec import Finding
-from clip_jax.evaluators.few_shot import labels_to_match, student_interval
+from clip_jax.evaluation.metrics.few_shot import labels_to_match, student_interval
 
 Relation = Literal["equal", "at least", "at most"]
 ERRORS = 2  # standard errors either way

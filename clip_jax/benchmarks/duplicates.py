@@ -16,8 +16,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from clip_jax import cli
-from clip_jax.evaluators.overlap import nearest_images, pairs_around, perceptual_embedding
+from clip_jax.cli import command
+from clip_jax.evaluation.metrics.overlap import nearest_images, pairs_around, perceptual_embedding
 from clip_jax.metrics import format_table
 from clip_jax.plots.robustness import plot_duplicates
 from input_pipeline.sources import make_source
@@ -76,7 +76,7 @@ CHANGES: dict[str, Change] = {
 
 def main() -> int:
     """Prints the table; see the module's docstring."""
-    source = make_source("webdataset", cli.required(PATH, "DIR"), "")
+    source = make_source("webdataset", command.required(PATH, "DIR"), "")
     images = []
     for i in range(len(source)):
         image = decode_image(source[i]["image"])
@@ -101,11 +101,11 @@ def main() -> int:
     titles = [f"{len(planted)} planted", *(f"found at {threshold:.3f}" for threshold in thresholds)]
     print(format_table([*titles, f"or mirrored, at {thresholds[0]:.3f}"], rows))
 
-    if cli.OUTPUT.value:
+    if command.OUTPUT.value:
         shown = pairs_around(alone, thresholds[0], 24)
         pairs = [(np.asarray(images[planted[i]]), np.asarray(images[others[index[i]]]), float(alone[i])) for i in shown]
-        Path(cli.OUTPUT.value).mkdir(parents=True, exist_ok=True)
-        plot_duplicates(pairs, thresholds[0], Path(cli.OUTPUT.value) / "duplicates.png")
+        Path(command.OUTPUT.value).mkdir(parents=True, exist_ok=True)
+        plot_duplicates(pairs, thresholds[0], Path(command.OUTPUT.value) / "duplicates.png")
     return 0
 
 
@@ -116,4 +116,4 @@ def _found(images: list[np.ndarray], training: np.ndarray, planted: np.ndarray) 
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    command.run(main, sys.argv)

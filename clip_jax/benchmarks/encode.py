@@ -17,14 +17,14 @@ from absl import flags
 from flax import nnx
 from jax.sharding import Mesh
 
-from clip_jax import cli
 from clip_jax.benchmarks.batch_size import program_bytes
 from clip_jax.benchmarks.options import SUBJECT, chosen_config, chosen_devices, make_report
 from clip_jax.benchmarks.peaks import Peaks, utilisation
 from clip_jax.benchmarks.timing import Timed
 from clip_jax.benchmarks.ways import Way, draw_captions, make_ways
+from clip_jax.cli import command
 from clip_jax.distributed.sharding import batch_sharding, make_mesh
-from clip_jax.encoder import Encoder
+from clip_jax.inference.encoder import Encoder
 from clip_jax.planning.flops import count_flops
 from clip_jax.training.state import init_variables, model_graph
 
@@ -106,4 +106,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    command.run(main, sys.argv)

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from clip_jax import cli
 from clip_jax.benchmarks.memory import watch_memory
 from clip_jax.benchmarks.options import SHARED, chosen_config, make_report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
+from clip_jax.cli import command
 from clip_jax.config import Config
 from clip_jax.run import TOKENIZER_FILE, store_tokenizer
 from input_pipeline.data_config import make_sources
@@ -181,4 +181,4 @@ def cores_needed(images_per_s: float, rate: float, num_workers: int) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    command.run(main, sys.argv)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from clip_jax import cli
+from clip_jax.cli import command
 from clip_jax.distributed.sharding import place_batch
 from clip_jax.metrics import ProgressLog, format_table
 from clip_jax.run import prepare_run
@@ -61,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    command.run(main, sys.argv)

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from clip_jax import cli
-from clip_jax.evaluators.linear_probe import STRENGTHS
-from clip_jax.evaluators.logistic_regression import Split, fit_logistic, logits_of
+from clip_jax.cli import command
+from clip_jax.evaluation.metrics.linear_probe import STRENGTHS
+from clip_jax.evaluation.metrics.logistic_regression import Split, fit_logistic, logits_of
 from clip_jax.metrics import format_table
 
 NUM_IMAGES = flags.DEFINE_integer("num_images", 3500, "Rows of features to fit; as many more are scored.")
@@ -141,4 +141,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    command.run(main, sys.argv)

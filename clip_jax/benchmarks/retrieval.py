@@ -15,8 +15,8 @@ import time
 import numpy as np
 from absl import flags
 
-from clip_jax import cli
-from clip_jax.evaluators.retrieval import CHUNK_SIZE, recall_at_k
+from clip_jax.cli import command
+from clip_jax.evaluation.metrics.retrieval import CHUNK_SIZE, recall_at_k
 from clip_jax.metrics import format_table
 
 NUM_IMAGES = flags.DEFINE_integer("num_images", 4000, "Images.")
@@ -89,4 +89,4 @@ def _measure(form: str) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    command.run(main, sys.argv)

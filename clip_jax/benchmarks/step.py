@@ -21,13 +21,13 @@ import optax
 from absl import flags
 from jax.sharding import Mesh
 
-from clip_jax import cli
 from clip_jax.benchmarks.batch_size import is_out_of_memory, largest_batch, memory_limit, program_bytes
 from clip_jax.benchmarks.options import PEER_PYTHON, PUBLISHED_NAME, SUBJECT, chosen_config, chosen_devices, make_report
 from clip_jax.benchmarks.peaks import Peaks, utilisation
 from clip_jax.benchmarks.peer import open_clip_step
 from clip_jax.benchmarks.timing import Runner, Timed, progress_bar
 from clip_jax.benchmarks.ways import Way, draw_captions, make_ways, shape_text
+from clip_jax.cli import command
 from clip_jax.config import Config
 from clip_jax.distributed.sharding import batch_sharding, batch_shards, make_mesh, place_batch
 from clip_jax.losses import LossConfig
@@ -239,4 +239,4 @@ def _refuse_too_large(programs: dict[str, Program], N: int, limit: int) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    command.run(main, sys.argv)

@@ -11,9 +11,9 @@ import time
 import numpy as np
 from absl import flags
 
-from clip_jax import cli
-from clip_jax.evaluators.classification import classify, confusion, single_label_metrics
-from clip_jax.evaluators.zero_shot import class_embeddings
+from clip_jax.cli import command
+from clip_jax.evaluation.metrics.classification import classify, confusion, single_label_metrics
+from clip_jax.evaluation.metrics.zero_shot import class_embeddings
 from clip_jax.metrics import format_table
 
 NUM_IMAGES = flags.DEFINE_integer("num_images", 50_000, "Images.", lower_bound=1)
@@ -57,4 +57,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    command.run(main, sys.argv)

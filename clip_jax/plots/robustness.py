@@ -28,7 +28,7 @@ def plot_robustness(
     An accuracy of 0 or 1, which such axes do not have, stands at half an image more or less.
 
     Args:
-      metrics: of evaluators.robustness.robustness_metrics.
+      metrics: of evaluation.metrics.robustness.robustness_metrics.
       reference_models: as given to it.
       path: the PNG to write.
       name: of the model that was measured.
@@ -100,7 +100,7 @@ def plot_contamination(results: Mapping[str, Mapping[str, Any]], path: str | os.
     Sets without overlap, or with nothing else, have no difference and are only counted in the title.
 
     Args:
-      results: {evaluation set: evaluators.overlap.contamination}.
+      results: {evaluation set: evaluation.metrics.overlap.contamination}.
       path: the PNG to write.
 
     Raises:
@@ -148,7 +148,7 @@ def plot_bias(metrics: Mapping[str, Any], column: str, path: str | os.PathLike) 
     """Shares of each group in the harmful categories with intervals, without and with the class 'child'.
 
     Args:
-      metrics: of evaluators.bias.bias_metrics.
+      metrics: of evaluation.metrics.bias.bias_metrics.
       column: whose groups.
       path: the PNG to write.
 

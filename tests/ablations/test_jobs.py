@@ -30,14 +30,14 @@ def runs(tmp_path):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Puts a module in the place of clip_jax.train."""
+    """Puts a package in the place of clip_jax, run as `python -m`."""
 
     def put(code):
         (tmp_path / "pretended").mkdir(exist_ok=True)
-        (tmp_path / "pretended" / "train.py").write_text(COMMAND + code)
+        (tmp_path / "pretended" / "__main__.py").write_text(COMMAND + code)
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(jobs, "MODULES", "pretended")
+    monkeypatch.setattr(jobs, "PROGRAM", "pretended")
     return put
 
 

@@ -17,13 +17,13 @@ from input_pipeline.vocabulary import train_sentencepiece
 ROOT = Path(__file__).parent.parent.parent
 RUNNER = """
 import json, os, sys
-import clip_jax.run, clip_jax.encoder
-from clip_jax import cli
+import clip_jax.run, clip_jax.inference.encoder
+from clip_jax.cli import command
 
 for argv in json.loads(sys.argv[1]):
     if os.fork() == 0:
         sys.argv = ["/usr/bin/clip-jax", "bench", *argv]
-        cli.main()
+        command.main()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0, argv
 """

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.evaluators.bias import ANY, BiasClasses, bias_metrics, load_bias_classes, read_people
-from clip_jax.evaluators.binomial import share
+from clip_jax.evaluation.metrics.bias import ANY, BiasClasses, bias_metrics, load_bias_classes, read_people
+from clip_jax.evaluation.metrics.binomial import share
 
 CLASSES = BiasClasses(
     source="a test",

@@ -2,7 +2,7 @@ from math import comb
 
 import pytest
 
-from clip_jax.evaluators.binomial import p_greater, share
+from clip_jax.evaluation.metrics.binomial import p_greater, share
 
 
 def at_least(right, count, p):

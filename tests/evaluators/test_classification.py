@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clip_jax.evaluators.classification import (
+from clip_jax.evaluation.metrics.classification import (
     classify,
     confident_mistakes,
     confusion,
@@ -10,8 +10,8 @@ from clip_jax.evaluators.classification import (
     multi_label_metrics,
     single_label_metrics,
 )
-from clip_jax.evaluators.metrics import eleven_point_map, roc_auc
-from clip_jax.evaluators.zero_shot import confusion_matrix, zero_shot_metrics
+from clip_jax.evaluation.metrics.statistics import eleven_point_map, roc_auc
+from clip_jax.evaluation.metrics.zero_shot import confusion_matrix, zero_shot_metrics
 
 RNG = np.random.default_rng(1)
 NAMES = tuple("abcdefghijk")
@@ -40,7 +40,7 @@ def test_chunks_of_any_size_and_the_plain_metrics_agree(monkeypatch):
     images, classes = RNG.normal(size=(103, 13)), RNG.normal(size=(11, 13))
     labels = RNG.integers(11, size=103)
     whole = classify(images, labels, classes, 3.0)
-    monkeypatch.setattr("clip_jax.evaluators.classification.CHUNK", 10)
+    monkeypatch.setattr("clip_jax.evaluation.metrics.classification.CHUNK", 10)
     parts = classify(images, labels, classes, 3.0)
     np.testing.assert_array_equal(whole.rank, parts.rank)
     np.testing.assert_array_equal(whole.predicted, parts.predicted)

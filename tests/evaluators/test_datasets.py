@@ -5,8 +5,8 @@ import typing
 
 import pytest
 
-from clip_jax.evaluators.datasets import MetricName, dataset_names, load_card, shown_name
-from clip_jax.evaluators.prompts import load_templates
+from clip_jax.evaluation.datasets import MetricName, dataset_names, load_card, shown_name
+from clip_jax.evaluation.prompts import load_templates
 
 # Table 9 of the paper: title, classes, train images, test images, metric.
 TABLE_9 = """

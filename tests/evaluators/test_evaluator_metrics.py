@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clip_jax.evaluators.metrics import (
+from clip_jax.evaluation.metrics.statistics import (
     accuracy,
     bootstrap_interval,
     calibration,
@@ -149,7 +149,7 @@ def test_ignored_examples_count_neither_way():
 
 def test_bootstrap_draws_are_of_the_whole_set_and_uneven_parts_are_whole(monkeypatch):
     seen = []
-    monkeypatch.setattr("clip_jax.evaluators.metrics.RESAMPLED_AT_ONCE", 7 * 11)
+    monkeypatch.setattr("clip_jax.evaluation.metrics.statistics.RESAMPLED_AT_ONCE", 7 * 11)
     bootstrap_interval(lambda w: seen.append(w) or w[:, 0], 11, num_resamples=17)
     weights = np.concatenate(seen)
     assert [len(w) for w in seen] == [7, 7, 3]

@@ -5,7 +5,7 @@ import pytest
 from test_linear_probe import accuracy
 from test_logistic_regression import drawn, peer, several_labels
 
-from clip_jax.evaluators.few_shot import few_shot, labels_to_match, student_interval
+from clip_jax.evaluation.metrics.few_shot import few_shot, labels_to_match, student_interval
 
 SPLITS = {"train": drawn(67, 7, 3), "validation": drawn(103, 7, 3, seed=1), "test": drawn(499, 7, 3, seed=2)}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_logistic_regression import drawn, peer, several_labels
 
-from clip_jax.evaluators.linear_probe import STRENGTHS, linear_probe, search_strength, split_off_validation
-from clip_jax.evaluators.logistic_regression import Split, fit_logistic, logits_of
+from clip_jax.evaluation.metrics.linear_probe import STRENGTHS, linear_probe, search_strength, split_off_validation
+from clip_jax.evaluation.metrics.logistic_regression import Split, fit_logistic, logits_of
 
 
 def accuracy(labels, logits):

@@ -4,7 +4,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
-from clip_jax.evaluators.logistic_regression import Split, fit_logistic, logistic_objective, logits_of
+from clip_jax.evaluation.metrics.logistic_regression import Split, fit_logistic, logistic_objective, logits_of
 
 STRENGTHS = (1e-5, 1e-3, 0.1, 1.0, 30.0, 1e6)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.evaluators.binomial import p_greater, share
-from clip_jax.evaluators.overlap import (
+from clip_jax.evaluation.metrics.binomial import p_greater, share
+from clip_jax.evaluation.metrics.overlap import (
     PERCEPTUAL_SIZE,
     contamination,
     nearest_images,

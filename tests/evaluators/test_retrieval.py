@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clip_jax.benchmarks.retrieval import whole_matrix_ranks
-from clip_jax.evaluators.retrieval import _ranks, caption_embeddings, recall_at_k, top_matches
+from clip_jax.evaluation.metrics.retrieval import _ranks, caption_embeddings, recall_at_k, top_matches
 
 
 def random_set(seed=0, N=23, M=61, E=17):

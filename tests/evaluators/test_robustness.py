@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from clip_jax.evaluators.robustness import MEAN, fit_logits, robustness_metrics
+from clip_jax.evaluation.metrics.robustness import MEAN, fit_logits, robustness_metrics
 
 
 def sigmoid(x):

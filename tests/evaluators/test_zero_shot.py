@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from clip_jax.evaluators.prompts import load_templates, template_names
-from clip_jax.evaluators.zero_shot import class_embeddings, confusion_matrix, zero_shot_metrics
+from clip_jax.evaluation.metrics.zero_shot import class_embeddings, confusion_matrix, zero_shot_metrics
+from clip_jax.evaluation.prompts import load_templates, template_names
 
 NAMES = ("cat", "dog", "emu")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clip_jax.api import Model
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
+from clip_jax.inference.api import Model
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.training.state import init_variables, model_graph
 

@@ -6,8 +6,8 @@ import sys
 import jax
 from PIL import Image
 
+from clip_jax.cli.plan import describe
 from clip_jax.config import make_config
-from clip_jax.plan import describe
 from clip_jax.planning.fit import Setting
 from clip_jax.planning.step import compile_step
 from clip_jax.planning.topology import CHIPS
@@ -16,7 +16,9 @@ from configs import tiny
 
 def test_the_command_writes_what_it_prints(tmp_path, compile_once):
     flags = ["--config=tiny", "--config.sharding.fsdp=2", f"--output={tmp_path / 'new' / 'plan'}", "--json"]
-    done = subprocess.run([sys.executable, "-m", "clip_jax.plan", *flags], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "clip_jax", "plan", *flags], capture_output=True, text=True, check=True
+    )
     record = json.loads(done.stdout)
     assert record == json.loads((tmp_path / "new" / "plan" / "plan.json").read_text())
     assert sorted(file.name for file in (tmp_path / "new" / "plan").iterdir()) == ["memory.png", "plan.json"]

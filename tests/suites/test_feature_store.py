@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rigged import EMBED_DIM, NAMES, rigged_model, save_picture
 
-from clip_jax.suites.feature_store import FeatureStore
+from clip_jax.evaluation.suite.feature_store import FeatureStore
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, FolderSource, TableSource
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.evaluators.datasets import dataset_names, load_card
-from clip_jax.suites import labelled_sets
-from clip_jax.suites.labelled_sets import AbsentError, open_labelled_set
+from clip_jax.evaluation.datasets import dataset_names, load_card
+from clip_jax.evaluation.suite import labelled_sets
+from clip_jax.evaluation.suite.labelled_sets import AbsentError, open_labelled_set
 from input_pipeline.sources import DigitsSource
 
 

@@ -10,8 +10,8 @@ import pytest
 from rigged import NAMES, rigged_model, save_picture
 from test_runner import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of, draw_one_pixel
 
-from clip_jax.suites import comparisons, probes, runner
-from clip_jax.suites.runner import as_table, problems, run_suite
+from clip_jax.evaluation.suite import comparisons, probes, runner
+from clip_jax.evaluation.suite.runner import as_table, problems, run_suite
 from input_pipeline.sources import FolderSource
 
 pytestmark = pytest.mark.usefixtures("compile_once")

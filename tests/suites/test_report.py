@@ -3,8 +3,7 @@
 import pytest
 from PIL import Image
 
-from clip_jax.suites.report import write_report
-from clip_jax.suites.report_html import (
+from clip_jax.evaluation.report.html import (
     Markup,
     Page,
     bar,
@@ -16,7 +15,8 @@ from clip_jax.suites.report_html import (
     text,
     without_empty,
 )
-from clip_jax.suites.report_sections import paper_scores
+from clip_jax.evaluation.report.page import write_report
+from clip_jax.evaluation.report.sections import paper_scores
 
 
 @pytest.mark.parametrize(

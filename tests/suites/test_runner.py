@@ -18,11 +18,11 @@ from absl.testing import flagsaver
 from PIL import Image
 from rigged import LOGIT_SCALE, NAMES, rigged_model, save_picture
 
-from clip_jax import evaluate
-from clip_jax.evaluators.metrics import eleven_point_map
-from clip_jax.suites import measures, runner
-from clip_jax.suites.config import make_suite_config
-from clip_jax.suites.runner import as_table, problems, run_suite
+from clip_jax.cli import evaluate
+from clip_jax.evaluation.metrics.statistics import eleven_point_map
+from clip_jax.evaluation.suite import measures, runner
+from clip_jax.evaluation.suite.config import make_suite_config
+from clip_jax.evaluation.suite.runner import as_table, problems, run_suite
 from configs.suites import folder, paper, scenes
 
 # (label, classes by how well they fit): 7 classes, 17 pictures, so that batches of 4 leave an uneven last one.
@@ -488,7 +488,7 @@ def test_the_report_is_whole_and_needs_no_network(photos, output, rigged):
 
 def test_the_papers_number_stands_beside_that_of_the_same_model_alone(photos, output, rigged, monkeypatch):
     monkeypatch.setattr(
-        "clip_jax.suites.report_sections.paper_scores", lambda: {f"folder:{photos}": {"ViT-B/32": 0.632}}
+        "clip_jax.evaluation.report.sections.paper_scores", lambda: {f"folder:{photos}": {"ViT-B/32": 0.632}}
     )
     run_suite(config_of(f"folder:{photos}"), "ViT-B/32", output)
     assert "63.2 %" in (output / "report.html").read_text()

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from clip_jax.plots import probes as evaluation_plots
 from clip_jax.plots.probes import plot_few_shot, plot_reliability, plot_sweep
-from clip_jax.suites import plots as evaluation_plots
 
 CALIBRATION = {"error": 0.123, "count": [3, 0, 1], "confidence": [0.2, None, 0.9], "accuracy": [0.5, None, 1.0]}
 SHOTS = [

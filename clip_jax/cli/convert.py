@@ -1,0 +1,51 @@
+"""Reads weights of any layout and writes them in another: `clip-jax convert --model=ViT-B/32 --output=out`.
+
+--model is a run's workdir, a folder or safetensors file of OpenAI, open_clip or transformers, a published name, or a
+Hub repository. --output is a folder that open_clip (`local-dir:`) or transformers (`from_pretrained`) loads.
+"""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from clip_jax.cli import command
+from clip_jax.inference.load import open_model
+from clip_jax.metrics import format_table
+from clip_jax.models import ResNetConfig
+from clip_jax.pretrained import FORMATS, save_pretrained
+from clip_jax.training.state import split_variables
+
+flags.declare_key_flag("model")
+flags.declare_key_flag("output")
+flags.declare_key_flag("activation")
+FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Who is to read the output.", allow_override=True)
+IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Interpolate the image positions to this many pixels.")
+CONTEXT_LENGTH = flags.DEFINE_integer("context_length", None, "Interpolate the text positions to this many.")
+
+
+def main() -> int:
+    """Entry point; see the module's docstring."""
+    name, output = command.required(command.MODEL, "runs/tiny"), Path(command.required(command.OUTPUT, "exported"))
+    if output.exists():
+        raise ValueError(f"--output={output} exists already: remove it or choose another folder")
+    pretrained, tokenizer = open_model(
+        name, activation=command.ACTIVATION.value, image_size=IMAGE_SIZE.value, context_length=CONTEXT_LENGTH.value
+    )
+    save_pretrained(pretrained, output, FORMAT.value, tokenizer)  # type: ignore[arg-type]
+    config = pretrained.config
+    params, _ = split_variables(pretrained.variables)
+    rows = [
+        ["parameters", f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"],
+        [
+            "image",
+            f"{config.vision.image_size} pixels, {'ResNet' if isinstance(config.vision, ResNetConfig) else 'ViT'}",
+        ],
+        ["text", f"{config.text.context_length} positions, {config.text.vocab_size:,} tokens"],
+        ["features", str(config.embed_dim)],
+        ["activation, layer norm eps", f"{config.activation}, {config.layer_norm_eps:g}"],
+        ["vocabulary", "not found: put it into the folder" if tokenizer is None else tokenizer.kind],
+        ["files", ", ".join(sorted(file.name for file in output.iterdir()))],
+    ]
+    print(format_table([str(output), FORMAT.value], rows))
+    return 0

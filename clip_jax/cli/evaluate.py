@@ -1,0 +1,131 @@
+"""Measures a trained model: `clip-jax evaluate --workdir=runs/tiny`.
+
+With --config=suites/paper (suites/scenes, suites/folder, your own) a whole suite is measured, on a run's workdir or on
+any --model: zero-shot with several sets of prompts, linear probes, few-shot, retrieval, robustness, overlap. All of it
+is in report.html and report.json. The same command goes on where it was stopped.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from clip_jax.cli import command
+from clip_jax.config import with_data_path
+from clip_jax.distributed import processes
+from clip_jax.evaluation.in_training import Evaluator, Results, as_table
+from clip_jax.evaluation.suite.config import make_suite_config
+from clip_jax.evaluation.suite.runner import as_table as as_suite_table
+from clip_jax.evaluation.suite.runner import problems, run_suite
+from clip_jax.inference.caption_scorer import make_encoder
+from clip_jax.inference.load import restore_run
+from clip_jax.run_record import load_config, write_json
+from input_pipeline.data_config import make_sources
+
+for flag in ("workdir", "config", "model", "activation", *command.HOST_FLAGS):
+    flags.declare_key_flag(flag)
+flags.declare_key_flag("output")  # by default WORKDIR/evaluation, of a suite WORKDIR/suite
+ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, scenes/NAME or tfds/NAME/SPLIT; by default the run's.")
+TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluation/prompts; by default the run's.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared tfds sets lie; by default the run's.")
+DATA_PATH = flags.DEFINE_string("data_path", None, "Where the run's data lies now, if it has moved.")
+STRICT = flags.DEFINE_bool("strict", False, "Of a suite: a data set that is absent is an error.")
+NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Pictures of each set, 0 for all; by default the run's.")
+
+
+def evaluate(workdir: Path, output: Path, data_path: str | None = None, **changes: Any) -> Results:
+    """Evaluates the newest checkpoint of a run; writes evaluation.json and pictures into `output`.
+
+    Args:
+      workdir: folder of the run.
+      output: folder for the results; made when missing.
+      data_path: replaces data.path of the run's config.
+      **changes: fields of EvaluationConfig to replace.
+
+    Raises:
+      ValueError: no run or no checkpoint there, or an unknown set.
+    """
+    run = restore_run(workdir)
+    config, image_size = run.config, run.model.vision.image_size
+    data = config.data if data_path is None else with_data_path(config.data, data_path)
+    evaluation = dataclasses.replace(config.evaluation, **changes)
+    _, validation = make_sources(data, image_size)
+    encoder = make_encoder(run.model, run.mesh, evaluation.batch_size)
+    evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
+    first = processes.is_first()
+    if first:
+        output.mkdir(parents=True, exist_ok=True)
+    pictures = output if first else None
+    results = {"step": int(run.state.step), **evaluator(run.state.variables, pictures=pictures)}
+    if first:
+        write_json(output / "evaluation.json", results)
+    return results
+
+
+def evaluate_suite() -> int:
+    """The command with --config: a suite on a run or on any model."""
+    if (command.WORKDIR.value is None) == (command.MODEL.value is None):
+        raise ValueError("--config needs either --workdir=DIR of a run or --model=NAME_OR_PATH")
+    for flag, key in (
+        (ZERO_SHOT, "suite.datasets"),
+        (TEMPLATES, "zero_shot.prompts"),
+        (NUM_EXAMPLES, "suite.num_examples"),
+    ):
+        if flag.value is not None:
+            raise ValueError(f"--{flag.name} is not for suites: use --config.{key}")
+    sections = command.CONFIG.value.to_dict()
+    if "suite" not in sections:
+        raise ValueError(
+            "--config of this command is a suite, as suites/scenes; a run's own config is read from its --workdir"
+        )
+    if DATA_DIR.value is not None:
+        sections["suite"]["data_dir"] = DATA_DIR.value
+    config = make_suite_config(sections)
+    workdir = command.WORKDIR.value
+    name: str = command.MODEL.value or workdir or ""
+    if workdir is None:
+        output = Path(command.required(command.OUTPUT, "evaluation"))
+    else:
+        load_config(Path(workdir))  # or it is none, and says so
+        output = Path(command.OUTPUT.value or Path(workdir) / "suite")
+    report = run_suite(
+        config,
+        name,
+        output,
+        is_run=workdir is not None,
+        data_path=DATA_PATH.value,
+        activation=command.ACTIVATION.value,
+    )
+    print(f"\n{as_suite_table(report)}\n\nreport.html, report.json and pictures are in {output}")
+    found = problems(report)
+    if found["absent"]:
+        print(f"{len(found['absent'])} absent, not measured: {', '.join(found['absent'])}", file=sys.stderr)
+    if found["failed"]:
+        print(f"{len(found['failed'])} failed: {', '.join(found['failed'])}", file=sys.stderr)
+    return 1 if found["failed"] or (STRICT.value and found["absent"]) else 0
+
+
+def main() -> int:
+    """Runs the command; see the module's docstring."""
+    if command.CONFIG.value is not None:
+        with processes.joined(**command.host_options()):
+            return evaluate_suite()
+    if command.MODEL.value is not None:
+        raise ValueError("--model needs a suite, as --config=suites/paper")
+    workdir = Path(command.required(command.WORKDIR, "runs/tiny"))
+    output = Path(command.OUTPUT.value or workdir / "evaluation")
+    flags_given = {
+        "zero_shot": None if ZERO_SHOT.value is None else tuple(ZERO_SHOT.value),
+        "templates": TEMPLATES.value,
+        "data_dir": DATA_DIR.value,
+        "num_examples": NUM_EXAMPLES.value,
+    }
+    changes = {name: value for name, value in flags_given.items() if value is not None}
+    with processes.joined(**command.host_options()):
+        results = evaluate(workdir, output, DATA_PATH.value, **changes)
+        if processes.is_first():
+            step = f"checkpoint of step {results['step']}"
+            print(f"{step}\n\n{as_table(results)}\n\nevaluation.json and pictures are in {output}")
+    return 0

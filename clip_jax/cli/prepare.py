@@ -1,0 +1,174 @@
+"""Any source to ArrayRecord shards: `clip-jax prepare --source=webdataset --path=tars --output=data_256`.
+
+Larger pictures are shrunk to --image_size, antialiased; those that are small enough are copied byte by byte. A shard is
+a fixed range of the source's records, and its bytes do not depend on the number of processes or on restarts, so the
+same command goes on where it was stopped, and does nothing when all is there. Records that cannot be used, or that the
+filters leave out, are listed with their reasons.
+
+--output gets data-00000-of-00012.array_record and beside each a .json of what is in it; settings.json; and, when all
+are there, broken.jsonl, duplicates.jsonl (groups of ids: exact and near), statistics.json, statistics.png and
+manifest.json. Train with --config.data.source=array_record --config.data.path=data_256.
+
+What does not fit one machine is prepared by Apache Beam (the extra `beam`), with the same bytes:
+--runner=DataflowRunner --output=gs://bucket/data_256 --beam_options='--project=P --region=R --temp_location=gs://...'
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from absl import flags
+from tqdm import tqdm
+
+from clip_jax.cli import command
+from clip_jax.metrics import format_table
+from clip_jax.plots.data import plot_statistics
+from input_pipeline.prepare import beam, workers
+from input_pipeline.prepare.folder import LocalFolder
+from input_pipeline.prepare.manifest import prepare
+from input_pipeline.prepare.shards import Folder, ShardMaker
+from input_pipeline.prepare.statistics import Statistics
+from input_pipeline.prepare.transform import Settings
+from input_pipeline.scenes import SceneSource
+from input_pipeline.sources import Filters, Source, make_source
+
+SOURCES = ("folder", "webdataset", "tfds", "array_record", "table", "scenes")
+LOCAL = "local"
+
+flags.declare_key_flag("output")
+# Other commands have flags of these names, and tests import them into one process.
+SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, f"Form of the data: {', '.join(SOURCES)}.", allow_override=True)
+PATH = flags.DEFINE_string(
+    "path", None, "Where the data lies: folder, tars, table; for tfds DATA_DIR/NAME.", allow_override=True
+)
+SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.", allow_override=True)
+CAPTIONS_FIELD = flags.DEFINE_string(
+    "captions_field", "", "Where the captions stand, if not in the usual place.", allow_override=True
+)
+NUM_SCENES = flags.DEFINE_integer("num_scenes", 10_000, "Pictures that scenes draws.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the drawn scenes.", lower_bound=0, allow_override=True)
+NAME = flags.DEFINE_string("name", "data", "What the shards' names begin with.")
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 256, "Pixels of the shorter side that larger pictures get; 0 keeps sizes.", allow_override=True
+)
+QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEGs made, in [1, 100].")
+SHARD_SIZE = flags.DEFINE_integer(
+    "shard_size", 1024, "Records that a shard is made from.", lower_bound=1, allow_override=True
+)
+NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", os.cpu_count() or 1, "Processes; 0 makes the shards in this one.", lower_bound=0, allow_override=True
+)
+MAX_BROKEN_SHARE = flags.DEFINE_float(
+    "max_broken_share",
+    0.05,
+    "Stop when more of the records cannot be used.",
+    lower_bound=0,
+    upper_bound=1,
+    allow_override=True,
+)
+MIN_SIDE = flags.DEFINE_integer("min_side", 0, "Leave out pictures with a shorter side below it, in pixels.")
+MAX_ASPECT = flags.DEFINE_float("max_aspect", 0.0, "Leave out pictures longer than so many times their width; 0: none.")
+MIN_CAPTION_LENGTH = flags.DEFINE_integer(
+    "min_caption_length", 0, "Leave out captions of fewer characters, and records that have no others."
+)
+MAX_CAPTION_LENGTH = flags.DEFINE_integer(
+    "max_caption_length", 0, "Leave out captions of more characters, and records that have no others; 0: none."
+)
+CAPTION_MUST_MATCH = flags.DEFINE_string(
+    "caption_must_match", "", "Leave out captions in which this regular expression is not found."
+)
+CAPTION_MUST_NOT_MATCH = flags.DEFINE_string(
+    "caption_must_not_match", "", "Leave out captions in which this regular expression is found."
+)
+RUNNER = flags.DEFINE_string("runner", LOCAL, "local, or a runner of Apache Beam, such as DirectRunner.")
+BEAM_OPTIONS = flags.DEFINE_string("beam_options", "", "Beam's own flags, as '--project=P --region=R'.")
+
+
+def make_folder(path: str) -> Folder:
+    """ValueError for a URL without Beam, whose file systems then are used, and for a path that is a file."""
+    return beam.RemoteFolder(path) if "://" in path else LocalFolder(path)
+
+
+def read_source() -> Source:
+    """The source that the flags name; ValueError where they do not fit together."""
+    if SOURCE.value == "scenes":
+        return SceneSource(SEED.value, NUM_SCENES.value, IMAGE_SIZE.value)
+    return make_source(SOURCE.value, command.required(PATH, "photos"), SPLIT.value, CAPTIONS_FIELD.value)
+
+
+def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Callable[[int], None]], None]:
+    """Makes shards in worker processes, and shows images/s and the time left."""
+
+    def make(shards: Sequence[int], done: Callable[[int], None]) -> None:
+        counts = dict.fromkeys(shards, 0)
+        todo = sum(len(maker.indices(shard)) for shard in shards)
+        quiet: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 10}
+        bar = tqdm(
+            total=len(maker.source), initial=len(maker.source) - todo, unit=" images", dynamic_ncols=True, **quiet
+        )
+
+        def seen(shard: int, count: int) -> None:
+            bar.update(count - counts[shard])
+            counts[shard] = count
+
+        with bar if shards else nullcontext():
+            workers.make_shards(maker, shards, num_workers, seen, done)
+
+    return make
+
+
+def main() -> int:
+    """Runs the command; see the module's docstring."""
+    output = command.required(command.OUTPUT, "data_256")
+    filters = Filters(
+        min_side=MIN_SIDE.value,
+        max_aspect=MAX_ASPECT.value,
+        min_caption_length=MIN_CAPTION_LENGTH.value,
+        max_caption_length=MAX_CAPTION_LENGTH.value,
+        caption_must_match=CAPTION_MUST_MATCH.value,
+        caption_must_not_match=CAPTION_MUST_NOT_MATCH.value,
+    )
+    settings = Settings(image_size=IMAGE_SIZE.value, quality=QUALITY.value, filters=filters)
+    if not NAME.value or "/" in NAME.value or NAME.value.startswith("."):
+        raise ValueError(f"--name={NAME.value!r} must be the beginning of a file's name")
+    folder = make_folder(output)
+    maker = ShardMaker(
+        source=read_source(), folder=folder, settings=settings, name=NAME.value, shard_size=SHARD_SIZE.value
+    )
+    if RUNNER.value == LOCAL:
+        make = with_bar(maker, NUM_WORKERS.value)
+    else:
+
+        def make(shards: Sequence[int], done: Callable[[int], None]) -> None:
+            beam.make_shards(maker, RUNNER.value, shlex.split(BEAM_OPTIONS.value), shards, done)
+
+    def draw(statistics: Statistics, path: str) -> None:
+        plot_statistics(statistics.named(maker.source.class_names), path)
+
+    manifest, made = prepare(maker, make, draw, max_broken_share=MAX_BROKEN_SHARE.value)
+    print(describe(manifest, made, str(folder)))
+    return 0
+
+
+def describe(manifest: dict[str, Any], made: int, folder: str) -> str:
+    """The table that a run ends with."""
+    totals, duplicates = manifest["totals"], manifest["duplicates"]
+    header = ("records", "captions", "MB", "broken", "filtered", "exact duplicates", "near duplicates", "shards")
+    row = (
+        totals["records"],
+        totals["captions"],
+        f"{totals['bytes'] / 1e6:.1f}",
+        totals["broken"],
+        totals["filtered"],
+        duplicates["exact"]["records"],
+        duplicates["near"]["records"],
+        len(manifest["shards"]),
+    )
+    lines = [format_table(header, [row]), ""]
+    for kind in ("broken", "filtered"):
+        lines += [f"{kind}: {count} times {reason}" for reason, count in manifest[kind]["reasons"].items()]
+    lines.append(f"{made} shards made, in {folder}" if made else f"nothing to do: {folder} is complete")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The page of a suite: HTML and pictures from its results."""

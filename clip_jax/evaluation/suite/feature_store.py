@@ -1,0 +1,274 @@
+"""Features on the disk: each set is encoded once, and only again when weights, preprocessing or data change."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from clip_jax.evaluation.datasets import ClassName
+from clip_jax.evaluation.metrics.overlap import PERCEPTUAL_SIZE, perceptual_embedding
+from clip_jax.evaluation.metrics.zero_shot import class_embeddings
+from clip_jax.evaluation.suite.array_files import content_hash, read_arrays, write_arrays
+from clip_jax.inference.api import MissingTokenizer, Model, Preprocess
+from clip_jax.read_ahead import load_ahead
+from input_pipeline.examples import load_image
+from input_pipeline.sources import BrokenRecordError, Record, Source
+from input_pipeline.sources.base import digest
+from input_pipeline.tokenizers import Tokenizer
+
+FORMAT = 1  # of the cached files: raise it when the same key would mean other numbers
+MANY = 2048  # prompts, above which their progress is shown
+AHEAD = 512  # pictures decoded before the device asks for them
+NOT_FINITE = "its weights are damaged, or compute_dtype is too narrow for them"
+SAMPLED = 64  # pictures of a source that its id reads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFeatures:
+    """Features of the pictures of a source that could be used.
+
+    pooled: float32 [N, D], before the projection. embeddings: float32 [N, E], of unit length.
+    index: int64 [N], their records' places in the source. skipped: (id, reason) of the others.
+    labels: int64 [N] of labelled records; of records with several, bool [N, C], and `difficult`, bool [N, C], says
+    which of them count neither way. None where the source has no labels.
+    """
+
+    pooled: np.ndarray
+    embeddings: np.ndarray
+    index: np.ndarray
+    labels: np.ndarray | None
+    difficult: np.ndarray | None
+    skipped: tuple[tuple[str, str], ...]
+
+
+class FeatureStore:
+    """Encodes with one model and keeps what it encoded in a folder.
+
+    Names of files are hashes of all that decides their content; what is damaged is told by its checksum, reported
+    through `say`, and computed again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Model,
+        preprocess: Preprocess,
+        tokenizer: Tokenizer | MissingTokenizer,
+        say: Callable[[str], None] = print,
+    ):
+        self._folder = folder
+        self.tokenizer = tokenizer
+        self._model, self._preprocess = model, preprocess
+        self._say = say
+        self.model_id = {
+            "weights": model.fingerprint,
+            "compute_dtype": model.config.compute_dtype,
+            "image_size": preprocess.image_size,
+            "resize_mode": preprocess.transform.resize_mode,
+        }
+        self.tokenizer_id = tokenizer.fingerprint()
+        self._source_ids: dict[int, tuple[Source, dict[str, Any]]] = {}  # by id(), which lasts as long as the source
+
+    def source_id(self, source: Source) -> dict[str, Any]:
+        """Its fingerprint, and a digest of pictures spread over it: a folder's tells names and sizes alone, which all
+        pictures of one form may share. Ready for JSON."""
+        if id(source) not in self._source_ids:
+            found = {
+                **source.fingerprint(),
+                "sample": digest(*(_pixels(source, i) for i in _spread(len(source), SAMPLED))),
+            }
+            self._source_ids[id(source)] = source, found
+        return self._source_ids[id(source)][1]
+
+    def images(self, source: Source, title: str, num_examples: int = 0) -> ImageFeatures:
+        """Features of a source, or of num_examples of its records spread evenly over it.
+
+        Raises:
+          ValueError: no picture can be used, or features that are not finite.
+        """
+        chosen = _spread(len(source), num_examples)
+        key = {**self.model_id, "source": self.source_id(source), "count": len(chosen)}
+        arrays = self.cached("images", key, title, lambda: self._encode(source, title, chosen))
+        skipped = json.loads(str(arrays.pop("skipped")))
+        broken = [(str(name), str(reason)) for name, reason in [*source.broken, *skipped]]
+        return ImageFeatures(
+            pooled=arrays["pooled"],
+            embeddings=arrays["embeddings"],
+            index=arrays["index"],
+            labels=arrays.get("labels"),
+            difficult=arrays.get("difficult"),
+            skipped=tuple(broken),
+        )
+
+    def classes(self, class_names: Sequence[ClassName], templates: Sequence[str], title: str) -> np.ndarray:
+        """Embedding of each class, float32 [C, E]; arguments and errors as for `class_embeddings`."""
+        key = {
+            **self.model_id,
+            "tokenizer": self.tokenizer_id,
+            "class_names": list(class_names),
+            "templates": list(templates),
+        }
+
+        def encode_prompts(tokens: np.ndarray) -> np.ndarray:
+            with tqdm(desc=f"{title}, {len(tokens):,} prompts", unit=" batches", disable=len(tokens) < MANY) as bar:
+                encoder.on_batch = lambda: bar.update() and None
+                try:
+                    return self.texts(tokens)
+                finally:
+                    encoder.on_batch = silent
+
+        encoder, silent = self._model.encoder, self._model.encoder.on_batch
+
+        def encode() -> dict[str, np.ndarray]:
+            return {"embeddings": class_embeddings(encode_prompts, self.tokenizer, class_names, templates)}
+
+        return self.cached("classes", key, title, encode)["embeddings"]
+
+    def texts(self, tokens: np.ndarray) -> np.ndarray:
+        """Token ids int32 [N, L] to embeddings of unit length, float32 [N, E]; ValueError if one is not finite."""
+        embeddings = _unit(self._model.encoder.texts(tokens))
+        if wrong := np.count_nonzero(~np.isfinite(embeddings).all(axis=1)):
+            raise ValueError(f"features of {wrong} of {len(tokens)} texts are not finite: {NOT_FINITE}")
+        return embeddings
+
+    def _encode(self, source: Source, title: str, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        kept: list[tuple[int, Record]] = []
+        skipped: list[tuple[str, str]] = []
+
+        def prepare(record: Record) -> np.ndarray:
+            return self._preprocess(load_image(record))
+
+        def pictures() -> Iterator[np.ndarray]:
+            for index, record, picture in _read(source, chosen, title, prepare, skipped):
+                kept.append((index, record))
+                yield picture
+
+        try:
+            pooled, embeddings = self._model.encoder.pooled_images(pictures())
+        except ValueError as error:
+            if skipped and not kept:
+                raise ValueError(
+                    f"none of the {len(chosen)} pictures of {title} can be used; the first is {skipped[0][0]}: "
+                    f"{skipped[0][1]}"
+                ) from error
+            raise
+        pooled, embeddings = np.asarray(pooled, np.float32), _unit(embeddings)
+        wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1) | ~np.isfinite(pooled).all(axis=1))
+        if wrong.size:
+            first = kept[wrong[0]][1]["id"]
+            raise ValueError(
+                f"features of {wrong.size} of the {len(kept)} pictures of {title} are not finite, the first "
+                f"those of {first}: {NOT_FINITE}"
+            )
+        return {
+            "pooled": pooled,
+            "embeddings": embeddings,
+            "index": np.array([index for index, _ in kept], np.int64),
+            "skipped": np.array(json.dumps(skipped)),
+            **_labels([record for _, record in kept], len(source.class_names or ())),
+        }
+
+    def perceptual(self, source: Source, title: str, num_examples: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings that tell near-duplicates without any model, float32 [N, P], and their places in the source [N].
+
+        Arguments as for `images`.
+        """
+        chosen = _spread(len(source), num_examples)
+
+        def prepare(record: Record) -> np.ndarray:
+            return perceptual_embedding(np.asarray(load_image(record)))
+
+        def encode() -> dict[str, np.ndarray]:
+            rows = [(index, found) for index, _, found in _read(source, chosen, title, prepare, [])]
+            if not rows:
+                raise ValueError(f"none of the {len(chosen)} pictures of {title} can be used")
+            return {
+                "index": np.array([index for index, _ in rows]),
+                "embeddings": np.stack([found for _, found in rows]),
+            }
+
+        key = {"source": self.source_id(source), "count": len(chosen), "size": PERCEPTUAL_SIZE}
+        arrays = self.cached("perceptual", key, title, encode)
+        return arrays["embeddings"], arrays["index"]
+
+    def cached(
+        self, kind: str, key: dict[str, Any], title: str, make: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Arrays from the file of this key, or made and written there."""
+        file = self._folder / f"{kind}-{content_hash({'format': FORMAT, **key})}.npz"
+        if file.is_file():
+            try:
+                return read_arrays(file)
+            except (ValueError, OSError) as error:
+                self._say(f"the cache {file.name} of {title} is damaged ({error}): it is made again")
+        arrays = make()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_arrays(file, arrays)
+        return arrays
+
+
+def _spread(length: int, num_examples: int) -> np.ndarray:
+    """num_examples places, or all for 0, spread evenly over a source, whose order may be that of its classes."""
+    count = min(num_examples or length, length)
+    return (np.arange(count) * length // count).astype(np.int64)
+
+
+def _pixels(source: Source, index: int) -> bytes:
+    """A record's picture, drawn or encoded; empty where it cannot be read."""
+    try:
+        image = source[index]["image"]
+    except BrokenRecordError:
+        return b""
+    return image.tobytes() if isinstance(image, np.ndarray) else image
+
+
+def _read(
+    source: Source,
+    chosen: np.ndarray,
+    title: str,
+    prepare: Callable[[Record], np.ndarray],
+    skipped: list[tuple[str, str]],
+) -> Iterator[tuple[int, Record, np.ndarray]]:
+    """Place, record without its picture, and prepare(record) of the records that can be used; others go to skipped."""
+
+    def load(index: int) -> tuple[int, Record, np.ndarray] | BrokenRecordError:
+        try:
+            record = source[index]
+            return index, {**record, "image": None}, prepare(record)
+        except BrokenRecordError as error:
+            return error
+
+    quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
+    bar = tqdm(total=len(chosen), desc=title, unit=" images", dynamic_ncols=True, **quiet)
+    with bar, closing(load_ahead(load, chosen.tolist(), min(32, os.cpu_count() or 1), AHEAD)) as loaded:
+        for found in loaded:
+            bar.update()
+            if isinstance(found, BrokenRecordError):
+                skipped.append((found.record_id, found.reason))
+            else:
+                yield found
+
+
+def _labels(records: Sequence[Record], C: int) -> dict[str, np.ndarray]:
+    if all("label" in record for record in records):
+        return {"labels": np.array([record["label"] for record in records], np.int64)}
+    if not all("labels" in record for record in records):
+        return {}
+    found = {}
+    for name, key in (("labels", "labels"), ("difficult", "difficult")):
+        found[name] = np.zeros((len(records), C), bool)
+        for row, record in enumerate(records):
+            found[name][row, list(record[key])] = True
+    return found
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float32)
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,0 +1,250 @@
+"""Labelled data sets by name: what they are called, where their images lie, and what to do when they are not there."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clip_jax.evaluation.datasets import ClassName, DatasetCard, MetricName, dataset_names, load_card, shown_name
+from input_pipeline.scenes import LabelledScenes
+from input_pipeline.sources import (
+    DigitsSource,
+    FolderSource,
+    NotPreparedError,
+    Source,
+    SubsetSource,
+    TableSource,
+    TfdsSource,
+)
+
+NUM_SCENES = 1024  # of a drawn set, which has no end of its own
+SPLITS = ("train", "validation", "test")
+# Shares of a set without splits of its own, in its order: train, validation, test.
+SHARES = (0.6, 0.2, 0.2)
+KINDS = (
+    "a name of the paper's sets, 'scenes/NAME', 'sklearn/digits', 'tfds/NAME/TEST', 'tfds/NAME/TEST/TRAIN', "
+    "'folder:DIR' or 'table:FILE'"
+)
+
+
+class AbsentError(ValueError):
+    """A data set that is not there; the message says what brings it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet:
+    """A set to classify.
+
+    Attributes:
+      name: as the suite says it.
+      title: for tables.
+      metric: of its headline number.
+      class_names: C names; a class of several names is a tuple.
+      templates: its own prompts, empty where it has none.
+      splits: {"test": source} and, where there are any, "train" and "validation".
+      class_of: {split: int array}, the class of each of the source's own labels.
+      multi_label: images have any number of labels.
+      note: what differs from the paper.
+    """
+
+    name: str
+    title: str
+    metric: MetricName
+    class_names: tuple[ClassName, ...]
+    templates: tuple[str, ...]
+    splits: dict[str, Source]
+    class_of: dict[str, np.ndarray]
+    multi_label: bool = False
+    note: str = ""
+
+    @property
+    def shown_names(self) -> tuple[str, ...]:
+        """A string a class."""
+        return tuple(map(shown_name, self.class_names))
+
+
+def open_labelled_set(name: str, data_dir: Path, image_size: int, num_examples: int = 0) -> LabelledSet:
+    """Opens a set and checks that its labels fit its names; reads no image.
+
+    Args:
+      name: the paper's sets by their card's name, from DATA_DIR, prepared by tensorflow-datasets, or else as
+        DATA_DIR/NAME/SPLIT/CLASS/*.jpg with CLASS a name or its number; scenes/NAME, drawn; sklearn/digits;
+        tfds/NAME/TEST, and with /TRAIN the split to train probes on, of which a fifth is for validation; folder:DIR, a
+        folder a class in DIR, or in DIR/test, DIR/train and DIR/validation; table:FILE, a CSV or Parquet with labels,
+        or a folder with test.csv, train.csv and validation.csv.
+      data_dir: where prepared sets lie.
+      image_size: pixels at which scenes are drawn.
+      num_examples: of a drawn set, 0 for 1,024.
+
+    Raises:
+      AbsentError: there is no such data; with what to do.
+      ValueError: an unknown name, or data of another form than it should have.
+    """
+    kind, _, rest = name.partition("/")
+    if kind == "scenes" and rest:
+        count = num_examples or NUM_SCENES
+        seeds = {"test": 0, "train": 1, "validation": 2}  # disjoint streams
+        scenes = {split: LabelledScenes(rest, count, image_size, seed) for split, seed in seeds.items()}
+        return _without_card(name, dict(scenes), scenes["test"].templates)
+    if name == "sklearn/digits":
+        try:
+            digits = DigitsSource()
+        except ValueError as error:
+            raise AbsentError(str(error)) from None
+        return _without_card(name, _cut(digits), load_card("mnist").templates)
+    if kind == "tfds" and rest:
+        return _without_card(name, _tfds_splits(rest, name, data_dir), ())
+    if name.startswith("folder:"):
+        return _without_card(name, _folder_splits(Path(name.removeprefix("folder:"))), ())
+    if name.startswith("table:"):
+        return _without_card(name, _table_splits(Path(name.removeprefix("table:"))), ())
+    if name in dataset_names():
+        return _with_card(load_card(name), data_dir)
+    raise ValueError(f"data set {name!r} is unknown: use {KINDS}; the paper's sets are {', '.join(dataset_names())}")
+
+
+def _with_card(card: DatasetCard, data_dir: Path) -> LabelledSet:
+    names = {"train": card.train, "validation": card.validation, "test": card.test}
+    folder = data_dir / card.name
+    splits: dict[str, Source] = {}
+    if (folder / "test").is_dir():
+        for split in SPLITS:
+            if (folder / split).is_dir():
+                splits[split] = FolderSource(str(folder / split), class_folders=True)
+        class_of = {split: _classes_of_folders(card, split, source) for split, source in splits.items()}
+    elif card.tfds is None:
+        raise AbsentError(
+            f"tensorflow-datasets has no such classification set: put its pictures into {folder}/test/CLASS/ and, for "
+            f"probes, {folder}/train/CLASS/, CLASS being a class's name or its number from 0 in "
+            f"clip_jax/evaluation/datasets/{card.name}.json; home: {card.home}"
+        )
+    else:
+        for split, part in names.items():
+            splits[split] = _open_tfds(card.tfds, part, data_dir)
+        class_of = {split: _classes_of_labels(card, source) for split, source in splits.items()}
+    return LabelledSet(
+        name=card.name,
+        title=card.title,
+        metric=card.metric,
+        class_names=card.class_names,
+        templates=card.templates,
+        splits=splits,
+        class_of=class_of,
+        multi_label=getattr(splits["test"], "multi_label", False),
+        note=card.note,
+    )
+
+
+def _classes_of_labels(card: DatasetCard, source: Source) -> np.ndarray:
+    """Where the prepared set's labels stand in the card's order, which is often another one."""
+    found, C = source.class_names or (), len(card.class_names)
+    numbered = tuple(map(str, range(C)))
+    if card.labels is None or found == numbered:
+        if len(found) != C:
+            raise ValueError(f"{card.name} has {len(found)} labels where {C} were expected: {list(found)[:5]}...")
+        return np.arange(C)
+    if set(found) != set(card.labels):
+        odd = sorted(set(found) ^ set(card.labels))
+        raise ValueError(
+            f"the labels of {card.name} are not those of its card: {', '.join(odd[:5])} are in one of them only; "
+            "prepare it with the tensorflow-datasets version that this was written for, 4.9"
+        )
+    return np.array([card.labels.index(label) for label in found])
+
+
+def _classes_of_folders(card: DatasetCard, split: str, source: Source) -> np.ndarray:
+    names: dict[str, int] = {}
+    for c, name in enumerate(map(shown_name, card.class_names)):
+        names |= {name: c, name.replace("/", "_"): c}  # "/" cannot stand in the name of a folder
+    C = len(card.class_names)
+    classes = []
+    for folder in source.class_names or ():
+        number = int(folder) if folder.isdecimal() and folder not in names else names.get(folder, -1)
+        if not 0 <= number < C:
+            raise ValueError(
+                f"the folder {folder!r} of {card.name}/{split} is neither one of its {C} class names nor the number of "
+                f"one, 0 to {C - 1}"
+            )
+        classes.append(number)
+    if len(set(classes)) < len(classes):
+        raise ValueError(
+            f"two folders of {card.name}/{split} stand for one class: {', '.join(source.class_names or ())}"
+        )
+    return np.array(classes)
+
+
+def _without_card(name: str, splits: dict[str, Source], templates: tuple[str, ...]) -> LabelledSet:
+    """A set whose class names are its labels; splits may lack some classes."""
+    labels = sorted({label for source in splits.values() for label in source.class_names or ()})
+    test_names = splits["test"].class_names
+    if test_names and set(test_names) == set(labels):
+        labels = list(test_names)  # in the set's own order
+    if not labels:
+        raise ValueError(f"{name} has no class names: a set to classify needs labels that are names")
+    if len(labels) < 2:
+        raise ValueError(f"{name} has one class only, {labels[0]!r}: there is nothing to tell apart")
+    return LabelledSet(
+        name=name,
+        title=name,
+        metric="accuracy",
+        class_names=tuple(label.replace("_", " ") for label in labels),
+        templates=templates,
+        splits=splits,
+        class_of={
+            split: np.array([labels.index(label) for label in source.class_names or ()])
+            for split, source in splits.items()
+        },
+    )
+
+
+def _open_tfds(name: str, split: str, data_dir: Path) -> TfdsSource:
+    try:
+        return TfdsSource(name, split, str(data_dir))
+    except NotPreparedError as error:
+        raise AbsentError(str(error)) from None
+
+
+def _tfds_splits(rest: str, name: str, data_dir: Path) -> dict[str, Source]:
+    parts = rest.split("/")
+    if len(parts) not in (2, 3) or not all(re.fullmatch(r"\w+", part) for part in parts[2:]):
+        raise ValueError(
+            f"data set {name!r}: use 'tfds/NAME/TEST' or 'tfds/NAME/TEST/TRAIN' with a whole split to train"
+        )
+    dataset, test, *train = parts
+    if set(train) & set(re.findall(r"[A-Za-z_]\w*", test)):
+        raise ValueError(
+            f"data set {name!r} trains probes on what they are tested on: name another split than {train[0]!r}"
+        )
+    splits: dict[str, Source] = {"test": _open_tfds(dataset, test, data_dir)}
+    for part in train:
+        splits["train"] = _open_tfds(dataset, f"{part}[:80%]", data_dir)
+        splits["validation"] = _open_tfds(dataset, f"{part}[80%:]", data_dir)
+    if splits["test"].class_names is None:
+        raise ValueError(f"data set {name!r} has no labels: it cannot be classified")
+    return splits
+
+
+def _folder_splits(folder: Path) -> dict[str, Source]:
+    if not folder.is_dir():
+        raise AbsentError(f"there is no folder {folder}: put a folder a class into it, or into {folder}/test")
+    if not (folder / "test").is_dir():
+        return {"test": FolderSource(str(folder), class_folders=True)}
+    found = [split for split in SPLITS if (folder / split).is_dir()]
+    return {split: FolderSource(str(folder / split), class_folders=True) for split in found}
+
+
+def _table_splits(path: Path) -> dict[str, Source]:
+    if not path.exists():
+        raise AbsentError(f"there is no {path}: write a CSV or Parquet with the columns image and label")
+    if path.is_file():
+        return {"test": TableSource(str(path))}
+    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in (".csv", ".parquet")}
+    if "test" not in files:
+        raise ValueError(f"{path} has no test.csv or test.parquet; it has {', '.join(sorted(files)) or 'no tables'}")
+    return {split: TableSource(str(files[split])) for split in SPLITS if split in files}
+
+
+def _cut(source: Source) -> dict[str, Source]:
+    bounds = np.floor(np.cumsum((0, *SHARES)) * len(source) + 0.5).astype(int)
+    return {split: SubsetSource(source, *map(int, bounds[i : i + 2])) for i, split in enumerate(SPLITS)}

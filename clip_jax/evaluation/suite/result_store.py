@@ -1,0 +1,83 @@
+"""Finished results on the disk, so that an evaluation goes on where it was stopped."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clip_jax.evaluation.suite.array_files import content_hash
+from clip_jax.run_record import write_json
+
+FORMAT = 1  # raise it when the same settings would give other numbers
+PICTURES = "pictures"
+
+Results = dict[str, Any]
+
+
+class ResultStore:
+    """One JSON for each measure of each set, with the hash of all that decides it, its checksum and its pictures'.
+
+    What was made from other weights, data or settings is made anew; so is what is damaged, which `say` reports.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = print):
+        self._folder = folder
+        self._say = say
+        self.reused = 0
+
+    def picture(self, name: str) -> Path:
+        """Where a picture goes; its folder is made."""
+        (self._folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        return self._folder / PICTURES / name
+
+    def result(self, measure: str, name: str, key: dict[str, Any], make: Callable[[], Results]) -> Results:
+        """The result of a measure on a set, ready for JSON.
+
+        key: all that decides it, ready for JSON.
+        make: computes it; `pictures` in what it returns is {what: path of a file that `picture` gave}.
+        """
+        file = self._folder / "results" / f"{measure}-{file_name(name)}.json"
+        wanted = content_hash({"format": FORMAT, "measure": measure, "name": name, **key})
+        if (kept := self._read(file, wanted)) is not None:
+            self.reused += 1
+            return kept
+        result = make()
+        pictures = {what: str(path.relative_to(self._folder)) for what, path in result.get("pictures", {}).items()}
+        result = json.loads(json.dumps({**result, **({"pictures": pictures} if pictures else {})}, allow_nan=False))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sums = {path: _digest(self._folder / path) for path in pictures.values()}
+        write_json(file, {"key": wanted, "sha256": _checksum(result), "pictures_sha256": sums, "result": result})
+        return result
+
+    def _read(self, file: Path, wanted: str) -> Results | None:
+        if not file.is_file():
+            return None
+        try:
+            stored = json.loads(file.read_text())
+            if stored["sha256"] != _checksum(stored["result"]):
+                raise ValueError("its checksum does not fit")
+            if stored["key"] != wanted:
+                return None
+            for path, digest in stored["pictures_sha256"].items():
+                if _digest(self._folder / path) != digest:
+                    raise ValueError(f"{path} is not what it was")
+            return stored["result"]
+        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            self._say(f"the result {file.name} is damaged ({error}): it is made again")
+            return None
+
+
+def file_name(name: str) -> str:
+    """A set's name as part of a file's, different for different sets."""
+    plain = re.sub(r"[^\w.-]+", "_", name).strip("_")[-60:]
+    return plain if plain == name.replace("/", "_") else f"{plain}-{content_hash(name)[:6]}"
+
+
+def _checksum(result: Results) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

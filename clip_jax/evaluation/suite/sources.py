@@ -1,0 +1,86 @@
+"""Where a suite's captioned pairs, training images and pictures of people come from."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_jax.config import with_data_path
+from clip_jax.evaluation.suite.labelled_sets import AbsentError
+from clip_jax.run_record import load_config
+from input_pipeline.data_config import make_sources
+from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
+from input_pipeline.sources.base import check_index, digest, relative_names
+
+RUN = "run"
+FORMS = "'run' or KIND:PATH, as webdataset:DIR, table:FILE, folder:DIR or tfds:DIR/NAME:SPLIT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSources:
+    """The records a run was trained on, and those it held out."""
+
+    train: Source
+    validation: Source
+
+
+def open_run_sources(workdir: Path, image_size: int, data_path: str | None = None) -> RunSources:
+    """Those of a run's config, from data_path if the data has moved. Raises ValueError where they are not there."""
+    data = load_config(workdir).data
+    if data_path is not None:
+        data = with_data_path(data, data_path)
+    train, validation = make_sources(data, image_size)
+    return RunSources(train=train, validation=validation)
+
+
+def open_source(key: str, value: str, run: RunSources | None, part: str) -> Source:
+    """The source that a config's key names.
+
+    Args:
+      key: such as "retrieval.source", for messages.
+      value: "run", or KIND:PATH[:SPLIT] with a kind of `input_pipeline.sources.make_source`.
+      run: what "run" stands for; None where the model is not a run.
+      part: "train" or "validation", which of them.
+
+    Raises:
+      AbsentError: "run" without a run.
+      ValueError: a value of another form; what make_source raises.
+    """
+    if value == RUN:
+        if run is None:
+            raise AbsentError(f"{key}='run' needs --workdir, the run's own data: set {key} to {FORMS}")
+        return getattr(run, part)
+    kind, colon, path = value.partition(":")
+    if not colon or not path:
+        raise ValueError(f"{key}={value!r} must be {FORMS}")
+    path, _, split = path.rpartition(":") if kind == "tfds" else (path, "", "")
+    return make_source(kind, path, split)
+
+
+class FilesSource:
+    """Pictures by their paths, in that order; the ids are the paths from their common folder."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.class_names: tuple[str, ...] | None = None
+        self._paths = list(paths)
+        self._names = relative_names([str(path) for path in paths])
+        self.broken: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Record:
+        check_index(index, len(self))
+        try:
+            return {"id": self._names[index], "image": self._paths[index].read_bytes(), "captions": ()}
+        except OSError as error:
+            raise BrokenRecordError(self._names[index], str(error)) from error
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        check_index(index, len(self))
+        return ()
+
+    def fingerprint(self) -> dict[str, Any]:
+        sizes = [path.stat().st_size for path in self._paths]
+        return {"kind": "files", "digest": digest(json.dumps([self._names, sizes]).encode()), "length": len(self)}
