@@ -15,12 +15,12 @@ from flax.traverse_util import flatten_dict
 import clip_jax
 from clip_jax.cli import train
 from clip_jax.cli.evaluate import evaluate
-from clip_jax.config import make_config
+from clip_jax.config.experiment import make_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.evaluation import in_training
 from clip_jax.losses import LossConfig, make_loss
-from clip_jax.metrics import read_metrics
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
+from clip_jax.runs.logging import read_metrics
 from clip_jax.training.accumulation import loss_and_gradient
 from clip_jax.training.state import init_variables, model_graph, variable_shardings
 from clip_jax.training.step import encode

@@ -18,10 +18,10 @@ from clip_jax.ablations.jobs import record_sweep
 from clip_jax.ablations.spec import load_ablation, questions
 from clip_jax.benchmarks import KINDS
 from clip_jax.cli.command import HOST_FLAGS
-from clip_jax.config import make_config
+from clip_jax.config.experiment import make_config
+from clip_jax.config.record import record_config
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.pretrained import load_pretrained
-from clip_jax.run_record import record_config
 from configs.tiny import get_config
 from input_pipeline.vocabulary import train_sentencepiece
 
@@ -30,7 +30,8 @@ GOLDENS = ROOT / "tests" / "goldens"
 RUNNER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
-import clip_jax.evaluation.suite.runner, clip_jax.run  # what takes long; the commands define flags of the same names
+# What takes long; the commands define flags of the same names.
+import clip_jax.evaluation.suite.runner, clip_jax.runs.setup
 from clip_jax.cli import command
 
 for number, argv in enumerate(json.loads(sys.argv[2])):

@@ -11,8 +11,8 @@ import jax
 import pytest
 
 import configs
-from clip_jax.config import make_config, with_data_path, with_mixture, with_tokenizer
-from clip_jax.run_record import environment, load_config, record_config
+from clip_jax.config.experiment import make_config, with_data_path, with_mixture, with_tokenizer
+from clip_jax.config.record import environment, load_config, record_config
 from configs import clip_rn50
 from configs.tiny import get_config
 

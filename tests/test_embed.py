@@ -20,7 +20,7 @@ from clip_jax.cli import embed as embed_module
 from clip_jax.cli.embed import Summary, describe, embed, parse_part
 from clip_jax.inference import embedding_shards
 from clip_jax.inference.embedding_shards import Shards
-from clip_jax.read_ahead import load_ahead
+from input_pipeline.prefetch import load_ahead
 from input_pipeline.sources import FolderSource
 from input_pipeline.transforms import decode_image, resize_and_center_crop
 

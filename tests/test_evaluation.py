@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from clip_jax.config import EvaluationConfig
+from clip_jax.config.experiment import EvaluationConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.evaluation.in_training import Evaluator, as_row, as_table

@@ -29,7 +29,6 @@ from PIL import Image
 from test_train import miniature, picture
 
 import clip_jax
-from clip_jax import run
 from clip_jax.cli import train
 from clip_jax.distributed.processes import (
     OPEN_MPI,
@@ -44,7 +43,8 @@ from clip_jax.distributed.rendezvous import HostsError, meet
 from clip_jax.distributed.sharding import ShardingConfig, local_rows, make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.losses import normalize
-from clip_jax.metrics import ProgressLog, read_metrics
+from clip_jax.runs import setup
+from clip_jax.runs.logging import ProgressLog, read_metrics
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -55,7 +55,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax._src import xla_bridge
-from clip_jax import run
+from clip_jax.runs import setup
 from clip_jax.evaluation import in_training
 from clip_jax.cli import command
 from clip_jax.cli import evaluate
@@ -229,12 +229,12 @@ train.place_batch = lambda *args: time.sleep(0.1) or place_batch(*args)
 """
 # Rows of one process that do not lie side by side, as on a TPU slice.
 INTERLEAVED = """
-make_mesh = run.make_mesh
+make_mesh = setup.make_mesh
 def make_interleaved_mesh(*args):
     mesh = make_mesh(*args)
     devices = np.array(jax.devices()).reshape(2, -1).T.reshape(mesh.devices.shape)
     return jax.sharding.Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
-run.make_mesh = make_interleaved_mesh
+setup.make_mesh = make_interleaved_mesh
 """
 
 
@@ -327,7 +327,7 @@ def test_two_processes_go_on_with_what_four_have_written(one, four, two):
 
 def test_one_process_goes_on_with_what_four_have_written(one, four, tmp_path):
     shutil.copytree(four.workdir, tmp_path / "copy")
-    prepared = run.prepare_run(sections(), tmp_path / "copy")
+    prepared = setup.prepare_run(sections(), tmp_path / "copy")
     assert prepared.first_step == four.stopped_at
     np.testing.assert_array_equal(next(prepared.batches)["index"], one.index[four.stopped_at + 1])
     leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(prepared.state)]
@@ -348,7 +348,7 @@ def test_every_process_has_the_features_that_one_has(one, two):
         patch.setattr(
             in_training, "recall_at_k", lambda i, t, *rest: found.update(images=i, texts=t) or recall_at_k(i, t, *rest)
         )
-        prepared = run.prepare_run(sections(), two.workdir)
+        prepared = setup.prepare_run(sections(), two.workdir)
         assert prepared.first_step == STEPS
         results = prepared.evaluator(prepared.state.variables)
         prepared.batches.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_hosts import free_port
 
-from clip_jax.metrics import read_metrics
+from clip_jax.runs.logging import read_metrics
 
 LAUNCH = Path(__file__).parent.parent / "clip_jax" / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])

@@ -7,7 +7,7 @@ import time
 import IPython.display
 import pytest
 
-from clip_jax.live_curves import live_curves
+from clip_jax.runs.live_curves import live_curves
 
 
 @pytest.fixture

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.metrics import METRICS_LAG, MetricsWriter, NonFiniteLossError, ProgressLog, format_table, read_metrics
+from clip_jax.runs.logging import (
+    METRICS_LAG,
+    MetricsWriter,
+    NonFiniteLossError,
+    ProgressLog,
+    format_table,
+    read_metrics,
+)
 
 
 def row(step, **values):

@@ -11,7 +11,7 @@ import clip_jax
 from clip_jax.distributed.sharding import place_batch
 from clip_jax.inference.load import open_model, restore_run
 from clip_jax.pretrained import save_pretrained
-from clip_jax.run import prepare_run
+from clip_jax.runs.setup import prepare_run
 from configs.tiny import get_config
 from input_pipeline.tokenizers import SentencePieceTokenizer
 

@@ -9,9 +9,10 @@ import pytest
 
 from clip_jax.cli import train
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
-from clip_jax.metrics import read_metrics
+from clip_jax.evaluation import in_training
 from clip_jax.models import ModelConfig, PackedText, TextConfig, VisionConfig
-from clip_jax.run import prepare_run
+from clip_jax.runs.logging import read_metrics
+from clip_jax.runs.setup import prepare_run
 from clip_jax.training import text_packer
 from clip_jax.training.text_packer import TextPacker, make_text_packer
 from configs.tiny import get_config

@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import run, run_record
 from clip_jax.cli import train
 from clip_jax.cli.evaluate import evaluate
-from clip_jax.config import TOKENIZER_FILE, make_config, with_tokenizer
+from clip_jax.config import record
+from clip_jax.config.experiment import TOKENIZER_FILE, make_config, with_tokenizer
+from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluation import in_training
-from clip_jax.metrics import read_metrics
-from clip_jax.run_record import load_config
+from clip_jax.runs import setup
+from clip_jax.runs.logging import read_metrics
 from clip_jax.training.checkpoint import Checkpointer
 from clip_jax.training.optimizer import make_optimizer, make_schedule
 from clip_jax.training.state import abstract_state
@@ -344,8 +345,8 @@ def test_a_loss_that_is_no_number_names_the_step_the_records_and_the_checkpoint(
 
         return failing_step
 
-    make_train_step = run.make_train_step
-    monkeypatch.setattr(run, "make_train_step", make_failing_step)
+    make_train_step = setup.make_train_step
+    monkeypatch.setattr(setup, "make_train_step", make_failing_step)
     sections = miniature()
     with pytest.raises(ValueError, match=r"^the loss is nan at step 13, in the batch of ") as error:
         train.train(sections, tmp_path)
@@ -434,14 +435,14 @@ def test_a_broken_record_does_not_stop_the_training_of_the_tokenizer(tmp_path):
     data = miniature(data__source="array_record", data__path=str(tmp_path / "a.array_record"), data__num_validation=1)
     made = make_config(data)
     source = make_sources(made.data, 16)[0]._source  # type: ignore[attr-defined]  # the whole
-    run.store_tokenizer(made.data, made.model, source, tmp_path / "tokenizer.model")
+    setup.store_tokenizer(made.data, made.model, source, tmp_path / "tokenizer.model")
     assert make_tokenizer("sentencepiece", tmp_path / "tokenizer.model", 8).vocab_size > 10
 
 
 def test_the_vocabulary_of_a_refused_config_is_not_used(finished, tmp_path):
     with pytest.raises(ValueError, match="labelled set 'cats'"):
-        run.prepare_run(miniature(text__vocab_size=120, evaluation__zero_shot=("scenes/cats",)), tmp_path)
-    prepared = run.prepare_run(miniature(), tmp_path)
+        setup.prepare_run(miniature(text__vocab_size=120, evaluation__zero_shot=("scenes/cats",)), tmp_path)
+    prepared = setup.prepare_run(miniature(), tmp_path)
     prepared.batches.close()
     prepared.checkpointer.close()
     assert (tmp_path / TOKENIZER_FILE).read_bytes() == (finished / TOKENIZER_FILE).read_bytes()
@@ -451,7 +452,7 @@ def test_a_config_that_was_refused_does_not_bind_the_workdir(finished, tmp_path)
     vocabulary = str(finished / TOKENIZER_FILE)
     with pytest.raises(ValueError, match=r"^text.vocab_size=50 is smaller than the tokenizer's vocabulary, \d+: set"):
         train.train(miniature(text__vocab_size=50, data__tokenizer_file=vocabulary), tmp_path)
-    run_record.check_workdir(miniature(), tmp_path)
+    record.check_workdir(miniature(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

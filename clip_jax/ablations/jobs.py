@@ -15,9 +15,9 @@ from pprint import pformat
 from typing import Any
 
 from clip_jax.ablations.spec import Ablation, Sections
+from clip_jax.config.record import changed_keys, write_json
 from clip_jax.evaluation.suite.array_files import content_hash
 from clip_jax.evaluation.suite.labelled_sets import AbsentError, open_labelled_set
-from clip_jax.run_record import changed_keys, write_json
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "clip_jax"  # run as `python -m`

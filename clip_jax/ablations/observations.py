@@ -9,10 +9,10 @@ import numpy as np
 
 from clip_jax.ablations.jobs import Run
 from clip_jax.ablations.spec import Ablation, Where
-from clip_jax.config import make_config
-from clip_jax.metrics import read_metrics
+from clip_jax.config.experiment import make_config
 from clip_jax.models import ModelConfig
 from clip_jax.planning.step import forward_flops, image_flops
+from clip_jax.runs.logging import read_metrics
 
 Observation = dict[str, Any]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from clip_jax.config import check_names, make_config, make_section
+from clip_jax.config.experiment import check_names, make_config, make_section
 
 Sections = dict[str, dict[str, Any]]
 Scale = str  # "mini" or "full"

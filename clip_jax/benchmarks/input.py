@@ -24,8 +24,8 @@ from clip_jax.benchmarks.memory import watch_memory
 from clip_jax.benchmarks.options import SHARED, chosen_config, make_report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
 from clip_jax.cli import command
-from clip_jax.config import Config
-from clip_jax.run import TOKENIZER_FILE, store_tokenizer
+from clip_jax.config.experiment import Config
+from clip_jax.runs.setup import TOKENIZER_FILE, store_tokenizer
 from input_pipeline.data_config import make_sources
 from input_pipeline.examples import Examples, collate, make_examples
 from input_pipeline.pipeline import BatchIterator

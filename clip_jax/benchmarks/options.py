@@ -11,7 +11,7 @@ from absl import flags
 
 from clip_jax.benchmarks.report import Report
 from clip_jax.cli import command
-from clip_jax.config import Config, make_config
+from clip_jax.config.experiment import Config, make_config
 from clip_jax.losses import LossConfig
 from clip_jax.models import PUBLISHED
 from configs import clip_vit_b32, tiny

@@ -28,7 +28,7 @@ from clip_jax.benchmarks.peer import open_clip_step
 from clip_jax.benchmarks.timing import Runner, Timed, progress_bar
 from clip_jax.benchmarks.ways import Way, draw_captions, make_ways, shape_text
 from clip_jax.cli import command
-from clip_jax.config import Config
+from clip_jax.config.experiment import Config
 from clip_jax.distributed.sharding import batch_sharding, batch_shards, make_mesh, place_batch
 from clip_jax.losses import LossConfig
 from clip_jax.planning.flops import count_flops

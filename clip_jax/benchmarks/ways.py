@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.config import Config
+from clip_jax.config.experiment import Config
 from clip_jax.inference.encoder import TEXT_LENGTHS
 from clip_jax.models import PackedText, TextConfig, VisionConfig
 from input_pipeline.packing import PackingOverflowError, caption_lengths, pack_text, rows_with_headroom

@@ -35,11 +35,11 @@ from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.inference.api import Model, load
 from clip_jax.inference.embedding_shards import Row, Shards
-from clip_jax.metrics import format_table
-from clip_jax.read_ahead import load_ahead
+from clip_jax.runs.logging import format_table
 from input_pipeline.data_config import FEW_RECORDS, check_broken_share, count_indexed
 from input_pipeline.examples import load_image
 from input_pipeline.pipeline import BROKEN_REMEMBERED
+from input_pipeline.prefetch import load_ahead
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 
 SOURCES = ("folder", "webdataset", "tfds", "array_record", "table")

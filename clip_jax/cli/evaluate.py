@@ -13,7 +13,8 @@ from typing import Any
 from absl import flags
 
 from clip_jax.cli import command
-from clip_jax.config import with_data_path
+from clip_jax.config.experiment import with_data_path
+from clip_jax.config.record import load_config, write_json
 from clip_jax.distributed import processes
 from clip_jax.evaluation.in_training import Evaluator, Results, as_table
 from clip_jax.evaluation.suite.config import make_suite_config
@@ -21,7 +22,6 @@ from clip_jax.evaluation.suite.runner import as_table as as_suite_table
 from clip_jax.evaluation.suite.runner import problems, run_suite
 from clip_jax.inference.caption_scorer import make_encoder
 from clip_jax.inference.load import restore_run
-from clip_jax.run_record import load_config, write_json
 from input_pipeline.data_config import make_sources
 
 for flag in ("workdir", "config", "model", "activation", *command.HOST_FLAGS):

@@ -15,16 +15,16 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from clip_jax.cli import command
+from clip_jax.config.record import write_json
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import local_rows, place_batch
 from clip_jax.distributed.watchdog import hang_watch
 from clip_jax.evaluation.in_training import Results, as_row, as_table
-from clip_jax.metrics import NonFiniteLossError, ProgressLog, format_table, read_metrics
 from clip_jax.plots.training import plot_curves
-from clip_jax.read_ahead import Reader
-from clip_jax.run import Run, left_out, prepare_run
-from clip_jax.run_record import write_json
+from clip_jax.runs.logging import NonFiniteLossError, ProgressLog, format_table, read_metrics
+from clip_jax.runs.setup import Run, left_out, prepare_run
 from input_pipeline.examples import STAGES
+from input_pipeline.prefetch import Reader
 
 for flag in ("config", "workdir", *command.HOST_FLAGS):
     flags.declare_key_flag(flag)

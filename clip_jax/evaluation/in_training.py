@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.config import EvaluationConfig
+from clip_jax.config.experiment import EvaluationConfig
 from clip_jax.evaluation.metrics.retrieval import recall_at_k, top_matches
 from clip_jax.evaluation.metrics.zero_shot import (
     class_embeddings,
@@ -19,8 +19,8 @@ from clip_jax.evaluation.metrics.zero_shot import (
 from clip_jax.evaluation.prompts import load_templates
 from clip_jax.inference.caption_scorer import CaptionScorer
 from clip_jax.inference.encoder import Encoder
-from clip_jax.metrics import Row, format_table
 from clip_jax.plots.training import plot_confusion, plot_retrieval, plot_similarity
+from clip_jax.runs.logging import Row, format_table
 from clip_jax.training.state import Variables
 from input_pipeline.examples import load_image
 from input_pipeline.scenes import LabelledScenes

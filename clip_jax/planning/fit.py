@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from clip_jax.config import Config
+from clip_jax.config.experiment import Config
 from clip_jax.models import ModelConfig, ResNetConfig
 from clip_jax.planning.params import param_table
 from clip_jax.planning.step import Towers

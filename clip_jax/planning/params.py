@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed.sharding import ShardingConfig, make_abstract_mesh
-from clip_jax.metrics import format_table
 from clip_jax.models import ModelConfig
+from clip_jax.runs.logging import format_table
 from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
 from clip_jax.training.state import abstract_state, join_variables
 

@@ -17,7 +17,7 @@ from input_pipeline.vocabulary import train_sentencepiece
 ROOT = Path(__file__).parent.parent.parent
 RUNNER = """
 import json, os, sys
-import clip_jax.run, clip_jax.inference.encoder
+import clip_jax.runs.setup, clip_jax.inference.encoder
 from clip_jax.cli import command
 
 for argv in json.loads(sys.argv[1]):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clip_jax.benchmarks.ways import draw_captions, make_ways, shape_text
-from clip_jax.config import make_config
+from clip_jax.config.experiment import make_config
 from clip_jax.models import PUBLISHED, PackedText
 from configs.tiny import get_config
 from input_pipeline.packing import caption_lengths

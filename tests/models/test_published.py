@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import configs
-from clip_jax.config import make_config
+from clip_jax.config.experiment import make_config
 from clip_jax.models import PUBLISHED, ModelConfig, ResNetConfig, TextConfig, TransformerConfig
 from clip_jax.models.published import OPENAI
 from clip_jax.planning.flops import count_flops

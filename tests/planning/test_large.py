@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from clip_jax.config import make_config
+from clip_jax.config.experiment import make_config
 from clip_jax.planning.fit import Setting
 from clip_jax.planning.step import GIB, compile_step
 from clip_jax.planning.topology import topology_devices

@@ -5,7 +5,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.config import make_config
+from clip_jax.config.experiment import make_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import PUBLISHED
 from clip_jax.planning.params import as_table, param_table

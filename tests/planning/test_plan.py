@@ -7,7 +7,7 @@ import jax
 from PIL import Image
 
 from clip_jax.cli.plan import describe
-from clip_jax.config import make_config
+from clip_jax.config.experiment import make_config
 from clip_jax.planning.fit import Setting
 from clip_jax.planning.step import compile_step
 from clip_jax.planning.topology import CHIPS

@@ -3,7 +3,7 @@ import dataclasses
 import jax
 import pytest
 
-from clip_jax.config import make_config
+from clip_jax.config.experiment import make_config
 from clip_jax.models import PUBLISHED, ResNetConfig
 from clip_jax.planning.step import DoesNotFitError, StepPlan, Towers, compile_step, forward_flops, read_refusal
 from clip_jax.planning.topology import CHIPS, topology_devices

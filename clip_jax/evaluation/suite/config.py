@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clip_jax.config import check_names, make_section
+from clip_jax.config.experiment import check_names, make_section
 from clip_jax.evaluation.prompts import template_names
 
 Measure = Literal["zero_shot", "linear_probe", "few_shot", "retrieval", "robustness", "overlap", "bias"]

@@ -17,8 +17,8 @@ from clip_jax.evaluation.metrics.overlap import PERCEPTUAL_SIZE, perceptual_embe
 from clip_jax.evaluation.metrics.zero_shot import class_embeddings
 from clip_jax.evaluation.suite.array_files import content_hash, read_arrays, write_arrays
 from clip_jax.inference.api import MissingTokenizer, Model, Preprocess
-from clip_jax.read_ahead import load_ahead
 from input_pipeline.examples import load_image
+from input_pipeline.prefetch import load_ahead
 from input_pipeline.sources import BrokenRecordError, Record, Source
 from input_pipeline.sources.base import digest
 from input_pipeline.tokenizers import Tokenizer

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clip_jax.config.record import write_json
 from clip_jax.evaluation.suite.array_files import content_hash
-from clip_jax.run_record import write_json
 
 FORMAT = 1  # raise it when the same settings would give other numbers
 PICTURES = "pictures"

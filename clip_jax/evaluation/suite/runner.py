@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from clip_jax.config.record import environment, write_json
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.evaluation.datasets import dataset_names, load_card
 from clip_jax.evaluation.report.page import write_report
@@ -28,8 +29,7 @@ from clip_jax.evaluation.suite.probes import adapted, few_shot_curve, probe
 from clip_jax.evaluation.suite.result_store import Results, ResultStore
 from clip_jax.evaluation.suite.sources import RUN, open_run_sources, open_source
 from clip_jax.inference.api import load
-from clip_jax.metrics import format_table
-from clip_jax.run_record import environment, write_json
+from clip_jax.runs.logging import format_table
 from input_pipeline.sources import Source
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_jax.config import with_data_path
+from clip_jax.config.experiment import with_data_path
+from clip_jax.config.record import load_config
 from clip_jax.evaluation.suite.labelled_sets import AbsentError
-from clip_jax.run_record import load_config
 from input_pipeline.data_config import make_sources
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 from input_pipeline.sources.base import check_index, digest, relative_names

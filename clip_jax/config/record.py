@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from clip_jax.config import DERIVED, Config, make_config
+from clip_jax.config.experiment import DERIVED, Config, make_config
 from clip_jax.models import ResNetConfig, TextConfig, VisionConfig
 
 # What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clip_jax.metrics import read_metrics
+from clip_jax.runs.logging import read_metrics
 from clip_jax.plots.training import plot_curves
 
 WIDTH = 900  # pixels
