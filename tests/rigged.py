@@ -15,8 +15,8 @@ from PIL import Image
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.inference.api import Model, Preprocess
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
+from clip_jax.models.variables import init_variables
 from clip_jax.pretrained import ImageTransform
-from clip_jax.training.state import init_variables
 
 SIZE, EMBED_DIM, WIDTH = 8, 8, 16
 NAMES = ("ant", "bee", "cow", "dog", "emu", "fox", "gnu")

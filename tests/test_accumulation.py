@@ -16,17 +16,10 @@ from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.losses import LossConfig, contrastive_loss, make_loss, normalize
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.batch_norm import BatchNorm
+from clip_jax.models.variables import init_variables, join_variables, model_graph, split_variables
 from clip_jax.training.accumulation import join_rows, loss_and_gradient, split_rows
 from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.training.state import (
-    TrainState,
-    init_variables,
-    join_variables,
-    model_graph,
-    split_variables,
-    state_shardings,
-    variable_shardings,
-)
+from clip_jax.training.state import TrainState, state_shardings, variable_shardings
 from clip_jax.training.step import encode, make_train_step
 
 N = 48  # pairs: 3 microbatches of 2 on each of 8 devices

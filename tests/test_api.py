@@ -17,8 +17,8 @@ from clip_jax.inference import encoder as encoder_module
 from clip_jax.inference.api import MissingTokenizer, Preprocess
 from clip_jax.inference.encoder import TEXT_LENGTHS, Encoder
 from clip_jax.models import PUBLISHED, TextConfig, VisionConfig, normalize_images
+from clip_jax.models.variables import init_variables, model_graph
 from clip_jax.pretrained import ImageTransform
-from clip_jax.training.state import init_variables, model_graph
 from input_pipeline.vocabulary import train_sentencepiece
 
 EOT = 95  # of openclip_vit

@@ -14,7 +14,7 @@ from clip_jax.evaluation.metrics.zero_shot import class_scores
 from clip_jax.inference.caption_scorer import CaptionScorer, make_encoder, word_shares
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
-from clip_jax.training.state import init_variables, model_graph
+from clip_jax.models.variables import init_variables, model_graph
 
 SOT, EOT, L, V = 29, 30, 9, 31
 CLIP = ModelConfig(

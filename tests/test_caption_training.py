@@ -13,16 +13,17 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import clip_jax
-from clip_jax.cli import train
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.config.experiment import make_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.evaluation import in_training
 from clip_jax.losses import LossConfig, make_loss
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
+from clip_jax.models.variables import init_variables, model_graph
+from clip_jax.runs import loop
 from clip_jax.runs.logging import read_metrics
 from clip_jax.training.accumulation import loss_and_gradient
-from clip_jax.training.state import init_variables, model_graph, variable_shardings
+from clip_jax.training.state import variable_shardings
 from clip_jax.training.step import encode
 from configs.tiny import get_config
 
@@ -130,7 +131,7 @@ def finished(request, tmp_path_factory):
         lines = []
         patch.setattr("builtins.print", lambda *args, **_: lines.extend(map(str, args)))
         patch.setattr(in_training, "plot_confusion", lambda *args: None)
-        assert train.train(miniature(request.param), workdir) == 0
+        assert loop.train(miniature(request.param), workdir) == 0
     return request.param, workdir, " ".join(" ".join(lines).split())
 
 
@@ -157,7 +158,7 @@ def test_a_run_learns_and_says_what_there_is_to_say(finished):
 def test_a_run_that_was_cut_short_ends_as_if_undisturbed(finished, tmp_path, monkeypatch):
     kind, workdir, _ = finished
     with pytest.raises(ValueError, match=rf"^workdir .* another config: loss.kind was '{kind}', is 'contrastive'"):
-        train.train(miniature("contrastive"), workdir)
+        loop.train(miniature("contrastive"), workdir)
     if kind == "bag_of_words":  # what stops and goes on is the same code
         return
 
@@ -165,12 +166,12 @@ def test_a_run_that_was_cut_short_ends_as_if_undisturbed(finished, tmp_path, mon
         raise RuntimeError("the power failed")
 
     monkeypatch.setattr(in_training, "plot_confusion", lambda *args: None)
-    monkeypatch.setattr(train, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(loop, "plot_curves", lambda *args: None)
     with monkeypatch.context() as patch:
         patch.setattr(in_training.Evaluator, "__call__", stop)
         with pytest.raises(RuntimeError, match="the power failed"):
-            train.train(miniature(kind), tmp_path)
-    assert train.train(miniature(kind), tmp_path) == 0
+            loop.train(miniature(kind), tmp_path)
+    assert loop.train(miniature(kind), tmp_path) == 0
     assert rows_of(tmp_path) == rows_of(workdir)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(
         (workdir / "evaluation.json").read_text()
@@ -196,7 +197,7 @@ def test_such_a_run_is_not_loaded_as_clip(finished):
             {"data__pack_text": True},
             r"^data.pack_text=True with loss.kind='language_model': it packs for text features alone",
         ),
-        ({"train__init_from": "ViT-B/32"}, r"^train.init_towers=\('visual', 'text'\) with .* only the image tower can"),
+        ({"train__init_from": "ViT-B/32"}, r"^loop.init_towers=\('visual', 'text'\) with .* only the image tower can"),
         ({"text__causal": False}, r"^text.causal=False with text.pooling='eot': a language model needs a causal"),
         ({"loss__block_size": 7}, r"^loss.block_size=7 is of losses over all pairs; loss.kind='language_model' looks"),
         ({"model__logit_bias_init": -10.0}, r"^model.logit_bias_init=-10.0 with loss.kind='language_model': only the"),

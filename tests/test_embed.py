@@ -16,9 +16,11 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from clip_jax.cli import embed as embed_module
-from clip_jax.cli.embed import Summary, describe, embed, parse_part
+from clip_jax.cli import embed as embed_command
+from clip_jax.cli.embed import describe, parse_part
+from clip_jax.inference import embed as embed_module
 from clip_jax.inference import embedding_shards
+from clip_jax.inference.embed import Summary, embed
 from clip_jax.inference.embedding_shards import Shards
 from input_pipeline.prefetch import load_ahead
 from input_pipeline.sources import FolderSource
@@ -604,13 +606,13 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
         calls.append((name, activation, batch_size, mesh.devices.tolist()))
         return StubModel(), preprocess, StubTokenize()
 
-    monkeypatch.setattr(embed_module, "load", load)
+    monkeypatch.setattr(embed_command, "load", load)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     values = {"model": "some model", "path": str(photos), "output": str(tmp_path / "out"), "format": "npy"}
     values |= {"source": "folder", "split": ""}  # other commands have flags of these names, with other defaults
     with flagsaver.flagsaver(**values, shard_size=SHARD_SIZE, batch_size=BATCH_SIZE, dtype="float16", part="1/2"):
-        assert embed_module.main() == 0
+        assert embed_command.main() == 0
     assert calls == [("some model", None, BATCH_SIZE, [[[device]] for device in jax.local_devices()])]
     run(photos, tmp_path / "direct", file_format="npy", dtype="float16", part=(1, 2))
     assert contents(tmp_path / "out") == contents(tmp_path / "direct")

@@ -15,7 +15,7 @@ from clip_jax.evaluation import in_training
 from clip_jax.evaluation.in_training import Evaluator, as_row, as_table
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models import CLIP, ModelConfig, TextConfig, VisionConfig
-from clip_jax.training.state import init_variables, model_graph
+from clip_jax.models.variables import init_variables, model_graph
 from input_pipeline.scenes import LabelledScenes, SceneSource
 from input_pipeline.sources import WebDatasetSource
 from input_pipeline.tokenizers import SentencePieceTokenizer

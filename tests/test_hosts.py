@@ -29,7 +29,6 @@ from PIL import Image
 from test_train import miniature, picture
 
 import clip_jax
-from clip_jax.cli import train
 from clip_jax.distributed.processes import (
     OPEN_MPI,
     check_equal,
@@ -43,7 +42,7 @@ from clip_jax.distributed.rendezvous import HostsError, meet
 from clip_jax.distributed.sharding import ShardingConfig, local_rows, make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.losses import normalize
-from clip_jax.runs import setup
+from clip_jax.runs import loop, setup
 from clip_jax.runs.logging import ProgressLog, read_metrics
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -59,12 +58,12 @@ from clip_jax.runs import setup
 from clip_jax.evaluation import in_training
 from clip_jax.cli import command
 from clip_jax.cli import evaluate
-from clip_jax.cli import train
+from clip_jax.runs import loop
 from clip_jax.training import checkpoint
 from clip_jax.distributed import processes
 
 assert not xla_bridge.backends_are_initialized(), "an import has woken JAX"
-train.plot_curves = lambda *args: None
+loop.plot_curves = lambda *args: None
 for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
     setattr(in_training, name, lambda *args: None)
 
@@ -81,7 +80,7 @@ def work(process, sections, workdir, notes, options, patch):
         return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
     add, save, prepare_run, recall_at_k = (
-        train.ProgressLog.add, checkpoint.Checkpointer.save, train.prepare_run, in_training.recall_at_k
+        loop.ProgressLog.add, checkpoint.Checkpointer.save, loop.prepare_run, in_training.recall_at_k
     )
     def add_and_note(self, step, metrics, index):
         note("index", step=step, index=index.tolist())
@@ -96,12 +95,12 @@ def work(process, sections, workdir, notes, options, patch):
     def recall_and_note(images, texts, image_of_text):
         np.savez(notes / f"features_{process}.npz", images=images, texts=texts)
         return recall_at_k(images, texts, image_of_text)
-    train.ProgressLog.add, checkpoint.Checkpointer.save = add_and_note, save_and_note
-    train.prepare_run, in_training.recall_at_k = prepare_and_note, recall_and_note
+    loop.ProgressLog.add, checkpoint.Checkpointer.save = add_and_note, save_and_note
+    loop.prepare_run, in_training.recall_at_k = prepare_and_note, recall_and_note
     exec(patch, globals() | {"process": process})
     def main():
         with processes.joined(**options):
-            return train.train(sections, Path(workdir))
+            return loop.train(sections, Path(workdir))
     command.run(main, ["hosts"])
 
 for line in sys.stdin:
@@ -224,8 +223,8 @@ def assert_same_training(workdir: Path, other: Path, steps: int) -> None:
 
 STEPS = 40
 SLOWLY = """
-place_batch = train.place_batch
-train.place_batch = lambda *args: time.sleep(0.1) or place_batch(*args)
+place_batch = loop.place_batch
+loop.place_batch = lambda *args: time.sleep(0.1) or place_batch(*args)
 """
 # Rows of one process that do not lie side by side, as on a TPU slice.
 INTERLEAVED = """
@@ -256,11 +255,11 @@ def one(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
     add = ProgressLog.add
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "plot_curves", lambda *args: None)
+        patch.setattr(loop, "plot_curves", lambda *args: None)
         for name in ("plot_similarity", "plot_retrieval"):
             patch.setattr(in_training, name, lambda *args: None)
         patch.setattr(ProgressLog, "add", lambda self, *args: index.update({args[0]: args[2]}) or add(self, *args))
-        assert train.train(sections(), workdir) == 0
+        assert loop.train(sections(), workdir) == 0
     return SimpleNamespace(workdir=workdir, index=index)
 
 
@@ -360,23 +359,23 @@ def test_every_process_has_the_features_that_one_has(one, two):
 
 
 FAILING = """
-add = train.ProgressLog.add
+add = loop.ProgressLog.add
 def add_or_fail(self, step, *args):
     add(self, step, *args)
     if process == 1 and step == 3:
         raise ValueError("the disk of this host is gone")
-train.ProgressLog.add = add_or_fail
+loop.ProgressLog.add = add_or_fail
 """
 STUCK = """
-place_batch, steps = train.place_batch, []
+place_batch, steps = loop.place_batch, []
 def get_stuck(*args):
     steps.append(1)
     while process == 1 and len(steps) == 3:
         time.sleep(1)
     return place_batch(*args)
-train.place_batch = get_stuck
+loop.place_batch = get_stuck
 
-hang_watch = train.hang_watch
+hang_watch = loop.hang_watch
 @contextlib.contextmanager
 def watch_after_compilation(timeout_s, on_hang):
     timeout_s *= 10 if process == 0 else 1  # else either may be the first to notice
@@ -388,7 +387,7 @@ def watch_after_compilation(timeout_s, on_hang):
             for each in beats:
                 each(where)
         yield beat
-train.hang_watch = watch_after_compilation
+loop.hang_watch = watch_after_compilation
 """
 
 
@@ -411,7 +410,7 @@ def test_a_process_that_is_stuck_shows_where_and_all_end(start, tmp_path):
     first, second = (host.err() for host in job.hosts)
     assert "clip-jax: no progress for 3 s since step 2; all threads:" in second
     assert "in get_stuck" in second
-    assert "clip-jax: error: no progress for 3 s since step 2 (train.hang_timeout_s)" in second
+    assert "clip-jax: error: no progress for 3 s since step 2 (loop.hang_timeout_s)" in second
     assert f"process 1 ({socket.gethostname()}) has ended: no progress for 3 s since step 2" in first
 
 

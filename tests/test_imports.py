@@ -154,7 +154,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clip_jax.evaluation.in_training": {"clip_jax.", "input_pipeline."},
     "clip_jax.runs.setup": {"clip_jax.", "input_pipeline."},
-    "clip_jax.cli.train": {"clip_jax.", "input_pipeline."},
+    "clip_jax.runs.loop": {"clip_jax.", "input_pipeline."},
     "clip_jax.cli.evaluate": {"clip_jax.", "input_pipeline."},
     "clip_jax.cli.embed": {"clip_jax.", "input_pipeline."},
     "clip_jax.inference.embedding_shards": set(),
@@ -165,7 +165,7 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax.cli.command": set(),  # but for the entry points, and those only when they are asked for
 }
 ENTRY_POINTS = {
-    "clip_jax.cli.train",
+    "clip_jax.runs.loop",
     "clip_jax.cli.evaluate",
     "clip_jax.cli.embed",
     "clip_jax.cli.tokenizer",
@@ -187,7 +187,7 @@ ONLY_IN = {
     "absl.app": ("clip_jax.cli.command",),
     "absl.flags": (
         "clip_jax.cli.command",
-        "clip_jax.cli.train",
+        "clip_jax.runs.loop",
         "clip_jax.cli.evaluate",
         "clip_jax.cli.embed",
         "clip_jax.cli.tokenizer",

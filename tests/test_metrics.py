@@ -5,14 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.runs.logging import (
-    METRICS_LAG,
-    MetricsWriter,
-    NonFiniteLossError,
-    ProgressLog,
-    format_table,
-    read_metrics,
-)
+from clip_jax.runs.logging import METRICS_LAG, MetricsWriter, NonFiniteLossError, ProgressLog, read_metrics
+from clip_jax.tables import format_table
 
 
 def row(step, **values):

@@ -17,8 +17,9 @@ from clip_jax.distributed.sharding import (
     place_batch,
 )
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
+from clip_jax.models.variables import init_variables
 from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.training.state import init_state, init_variables
+from clip_jax.training.state import init_state
 
 TINY = ModelConfig(
     embed_dim=7,

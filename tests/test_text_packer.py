@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from clip_jax.cli import train
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.models import ModelConfig, PackedText, TextConfig, VisionConfig
+from clip_jax.runs import loop
 from clip_jax.runs.logging import read_metrics
 from clip_jax.runs.setup import prepare_run
 from clip_jax.training import text_packer
@@ -45,20 +45,20 @@ def miniature(pack_text: bool) -> dict:
 def no_pictures(monkeypatch):
     for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
         monkeypatch.setattr(in_training, name, lambda *args: None)
-    monkeypatch.setattr(train, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(loop, "plot_curves", lambda *args: None)
 
 
 @pytest.fixture
 def shapes(monkeypatch):
     """Of the text's arrays, as the train step gets them."""
     shapes: list[list[tuple[int, ...]]] = []
-    place_batch = train.place_batch
+    place_batch = loop.place_batch
 
     def place_and_note(batch, mesh):
         shapes.append([leaf.shape for leaf in jax.tree.leaves(batch["text"])])
         return place_batch(batch, mesh)
 
-    monkeypatch.setattr(train, "place_batch", place_and_note)
+    monkeypatch.setattr(loop, "place_batch", place_and_note)
     return shapes
 
 
@@ -69,8 +69,8 @@ def unpacked(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_similarity", "plot_retrieval"):
             patch.setattr(in_training, name, lambda *args: None)
-        patch.setattr(train, "plot_curves", lambda *args: None)
-        assert train.train(miniature(pack_text=False), workdir) == 0
+        patch.setattr(loop, "plot_curves", lambda *args: None)
+        assert loop.train(miniature(pack_text=False), workdir) == 0
     return training_rows(workdir)
 
 
@@ -92,7 +92,7 @@ def assert_same_course(rows, expected):
 
 
 def test_losses_are_those_of_training_unpacked(unpacked, shapes, tmp_path, capsys):
-    assert train.train(miniature(pack_text=True), tmp_path / "packed") == 0
+    assert loop.train(miniature(pack_text=True), tmp_path / "packed") == 0
     rows = training_rows(tmp_path / "packed")
     assert_same_course(rows, unpacked)
     assert [row["unpacked"] for row in rows] == [0] * STEPS
@@ -108,7 +108,7 @@ def test_losses_of_packed_microbatches_are_those_of_training_unpacked(unpacked, 
     sections = miniature(pack_text=True)
     sections["train"]["num_microbatches"] = 2
     sections["sharding"]["tensor"] = 2
-    assert train.train(sections, tmp_path) == 0
+    assert loop.train(sections, tmp_path) == 0
     assert_same_course(training_rows(tmp_path), unpacked)
     assert [step[-1] for step in shapes] == [(4 * 2, 5)] * STEPS
 
@@ -122,7 +122,7 @@ def test_a_batch_that_does_not_fit_is_encoded_unpacked_and_counted(unpacked, sha
 
     monkeypatch.setattr(text_packer, "pack_text", note)
     monkeypatch.setattr(text_packer, "rows_with_headroom", lambda *args: 2)
-    assert train.train(miniature(pack_text=True), tmp_path / "tight") == 0
+    assert loop.train(miniature(pack_text=True), tmp_path / "tight") == 0
     rows = training_rows(tmp_path / "tight")
     assert_same_course(rows, unpacked)
     overflows = [float(rows > 2) for rows in needed]
@@ -135,8 +135,8 @@ def test_a_batch_that_does_not_fit_is_encoded_unpacked_and_counted(unpacked, sha
 
 def test_a_stopped_run_goes_on_bit_identically(monkeypatch, tmp_path):
     sections = miniature(pack_text=True)
-    assert train.train(sections, tmp_path / "whole") == 0
-    add = train.ProgressLog.add
+    assert loop.train(sections, tmp_path / "whole") == 0
+    add = loop.ProgressLog.add
 
     def stop_at_step_3(log, step, *rest):
         if step == 3:
@@ -144,10 +144,10 @@ def test_a_stopped_run_goes_on_bit_identically(monkeypatch, tmp_path):
         add(log, step, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.ProgressLog, "add", stop_at_step_3)
-        assert train.train(sections, tmp_path / "stopped") == 128 + signal.SIGTERM
+        patch.setattr(loop.ProgressLog, "add", stop_at_step_3)
+        assert loop.train(sections, tmp_path / "stopped") == 128 + signal.SIGTERM
     assert len(training_rows(tmp_path / "stopped")) == 3
-    assert train.train(sections, tmp_path / "stopped") == 0
+    assert loop.train(sections, tmp_path / "stopped") == 0
     assert training_rows(tmp_path / "stopped") == training_rows(tmp_path / "whole")
     whole, stopped = (prepare_run(sections, tmp_path / name).state for name in ("whole", "stopped"))
     for leaf, other in zip(jax.tree.leaves(whole), jax.tree.leaves(stopped), strict=True):

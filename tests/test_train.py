@@ -20,14 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.cli import train
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.config import record
 from clip_jax.config.experiment import TOKENIZER_FILE, make_config, with_tokenizer
 from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluation import in_training
-from clip_jax.runs import setup
+from clip_jax.runs import loop, setup
 from clip_jax.runs.logging import read_metrics
 from clip_jax.training.checkpoint import Checkpointer
 from clip_jax.training.optimizer import make_optimizer, make_schedule
@@ -72,14 +71,14 @@ def no_pictures(monkeypatch):
     """They take longer than the training."""
     for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
         monkeypatch.setattr(in_training, name, lambda *args: None)
-    monkeypatch.setattr(train, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(loop, "plot_curves", lambda *args: None)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The workdir of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    assert train.train(miniature(), workdir) == 0
+    assert loop.train(miniature(), workdir) == 0
     return workdir
 
 
@@ -88,17 +87,17 @@ import json, sys, time
 from pathlib import Path
 from clip_jax.evaluation import in_training
 from clip_jax.cli import command
-from clip_jax.cli import train
+from clip_jax.runs import loop
 
 sections, workdir, delay_s = json.loads(sys.argv.pop())
-place_batch = train.place_batch
+place_batch = loop.place_batch
 def place_slowly(*args):
     time.sleep(delay_s)
     return place_batch(*args)
-train.place_batch = place_slowly
-train.plot_curves = lambda *args: None
+loop.place_batch = place_slowly
+loop.plot_curves = lambda *args: None
 {more}
-command.run(lambda: train.train(sections, Path(workdir)), sys.argv)
+command.run(lambda: loop.train(sections, Path(workdir)), sys.argv)
 """
 
 
@@ -199,7 +198,7 @@ def test_a_run_leaves_what_its_last_line_says(finished):
     assert [row["samples_seen"] for row in training] == list(range(8, 561, 8))
     assert all(np.isfinite(value) for row in training for value in row.values())
     assert all(abs(row["chance_loss"] - np.log(8)) < 1e-6 for row in training)
-    assert all(0 <= row["data_batches_ready"] <= train.BATCHES_AHEAD for row in training)
+    assert all(0 <= row["data_batches_ready"] <= loop.BATCHES_AHEAD for row in training)
     spent = {stage: sum(row[stage] for row in training) for stage in STAGES}
     assert spent["data_decode_s"] < spent["data_read_s"]  # drawn, and handed on as they are
     assert {row["data_broken"] + row["data_worker_restarts"] for row in training} == {0}
@@ -250,7 +249,7 @@ def test_evaluate_takes_other_sets_and_sizes(finished, tmp_path, no_pictures):
 
 def test_the_same_command_after_the_end_changes_nothing(finished, no_pictures, capsys):
     before, results = read_metrics(finished), (finished / "evaluation.json").read_bytes()
-    assert train.train(miniature(), finished) == 0
+    assert loop.train(miniature(), finished) == 0
     assert read_metrics(finished) == before
     assert (finished / "evaluation.json").read_bytes() == results
     out = printed(capsys)
@@ -279,7 +278,7 @@ def test_a_run_killed_and_stopped_again_and_again_ends_as_if_undisturbed(finishe
             saved = saved_steps(workdir)[-1]
             assert f"stopped by {number.name}, saved at step {saved}: the same command goes on from there\n" in out
             assert [row["step"] for row in read_metrics(workdir) if "loss" in row] == list(range(1, saved + 1))
-    assert train.train(sections, workdir) == 0
+    assert loop.train(sections, workdir) == 0
     assert_same_end(workdir, finished)
 
 
@@ -291,16 +290,16 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(finished, tmp_path, no_
     with monkeypatch.context() as patch:
         patch.setattr(in_training.Evaluator, "__call__", stop)
         with pytest.raises(RuntimeError, match="the power failed"):
-            train.train(sections, tmp_path)
+            loop.train(sections, tmp_path)
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 21))
-    assert train.train(sections, tmp_path) == 0
+    assert loop.train(sections, tmp_path) == 0
     assert_same_end(tmp_path, finished)
 
 
 @pytest.mark.parametrize("end", ["signal", "second signal", "error"])
 def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_pictures, monkeypatch, capsys):
     sections = miniature()
-    read, count, release = train._next_batch, itertools.count(1), threading.Event()
+    read, count, release = loop._next_batch, itertools.count(1), threading.Event()
 
     def stall(run):
         if next(count) <= 13:
@@ -314,23 +313,23 @@ def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_
         raise ValueError("nobody waits for this any more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_next_batch", stall)
+        patch.setattr(loop, "_next_batch", stall)
         start = time.monotonic()
         if end == "error":
             with pytest.raises(ValueError, match="the shard is gone"):
-                train.train(sections, tmp_path)
+                loop.train(sections, tmp_path)
         elif end == "second signal":
             with pytest.raises(KeyboardInterrupt):
-                train.train(sections, tmp_path)
+                loop.train(sections, tmp_path)
         else:
-            assert train.train(sections, tmp_path) == 128 + signal.SIGINT
+            assert loop.train(sections, tmp_path) == 128 + signal.SIGINT
             assert f"stopped by SIGINT, saved at step {saved_steps(tmp_path)[-1]}: " in capsys.readouterr().out
         assert time.monotonic() - start < 40
     release.set()
     # A signal may be seen after a step for which there was a batch, or while waiting for the next batch.
     assert saved_steps(tmp_path)[-1] in {"signal": (11, 12, 13), "second signal": (10,), "error": (13,)}[end]
     if end == "signal":
-        assert train.train(sections, tmp_path) == 0
+        assert loop.train(sections, tmp_path) == 0
         assert_same_end(finished, tmp_path)
 
 
@@ -349,7 +348,7 @@ def test_a_loss_that_is_no_number_names_the_step_the_records_and_the_checkpoint(
     monkeypatch.setattr(setup, "make_train_step", make_failing_step)
     sections = miniature()
     with pytest.raises(ValueError, match=r"^the loss is nan at step 13, in the batch of ") as error:
-        train.train(sections, tmp_path)
+        loop.train(sections, tmp_path)
     record = json.loads((tmp_path / "non_finite_batch.json").read_text())
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 13))
     examples, source = make_examples(tmp_path)
@@ -391,7 +390,7 @@ def test_broken_records_are_skipped_counted_and_reported(tmp_path, no_pictures, 
         data__num_workers=1,
         evaluation__zero_shot=(),
     )
-    assert train.train(sections, tmp_path / "run") == 0
+    assert loop.train(sections, tmp_path / "run") == 0
     out = printed(capsys)
     assert "23 pairs to train on, 7 to validate" in out
     assert "left out: a/8: image without caption: no .txt and no .json" in out
@@ -408,7 +407,7 @@ def test_broken_records_are_skipped_counted_and_reported(tmp_path, no_pictures, 
 
     sections["data"]["max_broken_share"] = 0.05
     with pytest.raises(ValueError, match=r"2 of 23 records cannot be used, more than data.max_broken_share=0.05 \(a/"):
-        train.train(sections, tmp_path / "strict")
+        loop.train(sections, tmp_path / "strict")
 
 
 def test_the_summary_says_what_was_seen_of_each_source():
@@ -418,14 +417,14 @@ def test_the_summary_says_what_was_seen_of_each_source():
     examples = Examples(source=source, tokenizer=None, image_size=16, min_scale=1.0, seed=0)  # type: ignore[arg-type]
     batches = SimpleNamespace(samples_seen=lambda n: examples.samples_seen(n * 400))
     finished = SimpleNamespace(batches=batches, source=source)
-    assert train._source_cells(finished, 25) == [  # type: ignore[arg-type]
+    assert loop._source_cells(finished, 25) == [  # type: ignore[arg-type]
         ["epochs of few", "187.50 (7,500 samples)"],
         ["epochs of many", "0.83 (2,500 samples)"],
         ["filtered: few: a side below 8 pixels", "1,234"],
     ]
     one = Examples(source=few, tokenizer=None, image_size=16, min_scale=1.0, seed=0)  # type: ignore[arg-type]
     finished = SimpleNamespace(batches=SimpleNamespace(samples_seen=one.samples_seen), source=SceneSource(0, 40, 16))
-    assert train._source_cells(finished, 50) == [["epochs", "1.25"]]  # type: ignore[arg-type]
+    assert loop._source_cells(finished, 50) == [["epochs", "1.25"]]  # type: ignore[arg-type]
 
 
 def test_a_broken_record_does_not_stop_the_training_of_the_tokenizer(tmp_path):
@@ -451,7 +450,7 @@ def test_the_vocabulary_of_a_refused_config_is_not_used(finished, tmp_path):
 def test_a_config_that_was_refused_does_not_bind_the_workdir(finished, tmp_path):
     vocabulary = str(finished / TOKENIZER_FILE)
     with pytest.raises(ValueError, match=r"^text.vocab_size=50 is smaller than the tokenizer's vocabulary, \d+: set"):
-        train.train(miniature(text__vocab_size=50, data__tokenizer_file=vocabulary), tmp_path)
+        loop.train(miniature(text__vocab_size=50, data__tokenizer_file=vocabulary), tmp_path)
     record.check_workdir(miniature(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -478,5 +477,5 @@ def test_a_full_disk_ends_in_one_message_and_the_run_goes_on_when_there_is_room(
     assert "File too large" in message
     assert "The newest complete checkpoint is step 10; free space or mend the folder, then run the same" in message
     assert saved_steps(tmp_path) == [10]
-    assert train.train(miniature(), tmp_path) == 0
+    assert loop.train(miniature(), tmp_path) == 0
     assert_same_end(tmp_path, finished)

@@ -14,22 +14,12 @@ from flax.traverse_util import flatten_dict
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.losses import LossConfig, make_loss
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.models.variables import init_variables, join_variables, model_graph, split_variables, tower_variables
 from clip_jax.planning.flops import count_flops
 from clip_jax.training.accumulation import loss_and_gradient
 from clip_jax.training.checkpoint import Checkpointer
 from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.training.state import (
-    TrainState,
-    abstract_state,
-    init_state,
-    init_variables,
-    join_variables,
-    model_graph,
-    moved_average,
-    split_variables,
-    tower_variables,
-    with_variables,
-)
+from clip_jax.training.state import TrainState, abstract_state, init_state, moved_average, with_variables
 from clip_jax.training.step import encode, make_train_step
 
 N = 16

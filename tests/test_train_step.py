@@ -14,11 +14,12 @@ from safetensors.numpy import load_file
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.losses import LossConfig, contrastive_loss, make_loss, normalize
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
+from clip_jax.models.variables import model_graph, split_variables
 from clip_jax.pretrained.convert import to_variables
 from clip_jax.pretrained.open_clip import config_from_open_clip
 from clip_jax.training.accumulation import loss_and_gradient
 from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.training.state import TrainState, abstract_state, model_graph, split_variables, state_shardings
+from clip_jax.training.state import TrainState, abstract_state, state_shardings
 from clip_jax.training.step import TrainStep, encode, make_train_step
 
 N = 24  # pairs in a batch: divisible by 8 devices and not a power of two

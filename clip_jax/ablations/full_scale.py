@@ -11,7 +11,7 @@ from clip_jax.ablations.jobs import PROGRAM, Run, child_environment, commands
 from clip_jax.ablations.spec import Ablation
 from clip_jax.config.record import write_json
 from clip_jax.evaluation.suite.array_files import content_hash
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 
 DEVICES = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
 

@@ -17,9 +17,9 @@ from absl import flags
 
 from clip_jax.cli import command
 from clip_jax.models import PUBLISHED
+from clip_jax.models.variables import init_variables
 from clip_jax.pretrained import ImageTransform, Pretrained, load_pretrained, save_pretrained
-from clip_jax.runs.logging import format_table
-from clip_jax.training.state import init_variables
+from clip_jax.tables import format_table
 
 PUBLISHED_NAME = flags.DEFINE_enum("published", "ViT-L/14", list(PUBLISHED), "Whose shapes.")
 FOLDER = flags.DEFINE_string("folder", None, "Used by the fresh process.")

@@ -19,7 +19,7 @@ from PIL import Image
 from clip_jax.cli import command
 from clip_jax.evaluation.metrics.overlap import nearest_images, pairs_around, perceptual_embedding
 from clip_jax.plots.robustness import plot_duplicates
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 from input_pipeline.sources import make_source
 from input_pipeline.transforms import decode_image
 

@@ -25,8 +25,8 @@ from clip_jax.benchmarks.ways import Way, draw_captions, make_ways
 from clip_jax.cli import command
 from clip_jax.distributed.sharding import batch_sharding, make_mesh
 from clip_jax.inference.encoder import Encoder
+from clip_jax.models.variables import init_variables, model_graph
 from clip_jax.planning.flops import count_flops
-from clip_jax.training.state import init_variables, model_graph
 
 for flag in SUBJECT:
     flags.declare_key_flag(flag)

@@ -16,8 +16,9 @@ from absl import flags
 
 from clip_jax.cli import command
 from clip_jax.distributed.sharding import place_batch
-from clip_jax.runs.logging import ProgressLog, format_table
+from clip_jax.runs.logging import ProgressLog
 from clip_jax.runs.setup import prepare_run
+from clip_jax.tables import format_table
 from configs.tiny import get_config
 
 NUM_STEPS = flags.DEFINE_integer("num_steps", 100, "Steps that are timed, after the first.")

@@ -24,7 +24,7 @@ from clip_jax.cli import command
 from clip_jax.inference.encoder import TEXT_LENGTHS
 from clip_jax.losses import normalize
 from clip_jax.models import PUBLISHED, PackedText
-from clip_jax.training.state import init_variables, model_graph
+from clip_jax.models.variables import init_variables, model_graph
 from clip_jax.training.text_packer import TextPacker
 from input_pipeline.packing import caption_lengths, rows_with_headroom
 from input_pipeline.sources import make_source

@@ -20,7 +20,7 @@ from absl import flags
 from clip_jax.cli import command
 from clip_jax.evaluation.metrics.linear_probe import STRENGTHS
 from clip_jax.evaluation.metrics.logistic_regression import Split, fit_logistic, logits_of
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 
 NUM_IMAGES = flags.DEFINE_integer("num_images", 3500, "Rows of features to fit; as many more are scored.")
 WIDTH = flags.DEFINE_integer("width", 512, "Channels of the features.")

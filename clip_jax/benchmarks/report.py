@@ -10,7 +10,7 @@ import numpy as np
 
 from clip_jax.benchmarks.timing import Runner, Timings, alternate
 from clip_jax.config.record import environment, write_json
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 
 
 class Report:

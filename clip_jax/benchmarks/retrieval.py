@@ -17,7 +17,7 @@ from absl import flags
 
 from clip_jax.cli import command
 from clip_jax.evaluation.metrics.retrieval import CHUNK_SIZE, recall_at_k
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 
 NUM_IMAGES = flags.DEFINE_integer("num_images", 4000, "Images.")
 TEXTS_PER_IMAGE = flags.DEFINE_integer("texts_per_image", 5, "Texts of each.")

@@ -31,9 +31,10 @@ from clip_jax.cli import command
 from clip_jax.config.experiment import Config
 from clip_jax.distributed.sharding import batch_sharding, batch_shards, make_mesh, place_batch
 from clip_jax.losses import LossConfig
+from clip_jax.models.variables import model_graph
 from clip_jax.planning.flops import count_flops
 from clip_jax.training.optimizer import make_optimizer
-from clip_jax.training.state import abstract_state, init_state, model_graph
+from clip_jax.training.state import abstract_state, init_state
 from clip_jax.training.step import Batch, TrainStep, make_train_step
 
 for flag in (*SUBJECT, "peer_python"):

@@ -17,7 +17,7 @@ from clip_jax.cli import command
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models import PUBLISHED
-from clip_jax.training.state import init_variables
+from clip_jax.models.variables import init_variables
 from input_pipeline.packing import caption_lengths
 from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import make_tokenizer

@@ -14,7 +14,7 @@ from absl import flags
 from clip_jax.cli import command
 from clip_jax.evaluation.metrics.classification import classify, confusion, single_label_metrics
 from clip_jax.evaluation.metrics.zero_shot import class_embeddings
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 
 NUM_IMAGES = flags.DEFINE_integer("num_images", 50_000, "Images.", lower_bound=1)
 NUM_CLASSES = flags.DEFINE_integer("num_classes", 1_000, "Classes.", lower_bound=2)

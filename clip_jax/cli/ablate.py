@@ -21,7 +21,7 @@ from clip_jax.ablations.jobs import Run, StoppedError, commands, run_all
 from clip_jax.ablations.spec import Ablation, ablation_names, load_ablation, questions
 from clip_jax.ablations.sweep import conclude, prepare, shard, unique
 from clip_jax.cli import command
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 
 POSITIONAL = "NAME"
 DEFAULT_CONFIG = "clip_vit_b32"  # whose keys --config.SECTION.KEY=VALUE changes in all runs

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clip_jax.cli import command
 from clip_jax.inference.api import Model, load
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 from input_pipeline.transforms import decode_image
 
 POSITIONAL = "IMAGE..."

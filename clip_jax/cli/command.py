@@ -143,7 +143,7 @@ def _find_config(argv: Sequence[str]) -> list[str]:
             value = argv.pop(i + 1) if i + 1 < len(argv) else ""
         file = Path(value)
         if "." not in value and not file.is_file():
-            folder = Path(__file__).parent.parent / "configs"
+            folder = Path(__file__).parents[2] / "configs"
             file = folder / f"{value}.py"
             if not file.is_file():
                 names = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))

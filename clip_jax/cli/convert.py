@@ -12,9 +12,9 @@ from absl import flags
 from clip_jax.cli import command
 from clip_jax.inference.load import open_model
 from clip_jax.models import ResNetConfig
+from clip_jax.models.variables import split_variables
 from clip_jax.pretrained import FORMATS, save_pretrained
-from clip_jax.runs.logging import format_table
-from clip_jax.training.state import split_variables
+from clip_jax.tables import format_table
 
 flags.declare_key_flag("model")
 flags.declare_key_flag("output")

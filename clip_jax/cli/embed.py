@@ -12,40 +12,22 @@ and text_embeddings, one for each caption. npy: image_embeddings-00000-of-00012.
 text_embeddings. Records that cannot be used are left out and listed, [id, reason], in broken-00000-of-00012.json.
 """
 
-import itertools
-import os
 import re
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
 
 import jax
-import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from clip_jax.cli import command
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import make_mesh
-from clip_jax.inference.api import Model, load
-from clip_jax.inference.embedding_shards import Row, Shards
-from clip_jax.runs.logging import format_table
-from input_pipeline.data_config import FEW_RECORDS, check_broken_share, count_indexed
-from input_pipeline.examples import load_image
-from input_pipeline.pipeline import BROKEN_REMEMBERED
-from input_pipeline.prefetch import load_ahead
-from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
+from clip_jax.inference.api import load
+from clip_jax.inference.embed import DTYPES, FORMATS, Summary, embed
+from clip_jax.tables import format_table
+from input_pipeline.sources import make_source
 
 SOURCES = ("folder", "webdataset", "tfds", "array_record", "table")
-FORMATS = ("parquet", "npy")
-DTYPES = ("float32", "float16")
-BATCHES_AHEAD = 2  # handed to the device's thread while the next one is prepared; also how far decoding runs ahead
 
 for flag in ("model", "activation", "output", *command.HOST_FLAGS):
     flags.declare_key_flag(flag)
@@ -63,189 +45,6 @@ TEXTS = flags.DEFINE_bool("texts", True, "Embed the captions, too.")
 MAX_BROKEN_SHARE = flags.DEFINE_float(
     "max_broken_share", 0.01, "Stop when more of the records cannot be used.", lower_bound=0, upper_bound=1
 )
-
-
-class Tokenize(Protocol):
-    """What is needed of a tokenizer: texts to int32 [N, L], counting what was cut to the context."""
-
-    num_truncated: int
-
-    def fingerprint(self) -> dict[str, Any]: ...
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
-
-
-@dataclass(kw_only=True)
-class Summary:
-    """What one call of `embed` made; shards that were there before are counted in shards_skipped alone."""
-
-    images: int = 0
-    captions: int = 0
-    truncated: int = 0  # captions longer than the model's context
-    broken: list[tuple[str, str]] = field(default_factory=list)  # (id, reason)
-    seconds: float = 0.0
-    files: list[Path] = field(default_factory=list)
-    shards_skipped: int = 0
-
-
-def embed(
-    model: Model,
-    preprocess: Callable[[Any], np.ndarray],
-    tokenize: Tokenize,
-    source: Source,
-    output: Path,
-    *,
-    texts: bool = True,
-    file_format: str = "parquet",
-    dtype: str = "float32",
-    shard_size: int = 4096,
-    part: tuple[int, int] = (0, 1),
-    batch_size: int = 256,
-    max_broken_share: float = 0.01,
-    num_threads: int = min(32, os.cpu_count() or 1),
-) -> Summary:
-    """Writes the shards of this part that are not there yet.
-
-    Batches end with a shard, so its content depends on its records alone; another batch_size can change the last bits,
-    and may be chosen when a run goes on.
-
-    Args:
-      model, preprocess, tokenize: as `clip_jax.load` gives them; `tokenize.num_truncated` counts what it cut.
-      source: the records; those without captions have no text embeddings.
-      output: folder for the shards; made when missing.
-      texts: embed every caption, too.
-      file_format: "parquet" or "npy".
-      dtype: of the embeddings written, "float32" or "float16"; they are normalised in float32.
-      shard_size: records of a shard.
-      part: (i, n): of n machines this is the i-th, counted from 0.
-      batch_size: images encoded at once.
-      max_broken_share: of the records seen, in [0, 1].
-      num_threads: threads that read, decode and resize.
-
-    Raises:
-      ValueError: `output` holds embeddings of another model, source or setting; too many broken records; features that
-        are not finite; an argument out of its range.
-    """
-    _check_numbers(part, max_broken_share, shard_size=shard_size, batch_size=batch_size, num_threads=num_threads)
-    for name, value, known in (("file_format", file_format, FORMATS), ("dtype", dtype, DTYPES)):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
-    check_broken_share(len(source.broken), count_indexed(source), source.broken, max_broken_share, "max_broken_share")
-    shards = Shards(folder=output, num_records=len(source), shard_size=shard_size, file_format=file_format, texts=texts)
-    shards.claim(_manifest(model, tokenize, source, shards, dtype))
-
-    mine = range(part[0], len(shards), part[1])
-    todo = [shard for shard in mine if not shards.is_complete(shard)]
-    summary = Summary(shards_skipped=len(mine) - len(todo))
-    total = sum(len(shards.records(shard)) for shard in mine)
-    seen = total - sum(len(shards.records(shard)) for shard in todo)
-    broken = [pair for shard in sorted(set(mine) - set(todo)) for pair in shards.broken(shard)]
-    start, truncated_before = time.perf_counter(), tokenize.num_truncated
-
-    def load(index: int) -> Record | BrokenRecordError:
-        try:
-            record = source[index]
-            return {**record, "image": preprocess(load_image(record))}
-        except BrokenRecordError as error:
-            return error
-
-    quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
-    bar = tqdm(total=total, initial=seen, unit=" images", dynamic_ncols=True, **quiet)
-    indices = itertools.chain.from_iterable(map(shards.records, todo))
-    loaded = load_ahead(load, indices, num_threads, BATCHES_AHEAD * batch_size)
-    with bar, closing(loaded):
-
-        def usable(records: Iterable[Record | BrokenRecordError]) -> Iterator[Record]:
-            nonlocal seen
-            for record in records:
-                seen += 1
-                bar.update()
-                if isinstance(record, BrokenRecordError):
-                    broken.append((record.record_id, record.reason))
-                    num_judged = max(seen, min(total, FEW_RECORDS))
-                    check_broken_share(len(broken), num_judged, broken, max_broken_share, "max_broken_share")
-                else:
-                    yield record
-
-        for shard in todo:
-            num_broken = len(broken)
-            records = usable(itertools.islice(loaded, len(shards.records(shard))))
-            rows, image, text = _encode(model, tokenize, records, batch_size, texts)
-            shards.write(shard, rows, image.astype(dtype), text.astype(dtype), broken[num_broken:])
-            summary.images += len(image)
-            summary.captions += len(text)
-            summary.broken += broken[num_broken:]
-            summary.files += shards.files(shard)
-    summary.truncated = tokenize.num_truncated - truncated_before
-    summary.seconds = time.perf_counter() - start
-    return summary
-
-
-def _check_numbers(part: tuple[int, int], max_broken_share: float, **at_least_one: int) -> None:
-    for name, number in at_least_one.items():
-        if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")
-    if not 0 <= max_broken_share <= 1:
-        raise ValueError(f"max_broken_share={max_broken_share} must lie in [0, 1]")
-    if not 0 <= part[0] < part[1]:
-        raise ValueError(f"part={part[0]}/{part[1]} must be i/n with 0 <= i < n")
-
-
-def _manifest(model: Model, tokenize: Tokenize, source: Source, shards: Shards, dtype: str) -> dict[str, Any]:
-    """What the embeddings in a folder are of."""
-    return {
-        "model_fingerprint": model.fingerprint,
-        "embed_dim": model.embed_dim,
-        "image_size": model.image_size,
-        "tokenizer": tokenize.fingerprint(),
-        "source": source.fingerprint(),
-        "class_names": getattr(source, "class_names", None),
-        "num_records": len(source),
-        "num_shards": len(shards),
-        "shard_size": shards.shard_size,
-        "format": shards.file_format,
-        "dtype": dtype,
-        "texts": shards.texts,
-        # Unusable already in the source's index, so they have no place in the shards.
-        "num_broken_in_index": len(source.broken),
-        "first_broken_in_index": source.broken[:BROKEN_REMEMBERED],
-    }
-
-
-def _encode(
-    model: Model, tokenize: Tokenize, records: Iterator[Record], batch_size: int, texts: bool
-) -> tuple[list[Row], np.ndarray, np.ndarray]:
-    """Returns the records without their images, and normalised float32 [n, E] and [m, E], captions in order."""
-    rows: list[Row] = []
-    images, captions = [np.zeros((0, model.embed_dim), np.float32)], [np.zeros((0, model.embed_dim), np.float32)]
-    pending: deque[Future] = deque()
-
-    def encode(ids: list[str], image: np.ndarray, names: list[str], text: np.ndarray | None) -> None:
-        images.append(_normalise(model.encode_image(image), ids))
-        if text is not None:
-            captions.append(_normalise(model.encode_text(text), names))
-
-    with ThreadPoolExecutor(1) as device:  # one thread, so the order is kept
-        while batch := list(itertools.islice(records, batch_size)):
-            names = [caption for record in batch for caption in record["captions"]] if texts else []
-            image = np.stack([record["image"] for record in batch])
-            text = tokenize(names) if names else None
-            pending.append(device.submit(encode, [record["id"] for record in batch], image, names, text))
-            rows += [{name: value for name, value in record.items() if name != "image"} for record in batch]
-            if len(pending) > BATCHES_AHEAD:
-                pending.popleft().result()
-        while pending:
-            pending.popleft().result()
-    return rows, np.concatenate(images), np.concatenate(captions)
-
-
-def _normalise(features: Any, names: Sequence[str]) -> np.ndarray:
-    features = np.asarray(features, np.float32)
-    norm = np.linalg.norm(features, axis=-1, keepdims=True)
-    wrong = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)))
-    if len(wrong):
-        raise ValueError(f"the model's features of {names[wrong[0]]!r} are zero or not finite: its weights are damaged")
-    return features / norm
 
 
 def parse_part(text: str | None) -> tuple[int, int]:

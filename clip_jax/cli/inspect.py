@@ -19,7 +19,7 @@ from absl import flags
 
 from clip_jax.cli import command
 from clip_jax.plots.data import Tile, plot_contact_sheet, plot_statistics
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 from input_pipeline.prefetch import load_ahead
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.manifest import MANIFEST, read_manifest

@@ -23,7 +23,7 @@ from clip_jax.planning.params import as_table, param_table
 from clip_jax.planning.step import GIB, DoesNotFitError, StepPlan, compile_step
 from clip_jax.planning.topology import CHIPS, topology_devices
 from clip_jax.plots.planning import plot_memory
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 
 flags.declare_key_flag("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, such as v5e:16x16; by default this machine's devices.")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from clip_jax.cli import command
 from clip_jax.plots.data import plot_statistics
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 from input_pipeline.prepare import beam, workers
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.manifest import prepare

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from clip_jax.cli import command
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import SentencePieceTokenizer
 from input_pipeline.vocabulary import sample_captions, train_on_sample

@@ -99,7 +99,7 @@ def package_versions() -> dict[str, str]:
 
 def environment() -> dict[str, Any]:
     """Command, commit, package versions and devices of this process."""
-    describe = "git ls-files --error-unmatch run_record.py && git describe --always --dirty --abbrev=40"
+    describe = "git ls-files --error-unmatch record.py && git describe --always --dirty --abbrev=40"
     # The first command fails where the installed package merely lies within another repository.
     told = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     commit = told.stdout.splitlines()[-1] if told.returncode == 0 else ""

@@ -19,9 +19,10 @@ from clip_jax.evaluation.metrics.zero_shot import (
 from clip_jax.evaluation.prompts import load_templates
 from clip_jax.inference.caption_scorer import CaptionScorer
 from clip_jax.inference.encoder import Encoder
+from clip_jax.models.variables import Variables
 from clip_jax.plots.training import plot_confusion, plot_retrieval, plot_similarity
-from clip_jax.runs.logging import Row, format_table
-from clip_jax.training.state import Variables
+from clip_jax.runs.logging import Row
+from clip_jax.tables import format_table
 from input_pipeline.examples import load_image
 from input_pipeline.scenes import LabelledScenes
 from input_pipeline.sources import BrokenRecordError, Source, TfdsSource

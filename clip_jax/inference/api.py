@@ -22,8 +22,9 @@ from clip_jax.inference.encoder import Encoder
 from clip_jax.inference.load import open_model
 from clip_jax.losses import normalize
 from clip_jax.models import PUBLISHED, ModelConfig, ResNetConfig
+from clip_jax.models.variables import Variables, model_graph
 from clip_jax.pretrained import ImageTransform
-from clip_jax.training.state import Variables, model_graph, variable_shardings
+from clip_jax.training.state import variable_shardings
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import check_size, decode_image, resize_and_center_crop, resize_squashed, to_eight_bit
 

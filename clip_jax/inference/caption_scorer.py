@@ -17,7 +17,7 @@ from clip_jax.inference.encoder import Encoder
 from clip_jax.losses import caption_scores, caption_targets
 from clip_jax.losses.captions import CaptionKind
 from clip_jax.models import ModelConfig
-from clip_jax.training.state import Variables, model_graph
+from clip_jax.models.variables import Variables, model_graph
 
 
 class CaptionScorer(Encoder):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from clip_jax.distributed.sharding import batch_shards, place_whole_batch
 from clip_jax.losses import normalize
 from clip_jax.models import ModelConfig
-from clip_jax.training.state import Variables, model_graph
+from clip_jax.models.variables import Variables, model_graph
 
 TEXT_LENGTHS = (8, 12, 16, 20, 24, 32, 48, 64)  # positions, below the context length, at which text is encoded
 

@@ -9,9 +9,10 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed.sharding import ShardingConfig, make_abstract_mesh
 from clip_jax.models import ModelConfig
-from clip_jax.runs.logging import format_table
+from clip_jax.models.variables import join_variables
+from clip_jax.tables import format_table
 from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
-from clip_jax.training.state import abstract_state, join_variables
+from clip_jax.training.state import abstract_state
 
 
 class ParamRow(NamedTuple):

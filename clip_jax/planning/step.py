@@ -19,13 +19,14 @@ from jax.sharding import Mesh
 from clip_jax.config.experiment import Config
 from clip_jax.distributed.sharding import batch_sharding, batch_shards, make_mesh
 from clip_jax.models import ModelConfig
+from clip_jax.models.variables import init_variables, model_graph, split_variables, tower_variables
 from clip_jax.planning.flops import count_flops
 from clip_jax.planning.hlo import Collective, Program
 from clip_jax.planning.params import param_table
 from clip_jax.planning.topology import CHIPS, Chip
 from clip_jax.runs.setup import check_batch
 from clip_jax.training.optimizer import make_optimizer, make_schedule
-from clip_jax.training.state import abstract_state, init_variables, model_graph, split_variables, tower_variables
+from clip_jax.training.state import abstract_state
 from clip_jax.training.step import encode, make_train_step
 
 GIB = 2**30

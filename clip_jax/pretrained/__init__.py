@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from clip_jax.models import PUBLISHED, ModelConfig, VisionConfig
+from clip_jax.models.variables import Variables
 from clip_jax.pretrained.convert import to_state_dict, to_variables
 from clip_jax.pretrained.files import (
     HF_CONFIG,
@@ -34,7 +35,6 @@ from clip_jax.pretrained.open_clip import config_from_open_clip, open_clip_json
 from clip_jax.pretrained.positions import resize_positions
 from clip_jax.pretrained.sizes import check_sizes, config_from_sizes, inferred_sizes, layout_of
 from clip_jax.pretrained.transform import ImageTransform
-from clip_jax.training.state import Variables
 from input_pipeline.tokenizers import Tokenizer
 
 __all__ = [

@@ -8,8 +8,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from clip_jax.models import ModelConfig
+from clip_jax.models.variables import Variables, init_variables
 from clip_jax.pretrained.layouts import Entry, LayoutName, make_layout
-from clip_jax.training.state import Variables, init_variables
 
 
 def to_variables(state_dict: Mapping[str, np.ndarray], name: LayoutName, config: ModelConfig) -> Variables:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from clip_jax.models import ModelConfig, VisionConfig
-from clip_jax.training.state import Variables
+from clip_jax.models.variables import Variables
 
 
 def resize_positions(

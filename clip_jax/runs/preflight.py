@@ -65,6 +65,9 @@ def _leave_mark(workdir: Path) -> str:
 
 def _code() -> dict[str, str]:
     """Source file -> digest of it."""
-    folders = [Path(__file__).parent, *map(Path, input_pipeline.__path__)]
-    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
-    return {f"{file.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+    folders = [Path(__file__).parents[1], *map(Path, input_pipeline.__path__)]
+    return {
+        str(file.relative_to(folder.parent)): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for folder in folders
+        for file in sorted(folder.rglob("*.py"))
+    }

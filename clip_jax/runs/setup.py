@@ -21,14 +21,8 @@ from clip_jax.pretrained import Pretrained
 from clip_jax.config.record import check_workdir, record_config
 from clip_jax.training.checkpoint import Checkpointer, saved_steps
 from clip_jax.training.optimizer import make_optimizer, make_schedule
-from clip_jax.training.state import (
-    TrainState,
-    abstract_state,
-    init_state,
-    model_graph,
-    tower_variables,
-    with_variables,
-)
+from clip_jax.training.state import TrainState, abstract_state, init_state, with_variables
+from clip_jax.models.variables import model_graph, tower_variables
 from clip_jax.training.step import TrainStep, make_train_step
 from clip_jax.training.text_packer import TextPacker, make_text_packer
 from input_pipeline.data_config import DataConfig, make_sources

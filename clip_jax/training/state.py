@@ -1,7 +1,6 @@
 """All that training changes, as one pytree, created directly in its sharded place."""
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,18 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed.sharding import param_shardings, place_as
-from clip_jax.models import ModelConfig, make_model
-
-Params = dict[str, Any]
-Variables = dict[str, Any]  # parameters and running statistics in one nested dict
-# What makes a tower's embedding, by the first key of a parameter's path.
-TOWERS = {"visual": ("visual", "visual_projection"), "text": ("text", "text_projection")}
+from clip_jax.models import ModelConfig
+from clip_jax.models.variables import (
+    Params,
+    Variables,
+    init_variables,
+    join_variables,
+    split_variables,
+    tower_variables,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -50,38 +51,6 @@ class TrainState:
     def variables(self) -> Variables:
         """All that the model needs to encode, as it is evaluated and exported: the moving average where one is kept."""
         return join_variables(self.ema or join_variables(self.params, self.batch_stats), self.frozen)
-
-
-def model_graph(config: ModelConfig) -> nnx.GraphDef[Any]:
-    """The model without its arrays; `nnx.merge(graph, variables)` gives the module back."""
-    return nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))[0]
-
-
-def init_variables(config: ModelConfig, key: jax.Array) -> Variables:
-    """Fresh parameters and running statistics as a nested dict of arrays."""
-    return nnx.to_pure_dict(nnx.split(make_model(config, nnx.Rngs(key)))[1])
-
-
-def split_variables(variables: Variables) -> tuple[Params, Variables]:
-    """Parameters, and the running statistics: what batch norms call mean, var and count."""
-    flat = flatten_dict(variables)
-    is_statistic = {path: path[-1] in ("mean", "var", "count") for path in flat}
-    params, batch_stats = (
-        unflatten_dict({path: leaf for path, leaf in flat.items() if is_statistic[path] == wanted})
-        for wanted in (False, True)
-    )
-    return params, batch_stats
-
-
-def join_variables(*parts: Variables) -> Variables:
-    """One nested dict of several that share no leaf; the inverse of `split_variables`."""
-    return unflatten_dict({path: leaf for part in parts for path, leaf in flatten_dict(part).items()})
-
-
-def tower_variables(variables: Variables, towers: Iterable[str]) -> Variables:
-    """Those of the named towers, of "visual" and "text"; the temperature belongs to neither."""
-    names = {name for tower in towers for name in TOWERS[tower]}
-    return {name: value for name, value in variables.items() if name in names}
 
 
 def moved_average(average: Variables, new: Variables, decay: float, step: jax.Array) -> Variables:

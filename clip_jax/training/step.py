@@ -12,8 +12,9 @@ from flax import nnx
 from clip_jax.losses import CaptionScores, LossConfig, caption_chance, caption_scores, make_loss
 from clip_jax.losses.config import Features
 from clip_jax.losses.contrastive import Metrics
+from clip_jax.models.variables import Params, Variables, join_variables
 from clip_jax.training.accumulation import loss_and_gradient
-from clip_jax.training.state import Params, TrainState, Variables, join_variables, moved_average
+from clip_jax.training.state import TrainState, moved_average
 
 Batch = dict[str, Any]  # image: [N, H, W, 3], text: int32 [N, L] or PackedText
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

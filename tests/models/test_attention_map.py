@@ -11,7 +11,7 @@ from flax import nnx
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.inference.api import Model
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from clip_jax.training.state import init_variables, model_graph
+from clip_jax.models.variables import init_variables, model_graph
 
 TEXT = TextConfig(width=16, depth=1, num_heads=2, mlp_dim=32, context_length=5, vocab_size=9, eot_token=8)
 VIT = VisionConfig(width=16, depth=3, num_heads=2, mlp_dim=32, image_size=12, patch_size=4)

@@ -11,7 +11,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
-from clip_jax.training.state import init_variables, model_graph
+from clip_jax.models.variables import init_variables, model_graph
 
 EOT = 30
 CLIP = ModelConfig(

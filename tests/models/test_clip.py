@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec as P
 from clip_jax.distributed.sharding import param_specs
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig, normalize_images
 from clip_jax.models.transformer import Transformer
+from clip_jax.models.variables import init_variables, model_graph
 from clip_jax.pretrained.hugging_face import hf_layout
 from clip_jax.pretrained.open_clip import open_clip_json
 from clip_jax.pretrained.transform import ImageTransform
-from clip_jax.training.state import init_variables, model_graph
 
 END = 30  # of 31 tokens
 TINY = ModelConfig(

@@ -12,7 +12,7 @@ from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.models.modified_resnet import ModifiedResNet, average_pool
-from clip_jax.training.state import init_variables, join_variables, split_variables
+from clip_jax.models.variables import init_variables, join_variables, split_variables
 
 VISION = ResNetConfig(image_size=64, stages=(2, 1, 3, 1), stem_width=6, num_heads=12)
 TINY = ModelConfig(

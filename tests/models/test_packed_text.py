@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict
 
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.models import CLIP, ModelConfig, PackedText, TextConfig, VisionConfig
-from clip_jax.training.state import init_variables, model_graph, variable_shardings
+from clip_jax.models.variables import init_variables, model_graph
+from clip_jax.training.state import variable_shardings
 from input_pipeline.packing import pack_text
 
 END, L, N = 60, 13, 48

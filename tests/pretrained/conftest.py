@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.models.variables import Variables, init_variables
 from clip_jax.pretrained import ImageTransform, Pretrained
-from clip_jax.training.state import Variables, init_variables
 
 TEXT = TextConfig(width=22, depth=3, num_heads=2, mlp_dim=29, context_length=13, vocab_size=31, eot_token=30)
 VIT = VisionConfig(width=15, depth=2, num_heads=3, mlp_dim=19, image_size=15, patch_size=5)

@@ -10,10 +10,10 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from clip_jax.models.published import OPENAI
+from clip_jax.models.variables import init_variables
 from clip_jax.pretrained import load_pretrained, save_pretrained
 from clip_jax.pretrained.convert import to_state_dict, to_variables
 from clip_jax.pretrained.layouts import make_layout
-from clip_jax.training.state import init_variables
 
 LAYOUTS = [
     ("vit", "open_clip"),

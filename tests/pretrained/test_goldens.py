@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from clip_jax.losses import normalize
+from clip_jax.models.variables import model_graph
 from clip_jax.pretrained import load_pretrained
-from clip_jax.training.state import model_graph
 
 GOLDENS = ["openclip_vit", "openclip_vit_gelu", "openclip_vit_gap", "openclip_resnet", "hf_clip", "hf_siglip"]
 

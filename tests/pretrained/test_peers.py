@@ -19,8 +19,8 @@ from flax import nnx
 
 from clip_jax.losses import normalize
 from clip_jax.models import normalize_images
+from clip_jax.models.variables import model_graph
 from clip_jax.pretrained import ImageTransform, save_pretrained
-from clip_jax.training.state import model_graph
 from input_pipeline.transforms import resize_and_center_crop, resize_squashed
 
 pytestmark = pytest.mark.slow

@@ -29,7 +29,7 @@ from clip_jax.evaluation.suite.probes import adapted, few_shot_curve, probe
 from clip_jax.evaluation.suite.result_store import Results, ResultStore
 from clip_jax.evaluation.suite.sources import RUN, open_run_sources, open_source
 from clip_jax.inference.api import load
-from clip_jax.runs.logging import format_table
+from clip_jax.tables import format_table
 from input_pipeline.sources import Source
 
 
