@@ -221,7 +221,7 @@ def test_templates_change_the_classifier(encoder, tokenizer, params, monkeypatch
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"zero_shot": ("digit",)}, r"^in_training.zero_shot set 'digit' is unknown: use 'scenes/NAME' or 'tfds/NAME"),
+        ({"zero_shot": ("digit",)}, r"^evaluation.zero_shot set 'digit' is unknown: use 'scenes/NAME' or 'tfds/NAME"),
         ({"zero_shot": ("scenes/cats",)}, "^labelled set 'cats' of the drawn scenes is unknown: choose one of"),
         ({"zero_shot": ("tfds/nothing/test",)}, "^no prepared dataset 'nothing' in ''; prepare it with: python -c"),
         ({"templates": "imagenet"}, "^no prompt templates named 'imagenet': choose one of bare, "),

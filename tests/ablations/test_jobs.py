@@ -16,7 +16,7 @@ from clip_jax.ablations.sweep import conclude, prepare, unique
 COMMAND = """
 import os, runpy, signal, sys, time
 from pathlib import Path
-config, folder = (word.partition("=")[2] for word in sys.argv[1:3])
+config, folder = (word.partition("=")[2] for word in sys.argv[2:4])
 arm = runpy.run_path(config)["SECTIONS"]["loss"]["kind"]
 seed = runpy.run_path(config)["SECTIONS"]["data"]["seed"]
 """
