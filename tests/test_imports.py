@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
         "input_pipeline.sources.",
         "input_pipeline.transforms",
     },
-    "input_pipeline.prepare.folder": set(),
+    "input_pipeline.prepare.folder": {"input_pipeline.storage"},
     "input_pipeline.prepare.duplicates": set(),
     "input_pipeline.prepare.statistics": {"input_pipeline.sources.base"},
     "input_pipeline.prepare.manifest": {
@@ -41,6 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "input_pipeline.sources.opener": {"input_pipeline.sources.listing", "input_pipeline.sources.remote"},
     "input_pipeline.sources.image_header": set(),
     "input_pipeline.sources.base": {"input_pipeline.sources.opener", "input_pipeline.sources.remote"},
+    "input_pipeline.storage": set(),
+    "input_pipeline.progress": set(),
     "input_pipeline.tokenizers": set(),
     "input_pipeline.transforms": set(),
     "input_pipeline.vocabulary": {"input_pipeline.sources.", "input_pipeline.tokenizers"},
