@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-LISTED = 12  # differences named in a message
-BLOCK_BYTES = 2**20
+LISTED = 12  # items of a list in a message
 
 
 class Missing:
@@ -189,7 +188,7 @@ def claim(
     Args:
       name: of the record's file.
       record: JSON, an object.
-      holds: "shards prepared otherwise" in the message that lists what differs.
+      holds: "shards prepared with other settings" in the message that lists what differs.
       products: regular expression for the names of files that are never there without a record.
       fix: "use another --output".
       may_change: beginnings of the dotted names that may differ.

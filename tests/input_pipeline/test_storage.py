@@ -99,6 +99,9 @@ def test_differences_are_named_by_their_path():
 def test_a_long_list_is_cut_and_counted():
     assert storage.listed([1, 2, 3], most=3) == "1; 2; 3"
     assert storage.listed([1, 2, 3], most=2) == "1; 2; and 1 more"
+    many = storage.listed(differences({"a": list(range(30))}, {"a": list(range(1, 31))}))
+    assert many.startswith("a[0] was 0, is 1; ")
+    assert many.endswith("a[11] was 11, is 12; and 18 more")
 
 
 def test_only_what_may_change_changes():
@@ -108,7 +111,7 @@ def test_only_what_may_change_changes():
         check_unchanged(old, new, holds="out holds shards of another run", fix="Use another")
 
 
-OPTIONS = {"holds": "shards prepared otherwise", "products": r"\.npy$", "fix": "use another --output"}
+OPTIONS = {"holds": "shards of another run", "products": r"\.npy$", "fix": "use another --output"}
 
 
 def test_a_folder_is_claimed_by_the_first_record_and_continued_by_an_equal_one(tmp_path):
@@ -117,7 +120,7 @@ def test_a_folder_is_claimed_by_the_first_record_and_continued_by_an_equal_one(t
     folder.write("0.npy", b"")
     claim(folder, "record.json", b'{ "size": 1 }', **OPTIONS)
     assert folder.read("record.json") == b'{"size": 1}'
-    message = r"out holds shards prepared otherwise: size was 1, is 2; x was None, is 3\. Use another --output$"
+    message = r"out holds shards of another run: size was 1, is 2; x was None, is 3\. Use another --output$"
     with pytest.raises(ValueError, match=message):
         claim(folder, "record.json", b'{"size": 2, "x": 3}', **OPTIONS)
     claim(folder, "record.json", b'{"size": 2}', **OPTIONS, may_change=("size",))

@@ -20,7 +20,7 @@ from clip_jax.inference.api import MissingTokenizer, Model, Preprocess
 from input_pipeline.examples import load_image
 from input_pipeline.prefetch import load_ahead
 from input_pipeline.sources import BrokenRecordError, Record, Source
-from input_pipeline.sources.base import digest
+from input_pipeline.storage import digest
 from input_pipeline.tokenizers import Tokenizer
 
 FORMAT = 1  # of the cached files: raise it when the same key would mean other numbers
