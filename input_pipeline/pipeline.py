@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline.data_config import FEW_RECORDS, check_broken_share
+from input_pipeline.data_config import check_broken_share
 from input_pipeline.examples import Batch, Example, Examples, collate, decoder
 from input_pipeline.storage import differences, listed
 
@@ -107,7 +107,6 @@ class BatchIterator(Iterator[Batch]):
         self._local_batch_size = len(rows)
         self._batch_size = global_batch_size
         self._max_broken_share = max_broken_share
-        self._few = min(len(examples.source), FEW_RECORDS)
         self._local = _LocalExamples(examples=examples, global_batch_size=global_batch_size, rows=rows)
         self._num_workers = num_workers
         self._batches = self._open_stream()
@@ -142,7 +141,8 @@ class BatchIterator(Iterator[Batch]):
         if batch["broken"]:
             seen = start["next_batch"] * self._batch_size + own["batches"] * self._local_batch_size
             met = [*start["first_broken"], *own["first_broken"]]
-            check_broken_share(start["broken"] + own["broken"], max(seen, self._few), met, self._max_broken_share)
+            num_broken, num_records = start["broken"] + own["broken"], len(self._examples.source)
+            check_broken_share(num_broken, seen, met, self._max_broken_share, num_to_see=num_records)
         return batch
 
     def _next_batch(self) -> Batch:

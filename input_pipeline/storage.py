@@ -11,10 +11,10 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 LISTED = 12  # items of a list in a message
 
@@ -90,6 +90,13 @@ def _link_or_keep(partial: Path, file: Path) -> None:
     partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_file(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file to write to, which appears whole or not at all; see `atomic_path`."""
+    with atomic_path(file) as partial, partial.open("wb") as stream:
+        yield stream
+
+
 def write_bytes(
     file: str | os.PathLike[str], data: bytes | memoryview, *, replace: bool = True, durable: bool = False
 ) -> None:
@@ -116,7 +123,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def checksum(*chunks: bytes | memoryview) -> str:
+def checksum(chunks: Iterable[bytes | memoryview]) -> str:
     """SHA-256 of the chunks, one after the other, in 64 hexadecimal digits."""
     sha = hashlib.sha256()
     for chunk in chunks:
@@ -132,12 +139,12 @@ def checksum_file(path: str | os.PathLike[str]) -> str:
 
 def checksum_json(value: Any) -> str:
     """`checksum` of a value's JSON, its keys sorted."""
-    return checksum(json.dumps(value, sort_keys=True).encode())
+    return checksum([json.dumps(value, sort_keys=True).encode()])
 
 
 def digest(*parts: bytes) -> str:
     """The first 16 digits of the SHA-256 of the parts, zero bytes between them."""
-    return checksum(b"\0".join(parts))[:16]
+    return checksum([b"\0".join(parts)])[:16]
 
 
 def digest_json(value: Any) -> str:
@@ -188,7 +195,7 @@ def claim(
     Args:
       name: of the record's file.
       record: JSON, an object.
-      holds: "shards prepared with other settings" in the message that lists what differs.
+      holds: "shards of other settings" in the message that lists what differs.
       products: regular expression for the names of files that are never there without a record.
       fix: "use another --output".
       may_change: beginnings of the dotted names that may differ.

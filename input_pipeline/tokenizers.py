@@ -53,7 +53,7 @@ class Tokenizer(ABC):
         self.sot_token = sot_token
         self.eot_token = eot_token
         self.num_truncated = 0
-        self._sha256 = checksum(vocabulary)
+        self._sha256 = checksum([vocabulary])
 
     @abstractmethod
     def token_ids(self, text: str) -> list[int]:

@@ -111,7 +111,7 @@ def train_sentencepiece(
             ) from error
         raise ValueError(f"SentencePiece cannot train {vocab_size} pieces on these captions: {error}") from error
     record = {
-        "model_sha256": checksum(model.getvalue()),
+        "model_sha256": checksum([model.getvalue()]),
         "model_type": MODEL_TYPE,
         "normalisation": NORMALISATION,
         "byte_fallback": byte_fallback,

@@ -19,7 +19,7 @@ class LocalFolder:
     Another kind of folder (see `beam`) has the same methods.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(os.path.expanduser(path))
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: give a folder to write to")

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from input_pipeline import jpeg
-from input_pipeline.data_config import FEW_RECORDS, check_broken_share, count_indexed
+from input_pipeline.data_config import check_broken_share, count_indexed
 from input_pipeline.prepare.duplicates import find_exact, find_near
 from input_pipeline.prepare.shards import Folder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics, count_reasons
@@ -52,8 +52,7 @@ def prepare(
         nonlocal seen
         seen += len(maker.indices(shard))
         broken.extend(maker.details(shard)["broken"])
-        num_judged = max(seen, min(num_indexed, FEW_RECORDS))
-        check_broken_share(len(broken), num_judged, broken, max_broken_share, "--max_broken_share")
+        check_broken_share(len(broken), seen, broken, max_broken_share, "--max_broken_share", num_indexed)
 
     with maker.folder.locked():
         todo = claim(maker)
@@ -70,7 +69,7 @@ def claim(maker: ShardMaker) -> list[int]:
     todo = maker.missing()
     may_change = () if todo else ("libraries.",)  # libraries change what would be made, not what is there
     record = json.dumps(_describe(maker), indent=2)
-    maker.claim(SETTINGS, record, holds="shards prepared with other settings", may_change=may_change)
+    maker.claim(SETTINGS, record, holds="shards of another source or other settings", may_change=may_change)
     return todo
 
 

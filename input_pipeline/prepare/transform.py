@@ -98,7 +98,7 @@ def prepare_record(record: Record, settings: Settings) -> Prepared:
     return Prepared(
         record={**kept, "image": encoded},
         facts=facts,
-        pixels=checksum(repr(pixels.shape).encode(), pixels.data)[:32],
+        pixels=checksum([repr(pixels.shape).encode(), pixels.data])[:32],
         perceptual_hash=perceptual_hash(pixels),
     )
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from input_pipeline.sources.listing import remote_entries, remote_matches, remote_type
 from input_pipeline.sources.remote import ask, is_remote, with_retries
-from input_pipeline.storage import atomic_path, digest
+from input_pipeline.storage import atomic_file, digest
 
 LOCAL_TRIES = 5  # a disk that fails for three seconds will fail on
 MAX_OPEN_FILES = 256  # a process; files beyond that are opened for each read
@@ -155,8 +155,7 @@ def copy_file(path: str, copy: Path) -> None:
     """Copies a file, whole or not at all, with the progress on the terminal. Raises OSError, as on a full disk."""
     size = file_size(path)
     with (
-        atomic_path(copy) as partial,
-        partial.open("wb") as file,
+        atomic_file(copy) as file,
         tqdm(total=size, unit="B", unit_scale=True, desc=f"copy {copy.name}", delay=3, leave=False) as bar,
     ):
         for start in range(0, size, BLOCK_SIZE):

@@ -290,7 +290,7 @@ def test_too_many_broken_records_stop_the_run_and_are_named(num_workers):
     names = [record_id for batch in expected for record_id, _ in batch["broken"]]
     message = (
         "2 of 23 records cannot be used, more than data.max_broken_share=0.08 "
-        f"({names[0]}: of no use; {names[1]}: of no use): mend the data or raise data.max_broken_share"
+        f"({names[0]}: of no use; {names[1]}: of no use): fix the data or raise data.max_broken_share"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         take(6, examples, num_workers=num_workers, max_broken_share=0.08)

@@ -204,11 +204,11 @@ def test_what_was_cut_off_is_made_again(cut, tar, prepared, tmp_path):
 
 def test_another_source_or_setting_is_refused_with_what_differs(tar, prepared, tmp_path):
     before = contents(prepared)
-    with pytest.raises(ValueError, match="prepared with other settings") as caught:
+    with pytest.raises(ValueError, match="of another source or other settings") as caught:
         run(tar, prepared, settings=Settings(image_size=16, filters=SETTINGS.filters), shard_size=50)
     assert str(caught.value) == (
-        f"{prepared} holds shards prepared with other settings: num_shards was 6, is 5; settings.image_size was 24, "
-        "is 16; shard_size was 37, is 50. Use another --output"
+        f"{prepared} holds shards of another source or other settings: num_shards was 6, is 5; "
+        "settings.image_size was 24, is 16; shard_size was 37, is 50. Use another --output"
     )
     other = tmp_path / "scenes.tar"
     other.write_bytes(tar.read_bytes() + bytes(10240))

@@ -72,7 +72,7 @@ def test_text_and_json_have_fixed_bytes(tmp_path):
 def test_checksums_and_digests_are_sha256(tmp_path):
     whole = hashlib.sha256(b"ab\0c").hexdigest()
     (tmp_path / "a").write_bytes(b"ab\0c")
-    assert storage.checksum(b"ab", np.frombuffer(b"\0c", np.uint8).data) == whole
+    assert storage.checksum([b"ab", np.frombuffer(b"\0c", np.uint8).data]) == whole
     assert storage.checksum_file(tmp_path / "a") == whole
     assert storage.digest(b"ab", b"c") == whole[:16]
     canonical = hashlib.sha256(b'{"a": [1, null], "b": 2}').hexdigest()
