@@ -9,9 +9,8 @@ from typing import Any
 
 from clip_jax.ablations.jobs import PROGRAM, Run, child_environment, commands
 from clip_jax.ablations.spec import Ablation
-from clip_jax.config.record import write_json
-from clip_jax.evaluation.suite.array_files import content_hash
 from clip_jax.tables import format_table
+from input_pipeline.storage import digest_json, write_json
 
 DEVICES = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
 
@@ -69,7 +68,7 @@ def plan_runs(
 
 def plan_file(folder: Path, run: Run, topology: str | None) -> Path:
     """Where the plan of a run is kept."""
-    return folder / "plans" / f"{content_hash([run.folder.name, topology])[:12]}.json"
+    return folder / "plans" / f"{digest_json([run.folder.name, topology])[:12]}.json"
 
 
 def as_table(runs: list[Run], plans: dict[str, dict[str, Any]]) -> str:

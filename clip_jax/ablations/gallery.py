@@ -1,12 +1,12 @@
 """README.md with the figures of all finished ablations: sentence, command, commit, seeds, minutes."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from clip_jax.ablations.spec import ablation_names
+from input_pipeline.storage import write_bytes, write_text
 
 HEAD = """# The paper's ablations, redrawn
 
@@ -40,9 +40,7 @@ def write_gallery(workdir: Path, folder: Path, say: Callable[[str], None] = prin
     lines += [_section(result) for result in results.values()]
     if missing := [name for name in ablation_names() if name not in found]:
         lines.append(f"Not run yet: {', '.join(missing)}.\n")
-    partial = folder / ".README.md.partial"
-    partial.write_text("\n".join(lines))
-    partial.replace(folder / "README.md")
+    write_text(folder / "README.md", "\n".join(lines))
     say(f"gallery of {len(found)} ablations: {folder / 'README.md'}")
 
 
@@ -74,8 +72,5 @@ def _commits(result: dict[str, Any]) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if target.is_file() and target.read_bytes() == source.read_bytes():
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    if not target.is_file() or target.read_bytes() != source.read_bytes():
+        write_bytes(target, source.read_bytes())

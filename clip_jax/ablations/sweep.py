@@ -12,7 +12,7 @@ from clip_jax.ablations.observations import Observation, by_seed, distinct, fact
 from clip_jax.ablations.report import write_report
 from clip_jax.ablations.spec import Ablation
 from clip_jax.ablations.statistics import summary
-from clip_jax.config.record import write_json
+from input_pipeline.storage import write_json
 
 FILES = ("results.json", "figure.png", "report.html")
 PARTS = ("prompts", "shots")  # what else tells observations of a run and set apart

@@ -7,7 +7,6 @@ cache at all, which is the Rust library by itself; SentencePiece of --vocab_size
 ids of all captions are compared with ours, and one that differs ends the run.
 """
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from clip_jax.benchmarks.peer import tokenize_peers
 from clip_jax.benchmarks.timing import Runner, Timed
 from clip_jax.cli import command
 from input_pipeline.sources import make_source
+from input_pipeline.storage import checksum_json
 from input_pipeline.tokenizers import ClipBytePairTokenizer, SentencePieceTokenizer, find_clip_vocab
 from input_pipeline.vocabulary import sample_captions, train_sentencepiece
 
@@ -59,7 +59,7 @@ def main() -> int:
         peers = {}
         if PEER_PYTHON.value:
             (Path(folder) / "texts.json").write_text(json.dumps(texts))
-            digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+            digest = checksum_json(ids)
             peers = tokenize_peers(PEER_PYTHON.value, Path(folder) / "texts.json", digest)
             for peer in peers.values():
                 peer()  # starts it

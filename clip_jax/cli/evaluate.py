@@ -14,7 +14,7 @@ from absl import flags
 
 from clip_jax.cli import command
 from clip_jax.config.experiment import with_data_path
-from clip_jax.config.record import load_config, write_json
+from clip_jax.config.record import load_config
 from clip_jax.distributed import processes
 from clip_jax.evaluation.in_training import Evaluator, Results, as_table
 from clip_jax.evaluation.suite.config import make_suite_config
@@ -23,6 +23,7 @@ from clip_jax.evaluation.suite.runner import problems, run_suite
 from clip_jax.inference.caption_scorer import make_encoder
 from clip_jax.inference.load import restore_run
 from input_pipeline.data_config import make_sources
+from input_pipeline.storage import write_json
 
 for flag in ("workdir", "config", "model", "activation", *command.HOST_FLAGS):
     flags.declare_key_flag(flag)

@@ -17,13 +17,13 @@ from absl import flags
 
 from clip_jax.cli import command
 from clip_jax.config.experiment import Config, make_config
-from clip_jax.config.record import write_json
 from clip_jax.planning.fit import HEADROOM, Fitter, Setting, is_resnet
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.planning.step import GIB, DoesNotFitError, StepPlan, compile_step
 from clip_jax.planning.topology import CHIPS, topology_devices
 from clip_jax.plots.planning import plot_memory
 from clip_jax.tables import format_table
+from input_pipeline.storage import write_json
 
 flags.declare_key_flag("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, such as v5e:16x16; by default this machine's devices.")

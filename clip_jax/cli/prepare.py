@@ -15,13 +15,11 @@ What does not fit one machine is prepared by Apache Beam (the extra `beam`), wit
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from absl import flags
-from tqdm import tqdm
 
 from clip_jax.cli import command
 from clip_jax.plots.data import plot_statistics
@@ -32,6 +30,7 @@ from input_pipeline.prepare.manifest import prepare
 from input_pipeline.prepare.shards import Folder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import Settings
+from input_pipeline.progress import progress_bar
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import Filters, Source, make_source
 
@@ -105,10 +104,7 @@ def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Ca
     def make(shards: Sequence[int], done: Callable[[int], None]) -> None:
         counts = dict.fromkeys(shards, 0)
         todo = sum(len(maker.indices(shard)) for shard in shards)
-        quiet: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 10}
-        bar = tqdm(
-            total=len(maker.source), initial=len(maker.source) - todo, unit=" images", dynamic_ncols=True, **quiet
-        )
+        bar = progress_bar(total=len(maker.source), initial=len(maker.source) - todo, unit=" images")
 
         def seen(shard: int, count: int) -> None:
             bar.update(count - counts[shard])

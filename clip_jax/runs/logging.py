@@ -31,9 +31,7 @@ class MetricsWriter:
     def __init__(self, workdir: Path, resume_step: int):
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
-        partial = self._path.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(self._path)
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self._path.open("a", buffering=1)  # a row is there to be read as soon as it is written
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
@@ -100,9 +98,7 @@ class ProgressLog:
         self._writer: MetricsWriter | _Silent = _Silent() if silent else MetricsWriter(workdir, resume_step)
         self._batch_size = global_batch_size
         self._pending: deque[tuple[int, Mapping[str, jax.Array | float], np.ndarray]] = deque()
-        quiet: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 10}
-        quiet["disable"] = silent
-        self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True, **quiet)
+        self._bar = progress_bar(total=total_steps, initial=resume_step, unit="step", disable=silent)
         self._last_time = time.perf_counter()
         self._waited_s = 0.0
 

@@ -201,7 +201,7 @@ def store_tokenizer(
     if file.exists():
         return
     if start and start.kind == data.tokenizer and not data.tokenizer_file:
-        file.write_bytes(next(iter(start.files().values())))
+        write_bytes(file, next(iter(start.files().values())))
         return
     if data.tokenizer == "sentencepiece" and not data.tokenizer_file:
         train_on_sample(source, model.text.vocab_size, file, TOKENIZER_RECORDS)
@@ -209,9 +209,7 @@ def store_tokenizer(
     given = find_clip_vocab(data.tokenizer_file or None) if data.tokenizer == "clip_bpe" else Path(data.tokenizer_file)
     tokenizer = make_tokenizer(data.tokenizer, given, model.text.context_length)
     with_tokenizer(model, tokenizer)  # refused before it is copied
-    partial = file.with_name(f".{file.name}.partial")
-    shutil.copyfile(given, partial)
-    partial.replace(file)
+    write_bytes(file, given.read_bytes())
 
 
 def _make_text_packer(

@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from input_pipeline.storage import write_text
+
 METRICS = {
     "accuracy": "accuracy",
     "mean_per_class": "mean per class",
@@ -166,6 +168,4 @@ def write_page(folder: Path, values: Mapping[str, str]) -> None:
     """report.html in the folder, whole or not at all; values: of the template's title, model, subtitle, head, warning,
     contents and sections."""
     template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    partial = folder / ".report.html.partial"
-    partial.write_text(template.substitute(values), encoding="utf-8")
-    partial.replace(folder / "report.html")
+    write_text(folder / "report.html", template.substitute(values))

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import jax
 
-from clip_jax.config.record import environment, write_json
+from clip_jax.config.record import environment
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.evaluation.datasets import dataset_names, load_card
 from clip_jax.evaluation.report.page import write_report
-from clip_jax.evaluation.suite.array_files import content_hash
 from clip_jax.evaluation.suite.comparisons import (
     bias,
     listed_people,
@@ -31,6 +30,7 @@ from clip_jax.evaluation.suite.sources import RUN, open_run_sources, open_source
 from clip_jax.inference.api import load
 from clip_jax.tables import format_table
 from input_pipeline.sources import Source
+from input_pipeline.storage import digest_json, write_json
 
 
 def run_suite(
@@ -194,8 +194,8 @@ def _measure_set(
         return {"name": name, "title": title, "state": "absent", "reason": str(labelled)}
     row: Results = {"name": name, "title": labelled.title, "state": "done", "metric": labelled.metric}
     row |= {"note": labelled.note, "classes": len(labelled.class_names)}
-    row["hashes"] = {split: content_hash(bench.features.source_id(source)) for split, source in labelled.splits.items()}
-    row["hashes"]["names and prompts"] = content_hash([labelled.class_names, bench.prompts(labelled)])
+    row["hashes"] = {split: digest_json(bench.features.source_id(source)) for split, source in labelled.splits.items()}
+    row["hashes"]["names and prompts"] = digest_json([labelled.class_names, bench.prompts(labelled)])
     makers: dict[str, Callable[[], Results]] = {
         "zero_shot": lambda: zero_shot(bench, labelled),
         "linear_probe": lambda: probe(bench, labelled),
