@@ -147,7 +147,7 @@ def _find_config(argv: Sequence[str]) -> list[str]:
             file = folder / f"{value}.py"
             if not file.is_file():
                 names = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
-                known = sorted(name.as_posix() for name in names if name.name != "__init__")
+                known = sorted(name.as_posix() for name in names if name.name not in ("__init__", "model_sizes"))
                 known = [name for name in known if not name.startswith("ablations/")]  # those are `ablate`'s own
                 _fail(f"there is no shipped config {value!r}: use one of {', '.join(known)}, or the path of a file")
         if not file.is_file():
