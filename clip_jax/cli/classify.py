@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
 from clip_jax.inference.api import Model, load
 from clip_jax.tables import format_table
 from input_pipeline.transforms import decode_image
@@ -77,12 +77,12 @@ def main(paths: Sequence[str]) -> int:
     """Runs the command; see the module's docstring."""
     if not paths:
         raise ValueError("no images: for instance clip-jax classify cat.jpg --labels='a cat,a dog'")
-    labels = [label.strip() for label in command.required(LABELS, "'a cat,a dog'")]
+    labels = [label.strip() for label in common_flags.required(LABELS, "'a cat,a dog'")]
     prompts = make_prompts(labels, TEMPLATE.value)
-    name = command.required(command.MODEL, "ViT-B/32")
+    name = common_flags.required(common_flags.MODEL, "ViT-B/32")
     for path in paths:
         read_image(path)  # and again below, rather than hold them all
-    model, preprocess, tokenize = load(name, activation=command.ACTIVATION.value)
+    model, preprocess, tokenize = load(name, activation=common_flags.ACTIVATION.value)
     text = tokenize(prompts)
     if len(np.unique(text, axis=0)) < len(text):
         raise ValueError(f"two of the labels {', '.join(labels)} are the same tokens to this model: leave one out")

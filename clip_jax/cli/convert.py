@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
 from clip_jax.inference.load import open_model
 from clip_jax.models import ResNetConfig
 from clip_jax.models.variables import split_variables
@@ -26,11 +26,14 @@ CONTEXT_LENGTH = flags.DEFINE_integer("context_length", None, "Interpolate the t
 
 def main() -> int:
     """Entry point; see the module's docstring."""
-    name, output = command.required(command.MODEL, "runs/tiny"), Path(command.required(command.OUTPUT, "exported"))
+    name, output = (
+        common_flags.required(common_flags.MODEL, "runs/tiny"),
+        Path(common_flags.required(common_flags.OUTPUT, "exported")),
+    )
     if output.exists():
         raise ValueError(f"--output={output} exists already: remove it or choose another folder")
     pretrained, tokenizer = open_model(
-        name, activation=command.ACTIVATION.value, image_size=IMAGE_SIZE.value, context_length=CONTEXT_LENGTH.value
+        name, activation=common_flags.ACTIVATION.value, image_size=IMAGE_SIZE.value, context_length=CONTEXT_LENGTH.value
     )
     save_pretrained(pretrained, output, FORMAT.value, tokenizer)  # type: ignore[arg-type]
     config = pretrained.config

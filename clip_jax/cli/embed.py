@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags, host_flags
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.inference.api import load
@@ -29,8 +29,7 @@ from input_pipeline.sources import make_source
 
 SOURCES = ("folder", "webdataset", "tfds", "array_record", "table")
 
-for flag in ("model", "activation", "output", *command.HOST_FLAGS):
-    flags.declare_key_flag(flag)
+common_flags.declare("model", "activation", "output", *host_flags.HOST_FLAGS)
 SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, f"Form of the data: {', '.join(SOURCES)}.")
 PATH = flags.DEFINE_string("path", None, "Where the data lies: folder, tars, table; for tfds DATA_DIR/NAME.")
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.")
@@ -59,15 +58,15 @@ def parse_part(text: str | None) -> tuple[int, int]:
 
 def main() -> int:
     """Runs the command; see the module's docstring."""
-    name = command.required(command.MODEL, "ViT-B/32")
-    path = command.required(PATH, "photos")
-    output = Path(command.required(command.OUTPUT, "embeddings"))
-    with processes.joined(**command.host_options()) if PART.value is None else nullcontext():
+    name = common_flags.required(common_flags.MODEL, "ViT-B/32")
+    path = common_flags.required(PATH, "photos")
+    output = Path(common_flags.required(common_flags.OUTPUT, "embeddings"))
+    with processes.joined(**host_flags.host_options()) if PART.value is None else nullcontext():
         part = parse_part(PART.value)
         source = make_source(SOURCE.value, path, SPLIT.value)
         model, preprocess, tokenize = load(
             name,
-            activation=command.ACTIVATION.value,
+            activation=common_flags.ACTIVATION.value,
             batch_size=BATCH_SIZE.value,
             mesh=make_mesh(devices=jax.local_devices()),
         )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
 from clip_jax.plots.data import Tile, plot_contact_sheet, plot_statistics
 from clip_jax.tables import format_table
 from input_pipeline.prefetch import load_ahead
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
             guess = f"It was taken for {kind}: if it is something else, name it by --source"
             raise ValueError(f"{error}. {guess}") from error
     name = re.sub(r"[^\w.-]+", "_", Path(path).name).strip("_") or "data"
-    output = Path(command.OUTPUT.value or f"inspect-{name}")
+    output = Path(common_flags.OUTPUT.value or f"inspect-{name}")
     output.mkdir(parents=True, exist_ok=True)
     sample = sample_source(source, NUM_RECORDS.value, NUM_TILES.value)
     plot_contact_sheet(sample.tiles, output / "contact_sheet.png", f"{path}: {len(source):,} records")

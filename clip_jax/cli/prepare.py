@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
 from clip_jax.plots.data import plot_statistics
 from clip_jax.tables import format_table
 from input_pipeline.prepare import beam, workers
@@ -95,7 +95,7 @@ def read_source() -> Source:
     """The source that the flags name; ValueError where they do not fit together."""
     if SOURCE.value == "scenes":
         return SceneSource(SEED.value, NUM_SCENES.value, IMAGE_SIZE.value)
-    return make_source(SOURCE.value, command.required(PATH, "photos"), SPLIT.value, CAPTIONS_FIELD.value)
+    return make_source(SOURCE.value, common_flags.required(PATH, "photos"), SPLIT.value, CAPTIONS_FIELD.value)
 
 
 def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Callable[[int], None]], None]:
@@ -118,7 +118,7 @@ def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Ca
 
 def main() -> int:
     """Runs the command; see the module's docstring."""
-    output = command.required(command.OUTPUT, "data_256")
+    output = common_flags.required(common_flags.OUTPUT, "data_256")
     filters = Filters(
         min_side=MIN_SIDE.value,
         max_aspect=MAX_ASPECT.value,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
 from clip_jax.tables import format_table
 from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import SentencePieceTokenizer
@@ -41,7 +41,7 @@ def main() -> int:
     output = Path(OUTPUT.value)
     if output.exists():
         raise ValueError(f"--output={output} exists: a run may depend on it, so name another file or delete it first")
-    source = make_source(SOURCE.value, command.required(PATH, "DIR"), SPLIT.value, CAPTIONS_FIELD.value)
+    source = make_source(SOURCE.value, common_flags.required(PATH, "DIR"), SPLIT.value, CAPTIONS_FIELD.value)
     record = train_on_sample(source, VOCAB_SIZE.value, output, NUM_RECORDS.value, SEED.value)
     tokenizer = SentencePieceTokenizer(output, context_length=77)
     texts = list(sample_captions(source, MEASURED_RECORDS))
