@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,6 @@ def read_metrics(workdir: Path) -> list[Row]:
         except json.JSONDecodeError:
             continue
     return rows
-
-
 
 
 class NonFiniteLossError(ValueError):

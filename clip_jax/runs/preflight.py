@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 import input_pipeline
+from clip_jax.config.record import package_versions
 from clip_jax.distributed import processes
 from clip_jax.distributed.rendezvous import HostsError
-from clip_jax.config.record import package_versions
 from input_pipeline.sources import Source
 
 SHARED_TIMEOUT_S = 20.0  # a network file system may show a new file late

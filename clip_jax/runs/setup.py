@@ -9,20 +9,20 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from clip_jax.runs import preflight
 from clip_jax.config.experiment import TOKENIZER_FILE, Config, make_config, with_mixture, with_tokenizer
+from clip_jax.config.record import check_workdir, record_config
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import batch_shards, local_rows, make_mesh
 from clip_jax.evaluation.in_training import Evaluator
 from clip_jax.inference.caption_scorer import make_encoder
 from clip_jax.inference.load import open_model
 from clip_jax.models import ModelConfig
+from clip_jax.models.variables import model_graph, tower_variables
 from clip_jax.pretrained import Pretrained
-from clip_jax.config.record import check_workdir, record_config
+from clip_jax.runs import preflight
 from clip_jax.training.checkpoint import Checkpointer, saved_steps
 from clip_jax.training.optimizer import make_optimizer, make_schedule
 from clip_jax.training.state import TrainState, abstract_state, init_state, with_variables
-from clip_jax.models.variables import model_graph, tower_variables
 from clip_jax.training.step import TrainStep, make_train_step
 from clip_jax.training.text_packer import TextPacker, make_text_packer
 from input_pipeline.data_config import DataConfig, make_sources
