@@ -32,7 +32,14 @@ ALLOWED["clip_jax/planning"] = BELOW_CONFIG | {"clip_jax/training"}
 ALLOWED["clip_jax/benchmarks"] = set(ALLOWED) - {"clip_jax/runs", "clip_jax/evaluation"}
 ALLOWED["clip_jax/ablations"] = set(ALLOWED) - {"clip_jax/benchmarks"}
 ALLOWED["clip_jax/cli"] = set(ALLOWED)
-ALLOWED["clip_jax"] = {"clip_jax/inference", "clip_jax/losses", "clip_jax/models", "clip_jax/distributed", "clip_jax/cli"}
+PUBLIC = {"clip_jax/inference", "clip_jax/losses", "clip_jax/models", "clip_jax/distributed"}
+ALLOWED["clip_jax"] = PUBLIC | {"clip_jax/cli"}
+    "clip_jax/inference",
+    "clip_jax/losses",
+    "clip_jax/models",
+    "clip_jax/distributed",
+    "clip_jax/cli",
+}
 ALLOWED["colab"] = {"clip_jax"}
 
 # Library -> the only folders that may import it; none at all for the first three.

@@ -27,7 +27,7 @@ from clip_jax.tables import format_table
 from input_pipeline.prepare import beam, workers
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.manifest import prepare
-from input_pipeline.prepare.shards import Folder, ShardMaker
+from input_pipeline.prepare.shards import OwnedFolder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import Settings
 from input_pipeline.progress import progress_bar
@@ -86,7 +86,7 @@ RUNNER = flags.DEFINE_string("runner", LOCAL, "local, or a runner of Apache Beam
 BEAM_OPTIONS = flags.DEFINE_string("beam_options", "", "Beam's own flags, as '--project=P --region=R'.")
 
 
-def make_folder(path: str) -> Folder:
+def make_folder(path: str) -> OwnedFolder:
     """ValueError for a URL without Beam, whose file systems then are used, and for a path that is a file."""
     return beam.RemoteFolder(path) if "://" in path else LocalFolder(path)
 

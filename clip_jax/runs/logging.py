@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
-from tqdm import tqdm
 
 Row = dict[str, Any]
 METRICS_LAG = 4  # steps that may still be running when the next one is dispatched

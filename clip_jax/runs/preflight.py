@@ -13,6 +13,7 @@ from clip_jax.config.record import package_versions
 from clip_jax.distributed import processes
 from clip_jax.distributed.rendezvous import HostsError
 from input_pipeline.sources import Source
+from input_pipeline.storage import digest
 
 SHARED_TIMEOUT_S = 20.0  # a network file system may show a new file late
 

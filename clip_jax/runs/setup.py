@@ -1,6 +1,5 @@
 """What a training run needs, made and checked before long work starts."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from input_pipeline.data_config import DataConfig, make_sources
 from input_pipeline.examples import make_examples
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Source
+from input_pipeline.storage import write_bytes
 from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer
 from input_pipeline.vocabulary import sample_captions, train_on_sample
 
