@@ -131,7 +131,7 @@ def load_or_train(name: str):
       RuntimeError: the training was stopped.
     """
     import clip_jax
-    from clip_jax.cli.train import train
+    from clip_jax.runs.loop import train
     from configs import tiny
 
     try:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from clip_jax.cli import embed as embed_command
 from clip_jax.cli.embed import describe, parse_part
+from clip_jax.inference import api
 from clip_jax.inference.embed import Summary, embed
 from clip_jax.inference.embedding_shards import Shards
 from input_pipeline import data_config
@@ -572,7 +573,6 @@ def test_arguments_out_of_range(photos, tmp_path, settings, message):
 def test_parts_as_text():
     assert parse_part("0/1") == (0, 1)
     assert parse_part("11/13") == (11, 13)
-    assert parse_part(None) == (0, 1)  # this process is the only one
     for text in ("4/4", "1", "1/", "-1/2", "0/0", "a/b", "0/2/3", ""):
         with pytest.raises(ValueError, match=rf"^--part={text} must be i/n with 0 <= i < n"):
             parse_part(text)
@@ -589,7 +589,7 @@ def test_the_table_at_the_end(tmp_path):
         "",
         f"the embeddings are in {tmp_path / 'out'}",
         "broken records are left out (a.png: no); all are in broken-*.json",
-        "5 shards were there already",
+        "5 shards found, not computed again",
     ]
 
 
@@ -600,12 +600,12 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
         calls.append((name, activation, batch_size, mesh.devices.tolist()))
         return StubModel(), preprocess, StubTokenize()
 
-    monkeypatch.setattr(embed_command, "load", load)
+    monkeypatch.setattr(api, "load", load)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     values = {"model": "some model", "path": str(photos), "output": str(tmp_path / "out"), "format": "npy"}
-    values |= {"source": "folder", "split": ""}  # other commands have flags of these names, with other defaults
-    with flagsaver.flagsaver(**values, shard_size=SHARD_SIZE, batch_size=BATCH_SIZE, dtype="float16", part="1/2"):
+    values |= {"shard_size": SHARD_SIZE, "batch_size": BATCH_SIZE, "dtype": "float16"}
+    with flagsaver.flagsaver(**values, part="1/2"):
         assert embed_command.main() == 0
     assert calls == [("some model", None, BATCH_SIZE, [[[device]] for device in jax.local_devices()])]
     run(photos, tmp_path / "direct", file_format="npy", dtype="float16", part=(1, 2))
@@ -613,3 +613,8 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.splitlines()[2].split()[:4] == ["10", "9", "0", "0"]
     assert printed.endswith(f"the embeddings are in {tmp_path / 'out'}\n")
+
+    with flagsaver.flagsaver(**{**values, "output": str(tmp_path / "all")}):  # of the only process
+        assert embed_command.main() == 0
+    run(photos, tmp_path / "all directly", file_format="npy", dtype="float16")
+    assert contents(tmp_path / "all") == contents(tmp_path / "all directly")

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "configs": set(),
     "input_pipeline": set(),
     "clip_jax/tables": set(),
-    "clip_jax/plots": {"clip_jax/tables"},
+    "clip_jax/plots": {"clip_jax/tables", "input_pipeline"},
     "clip_jax/distributed": {"input_pipeline"},
     "clip_jax/models": {"clip_jax/distributed", "configs"},
     "clip_jax/losses": {"clip_jax/distributed", "clip_jax/models"},

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from clip_jax.cli import common_flags, host_flags
-from clip_jax.distributed import processes
-from clip_jax.runs.loop import train
 
 common_flags.declare("config", "workdir", *host_flags.HOST_FLAGS)
 
 
 def main() -> int:
     """Runs the command; see the module's docstring."""
+    from clip_jax.distributed import processes
+    from clip_jax.runs.loop import train
+
     workdir = Path(common_flags.required(common_flags.WORKDIR, "runs/tiny"))
     sections = common_flags.required(common_flags.CONFIG, "tiny").to_dict()
     with processes.joined(**host_flags.host_options()):
