@@ -6,13 +6,15 @@ The names below are imported when they are first used, so that `import clip_jax`
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from clip_jax.installation import __version__, check_distributions
+
 if TYPE_CHECKING:
     from clip_jax.distributed.sharding import ShardingConfig, make_mesh
     from clip_jax.inference.api import Model, available_models, load
     from clip_jax.losses import contrastive_loss, sharded_contrastive_loss
     from clip_jax.models import CLIP, ModelConfig, ResNetConfig, TextConfig, VisionConfig
 
-__version__ = "0.1.0"
+check_distributions()
 
 _MODULES = {
     "CLIP": "models",
@@ -36,6 +38,7 @@ __all__ = [
     "ShardingConfig",
     "TextConfig",
     "VisionConfig",
+    "__version__",
     "available_models",
     "contrastive_loss",
     "load",

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 # Folder -> the folders that it may import besides itself. Each stands below all that it may import.
 ALLOWED: dict[str, set[str]] = {
+    "clip_jax/installation": set(),
     "configs": set(),
     "input_pipeline": set(),
     "clip_jax/tables": set(),
@@ -20,7 +21,13 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax/distributed": {"input_pipeline"},
     "clip_jax/models": {"clip_jax/distributed", "configs"},
     "clip_jax/losses": {"clip_jax/distributed", "clip_jax/models"},
-    "clip_jax/config": {"clip_jax/distributed", "clip_jax/losses", "clip_jax/models", "input_pipeline"},
+    "clip_jax/config": {
+        "clip_jax/installation",
+        "clip_jax/distributed",
+        "clip_jax/losses",
+        "clip_jax/models",
+        "input_pipeline",
+    },
 }
 BELOW_CONFIG = set(ALLOWED) - {"configs"}
 ALLOWED["clip_jax/training"] = BELOW_CONFIG
@@ -33,7 +40,7 @@ ALLOWED["clip_jax/benchmarks"] = set(ALLOWED) - {"clip_jax/runs", "clip_jax/eval
 ALLOWED["clip_jax/ablations"] = set(ALLOWED) - {"clip_jax/benchmarks"}
 ALLOWED["clip_jax/cli"] = set(ALLOWED)
 PUBLIC = {"clip_jax/inference", "clip_jax/losses", "clip_jax/models", "clip_jax/distributed"}
-ALLOWED["clip_jax"] = PUBLIC | {"clip_jax/cli"}
+ALLOWED["clip_jax"] = PUBLIC | {"clip_jax/cli", "clip_jax/installation"}
 ALLOWED["colab"] = {"clip_jax"}
 
 # Library -> the only folders that may import it; none at all for the first three.
@@ -47,7 +54,7 @@ ONLY_IN = {
     "absl.app": ("clip_jax/cli",),
     "absl.flags": ("clip_jax/cli", "input_pipeline/pipeline.py"),  # grain wants it
 }
-GROUND_FLOOR = {"__init__.py", "__main__.py", "tables.py"}
+GROUND_FLOOR = {"__init__.py", "__main__.py", "installation.py", "tables.py"}
 
 
 def tracked_files() -> list[Path]:

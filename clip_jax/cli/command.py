@@ -6,6 +6,9 @@ Nothing heavy is imported before the command is known.
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from clip_jax.installation import check_distributions, check_top_level
 
 # Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are;
 # DEFAULT_CONFIG names the config whose keys are meant when none is given.
@@ -28,6 +31,11 @@ PACKAGES = {"bench": "clip_jax.benchmarks"}
 
 def main() -> None:
     """Entry point of the `clip-jax` command."""
+    try:
+        check_distributions()  # again: the package's __init__.py may be the other's
+        check_top_level()
+    except ImportError as error:
+        _fail(str(error))
     name = _choose("clip-jax", "command", COMMANDS, sys.argv[1:])
     words = [sys.argv[0], name]
     module = importlib.import_module(PACKAGES.get(name, f"clip_jax.cli.{name}"))
@@ -51,5 +59,9 @@ def _choose(program: str, what: str, names: Mapping[str, str], arguments: Sequen
     if name in ("-h", "--help", "help"):
         print(usage)
         sys.exit()
-    print(f"clip-jax: error: unknown {what} {name!r}\n{usage}", file=sys.stderr)
+    _fail(f"unknown {what} {name!r}\n{usage}")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"clip-jax: error: {message}", file=sys.stderr)
     sys.exit(1)

@@ -17,7 +17,6 @@ from absl import flags
 from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
 from input_pipeline.prepare.folder import LocalFolder
-from input_pipeline.prepare.manifest import MANIFEST, read_manifest
 from input_pipeline.prepare.sample import Sample, sample_source
 from input_pipeline.prepare.statistics import count_reasons
 from input_pipeline.scenes import SceneSource
@@ -34,6 +33,7 @@ NUM_TILES = flags.DEFINE_integer("num_tiles", 24, "Number of records on the cont
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see the module's docstring."""
     from clip_jax.plots.data import plot_contact_sheet, plot_statistics
+    from input_pipeline.prepare.manifest import MANIFEST, read_manifest
 
     if len(arguments) != 1:
         raise ValueError(f"give one data set, not {len(arguments)}: for instance clip-jax inspect photos")

@@ -25,7 +25,6 @@ from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
 from input_pipeline.prepare import beam, workers
 from input_pipeline.prepare.folder import LocalFolder
-from input_pipeline.prepare.manifest import prepare
 from input_pipeline.prepare.shards import OwnedFolder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import Settings
@@ -110,6 +109,7 @@ def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Ca
 def main() -> int:
     """Runs the command; see the module's docstring."""
     from clip_jax.plots.data import plot_statistics
+    from input_pipeline.prepare.manifest import prepare
 
     output = common_flags.required(common_flags.OUTPUT, "data_256")
     filters = Filters(

@@ -14,7 +14,6 @@ from absl import flags
 from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
 from input_pipeline.tokenizers import SentencePieceTokenizer
-from input_pipeline.vocabulary import sample_captions, train_on_sample
 
 common_flags.declare("output", "source", "path", "split", "captions_field", "num_records", "seed")
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_000, "Largest number of pieces.", lower_bound=8, allow_override=True)
@@ -25,6 +24,8 @@ EXAMPLES = 3
 
 def main() -> int:
     """Runs the command; see the module's docstring."""
+    from input_pipeline.vocabulary import sample_captions, train_on_sample
+
     output = Path(common_flags.given(common_flags.OUTPUT, "captions.model"))
     if output.exists():
         raise ValueError(f"--output={output} exists: a run may depend on it, so name another file or delete it first")

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from clip_jax.config.experiment import DERIVED, Config, make_config
+from clip_jax.installation import DISTRIBUTION, __version__
 from clip_jax.models import ResNetConfig, TextConfig, VisionConfig
 from input_pipeline.storage import differences, listed, write_json
 
@@ -83,8 +84,8 @@ def _without_paths(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
 
 def package_versions() -> dict[str, str]:
     """The versions of what decides a run's numbers."""
-    packages = ("clip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-    return {name: importlib.metadata.version(name) for name in packages}
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    return {DISTRIBUTION: __version__, **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from input_pipeline.prepare.shards import ShardMaker
 
-INSTALL = "Apache Beam is not installed: pip install 'clip-jax[beam]'"
+INSTALL = "Apache Beam is not installed: pip install 'jax-clip[beam]'"
 
 
 class RemoteFolder:

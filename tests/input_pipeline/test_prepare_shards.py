@@ -448,7 +448,7 @@ def test_a_pipeline_that_fails_says_so_in_one_message(tar, tmp_path):
 def test_without_beam_the_message_says_how_to_get_it(tar, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(
-        ValueError, match=r"^--runner=DirectRunner: Apache Beam is not installed: pip install 'clip-jax"
+        ValueError, match=r"^--runner=DirectRunner: Apache Beam is not installed: pip install 'jax-clip"
     ):
         beam.make_shards(make_maker(tar, tmp_path), "DirectRunner", [], [0], lambda shard: None)
     monkeypatch.setitem(sys.modules, "apache_beam.io.filesystems", None)
