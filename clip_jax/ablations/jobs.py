@@ -43,7 +43,7 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class AblationRun:
     """A run of a sweep: an arm at a seed. Runs of the same config, of whatever ablation, share a folder."""
 
     arm: str
@@ -103,7 +103,7 @@ class Run:
         return sum(seconds.get(name, 0.0) for name in names) / 60
 
 
-def make_runs(ablation: Ablation, num_seeds: int, workdir: Path) -> list[Run]:
+def make_runs(ablation: Ablation, num_seeds: int, workdir: Path) -> list[AblationRun]:
     """All runs, seed by seed, so that a sweep that is cut short has whole seeds. Only reads."""
     runs, strict = [], ablation.scale == "mini"
     for seed in range(num_seeds):
@@ -111,8 +111,24 @@ def make_runs(ablation: Ablation, num_seeds: int, workdir: Path) -> list[Run]:
             sections = copy.deepcopy(base)
             sections["data"]["seed"] = sections["train"]["seed"] = seed
             folder = workdir / "runs" / digest_json(_as_json(sections))[:12]
-            runs.append(Run(arm=arm, seed=seed, sections=sections, suite=ablation.suite, folder=folder, strict=strict))
+            runs.append(
+                AblationRun(arm=arm, seed=seed, sections=sections, suite=ablation.suite, folder=folder, strict=strict)
+            )
     return runs
+
+
+def unique(runs: Sequence[AblationRun]) -> list[AblationRun]:
+    """Those that are not the same work as one before."""
+    found: dict[tuple[Path, Path], AblationRun] = {}
+    for run in runs:
+        found.setdefault((run.folder, run.suite_folder), run)
+    return list(found.values())
+
+
+def shard(runs: Sequence[AblationRun], index: int, number: int) -> list[AblationRun]:
+    """The part of them that is this machine's: every number-th folder, so that no two machines train in one."""
+    folders = list(dict.fromkeys(run.folder for run in runs))
+    return [run for run in runs if run.folder in folders[index::number]]
 
 
 def record_sweep(ablation: Ablation, folder: Path) -> None:
@@ -143,7 +159,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found + [str(change) for change in differences(old["suite"], new["suite"], None)]
 
 
-def run_all(runs: Sequence[Run], say: Callable[[str], None] = print) -> None:
+def run_all(runs: Sequence[AblationRun], say: Callable[[str], None] = print) -> None:
     """Makes what is not there yet, one after the other. A run that fails says so in its failed_file, and the
     others go on.
 
@@ -165,7 +181,7 @@ def run_all(runs: Sequence[Run], say: Callable[[str], None] = print) -> None:
             say(f"  FAILED after {took}: {reason}\n  its words are in {run.folder / 'log.txt'}")
 
 
-def commands(run: Run) -> dict[str, list[str]]:
+def commands(run: AblationRun) -> dict[str, list[str]]:
     """The commands that make what is missing of a run, by what they make, in order; each is the words after `clip-jax`.
     Their config files are written."""
     found = {}
@@ -187,7 +203,7 @@ def _write_config(file: Path, sections: Sections, words: Sequence[str]) -> None:
     write_text(file, text)
 
 
-def _make(run: Run) -> str | None:
+def _make(run: AblationRun) -> str | None:
     """Trains and measures; the reason when it failed."""
     for what, words in commands(run).items():
         if reason := _call(what, words, run.folder):

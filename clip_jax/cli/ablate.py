@@ -17,9 +17,9 @@ from absl import flags
 
 from clip_jax.ablations import full_scale
 from clip_jax.ablations.gallery import write_gallery
-from clip_jax.ablations.jobs import Run, StoppedError, commands, run_all
+from clip_jax.ablations.jobs import AblationRun, StoppedError, commands, run_all, shard, unique
 from clip_jax.ablations.spec import Ablation, ablation_names, load_ablation, questions
-from clip_jax.ablations.sweep import conclude, prepare, shard, unique
+from clip_jax.ablations.sweep import conclude, prepare
 from clip_jax.cli import common_flags
 from clip_jax.tables import format_table
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(
     ablations: Sequence[Ablation],
-    runs: dict[str, list[Run]],
+    runs: dict[str, list[AblationRun]],
     own: set[Path],
     workdir: Path,
     overrides: dict[str, object],
@@ -113,14 +113,14 @@ def _command(ablation: Ablation, workdir: Path, overrides: dict[str, object]) ->
     return " ".join([*words, *(f"--config.{key}={value}" for key, value in overrides.items())])
 
 
-def _show_plans(ablations: Sequence[Ablation], runs: dict[str, list[Run]], workdir: Path) -> None:
+def _show_plans(ablations: Sequence[Ablation], runs: dict[str, list[AblationRun]], workdir: Path) -> None:
     for ablation in ablations:
         of_one = runs[ablation.name]
         plans = full_scale.plan_runs(of_one, workdir / ablation.name, TOPOLOGY.value)
         print(f"\n{ablation.name}\n{full_scale.as_table(of_one, plans)}\n", flush=True)
 
 
-def _list(runs: Sequence[Run]) -> None:
+def _list(runs: Sequence[AblationRun]) -> None:
     for run in runs:
         print(f"{run.arm}, seed {run.seed}: {'done' if run.done else 'to do'}")
         for words in commands(run).values():
