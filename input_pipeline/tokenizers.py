@@ -93,6 +93,14 @@ class Tokenizer(ABC):
             self.num_truncated += truncated
         return rows
 
+    def check_fits(self, vocab_size: int) -> None:
+        """Raises ValueError when a model of `text.vocab_size` ids does not know all of this tokenizer's."""
+        if vocab_size < self.vocab_size:
+            raise ValueError(
+                f"text.vocab_size={vocab_size} is smaller than the tokenizer's vocabulary, {self.vocab_size}: "
+                f"set text.vocab_size={self.vocab_size} or more"
+            )
+
     def fingerprint(self) -> dict[str, str | int]:
         """What decides the ids; the vocabulary counts by its contents, not by its file name."""
         return {

@@ -1,4 +1,4 @@
-"""Trains a SentencePiece vocabulary on captions, and records what it was made from."""
+"""The vocabulary of a run: where it comes from, and SentencePiece trained on captions."""
 
 import importlib.metadata
 import io
@@ -14,13 +14,47 @@ import numpy as np
 from grain.experimental import index_shuffle
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+from input_pipeline.data_config import DataConfig
 from input_pipeline.sources import BrokenRecordError, Source
 from input_pipeline.storage import checksum, write_bytes, write_json
-from input_pipeline.tokenizers import without_surrogates
+from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer, without_surrogates
 
+TOKENIZER_RECORDS = 20_000  # whose captions train the tokenizer
 MODEL_TYPE = "bpe"
 NORMALISATION = "nmt_nfkc_cf"  # Unicode's compatibility composition and case folding, as CLIP lower-cases
 SPECIAL_TOKENS = {"pad": 0, "unk": 1, "bos": 2, "eos": 3}
+
+
+def store_vocabulary(
+    config: DataConfig,
+    vocab_size: int,
+    context_length: int,
+    source: Source,
+    file: Path,
+    start: Tokenizer | None = None,
+) -> None:
+    """Writes a run's vocabulary, unless it is there: the config's file, else that of the weights training starts from,
+    else SentencePiece trained on the captions of TOKENIZER_RECORDS records.
+
+    Args:
+      vocab_size, context_length: of the model's text tower.
+      source: the records to train on.
+      file: of the vocabulary, in the workdir of the run.
+      start: the tokenizer of the weights that training starts from.
+
+    Raises ValueError for a vocabulary that is missing, of another kind or larger than vocab_size.
+    """
+    if file.exists():
+        return
+    if start and start.kind == config.tokenizer and not config.tokenizer_file:
+        write_bytes(file, next(iter(start.files().values())))
+        return
+    if config.tokenizer == "sentencepiece" and not config.tokenizer_file:
+        train_on_sample(source, vocab_size, file, TOKENIZER_RECORDS)
+        return
+    given = Path(config.tokenizer_file) if config.tokenizer_file else find_clip_vocab(None)
+    make_tokenizer(config.tokenizer, given, context_length).check_fits(vocab_size)
+    write_bytes(file, given.read_bytes())
 
 
 def train_on_sample(

@@ -12,15 +12,15 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.losses import LossConfig, contrastive_loss, make_loss, normalize
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.models.variables import init_variables, join_variables, model_graph, split_variables
-from clip_jax.training.accumulation import join_rows, loss_and_gradient, split_rows
-from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import TrainState, state_shardings, variable_shardings
-from clip_jax.training.step import encode, make_train_step
+from clip_jax.training.step import encode, join_rows, loss_and_gradient, make_train_step, split_rows
 
 N = 48  # pairs: 3 microbatches of 2 on each of 8 devices
 DEVICES = (2, 2, 2)

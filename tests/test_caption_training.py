@@ -22,9 +22,8 @@ from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import init_variables, model_graph
 from clip_jax.runs import loop
 from clip_jax.runs.logging import read_metrics
-from clip_jax.training.accumulation import loss_and_gradient
 from clip_jax.training.state import variable_shardings
-from clip_jax.training.step import encode
+from clip_jax.training.step import encode, loss_and_gradient
 from configs.tiny import get_config
 
 pytestmark = pytest.mark.usefixtures("compile_once")

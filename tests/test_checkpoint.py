@@ -11,10 +11,11 @@ import numpy as np
 import optax
 import pytest
 
+from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.training.checkpoint import Checkpointer, CheckpointError
-from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import TrainState, abstract_state
 
 TINY = ModelConfig(
@@ -166,7 +167,7 @@ def test_a_damaged_newest_step_falls_back_to_the_one_before(saved, target, tmp_p
     assert_identical(state, some_state(target, seed=10))
     assert data == data_state(10)
     # The run goes on from step 10 and writes step 20 again.
-    reader.set_aside_after(10)
+    reader.move_newer_than(10)
     assert reader.steps() == [10]
     assert (tmp_path / "unreadable_20").is_dir()
     reader.save(20, some_state(target, seed=20), data_state(20))

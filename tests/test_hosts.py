@@ -410,7 +410,7 @@ def test_a_process_that_is_stuck_shows_where_and_all_end(start, tmp_path):
     first, second = (host.err() for host in job.hosts)
     assert "clip-jax: no progress for 3 s since step 2; all threads:" in second
     assert "in get_stuck" in second
-    assert "clip-jax: error: no progress for 3 s since step 2 (loop.hang_timeout_s)" in second
+    assert "clip-jax: error: no progress for 3 s since step 2 (train.hang_timeout_s)" in second
     assert f"process 1 ({socket.gethostname()}) has ended: no progress for 3 s since step 2" in first
 
 
@@ -444,7 +444,7 @@ def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
     for folder in folders:
         folder.mkdir()
     sizes = {"sharding__fsdp": 1}
-    job = start(2, 1, sections(**sizes), Path("run"), "run.preflight.SHARED_TIMEOUT_S = 1", folders=folders)
+    job = start(2, 1, sections(**sizes), Path("run"), "setup.preflight.SHARED_TIMEOUT_S = 1", folders=folders)
     assert [host.code() for host in job.hosts] == [1, 1]
     place = socket.gethostname()
     for host, folder in zip(job.hosts, folders):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import init_variables
-from clip_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
+from clip_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
 
 PAPER = OptimizerConfig(
     learning_rate=5e-4, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6, warmup_steps=7, max_logit_scale=100.0

@@ -7,6 +7,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.distributed import sharding
 from clip_jax.distributed.sharding import (
     ShardingConfig,
@@ -18,7 +19,7 @@ from clip_jax.distributed.sharding import (
 )
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import init_variables
-from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import init_state
 
 TINY = ModelConfig(

@@ -13,7 +13,6 @@ import tarfile
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,15 +21,14 @@ from PIL import Image
 
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.config import record
-from clip_jax.config.experiment import TOKENIZER_FILE, make_config, with_tokenizer
+from clip_jax.config.experiment import TOKENIZER_FILE, make_config
 from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.runs import loop, setup
-from clip_jax.runs.logging import read_metrics
+from clip_jax.runs.logging import read_metrics, source_cells
+from clip_jax.training import training
 from clip_jax.training.checkpoint import Checkpointer
-from clip_jax.training.optimizer import make_optimizer, make_schedule
-from clip_jax.training.state import abstract_state
 from configs.tiny import get_config
 from input_pipeline.data_config import make_sources
 from input_pipeline.examples import Examples
@@ -38,6 +36,7 @@ from input_pipeline.pipeline import BatchIterator
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, write_array_record
 from input_pipeline.tokenizers import make_tokenizer
+from input_pipeline.vocabulary import store_vocabulary
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -163,8 +162,7 @@ def restore(workdir: Path):
     """Newest state, data state and the records of the next batches."""
     made = load_config(workdir)
     examples, _ = make_examples(workdir)
-    optimizer = make_optimizer(made.optimizer, make_schedule(made.optimizer, made.train.total_steps))
-    target = abstract_state(with_tokenizer(made.model, examples.tokenizer), optimizer, make_mesh(made.sharding))
+    target = training.Training(made, make_mesh(made.sharding)).abstract()
     checkpointer = Checkpointer(workdir)
     state, data_state = checkpointer.restore(target)  # type: ignore[misc]
     checkpointer.close()
@@ -193,17 +191,17 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def test_a_run_leaves_what_its_last_line_says(finished):
-    training = [row for row in read_metrics(finished) if "loss" in row]
-    assert [row["step"] for row in training] == list(range(1, 71))
-    assert [row["samples_seen"] for row in training] == list(range(8, 561, 8))
-    assert all(np.isfinite(value) for row in training for value in row.values())
-    assert all(abs(row["chance_loss"] - np.log(8)) < 1e-6 for row in training)
-    assert all(0 <= row["data_batches_ready"] <= loop.BATCHES_AHEAD for row in training)
-    spent = {stage: sum(row[stage] for row in training) for stage in STAGES}
+    steps = [row for row in read_metrics(finished) if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 71))
+    assert [row["samples_seen"] for row in steps] == list(range(8, 561, 8))
+    assert all(np.isfinite(value) for row in steps for value in row.values())
+    assert all(abs(row["chance_loss"] - np.log(8)) < 1e-6 for row in steps)
+    assert all(0 <= row["data_batches_ready"] <= loop.BATCHES_AHEAD for row in steps)
+    spent = {stage: sum(row[stage] for row in steps) for stage in STAGES}
     assert spent["data_decode_s"] < spent["data_read_s"]  # drawn, and handed on as they are
-    assert {row["data_broken"] + row["data_worker_restarts"] for row in training} == {0}
-    assert training[0]["learning_rate"] == 0
-    assert max(row["learning_rate"] for row in training) == pytest.approx(1e-3)
+    assert {row["data_broken"] + row["data_worker_restarts"] for row in steps} == {0}
+    assert steps[0]["learning_rate"] == 0
+    assert max(row["learning_rate"] for row in steps) == pytest.approx(1e-3)
     assert [row["step"] for row in read_metrics(finished) if "loss" not in row] == [20, 40, 60, 70]
 
     assert saved_steps(finished) == [60, 70]  # the newest two
@@ -344,8 +342,8 @@ def test_a_loss_that_is_no_number_names_the_step_the_records_and_the_checkpoint(
 
         return failing_step
 
-    make_train_step = setup.make_train_step
-    monkeypatch.setattr(setup, "make_train_step", make_failing_step)
+    make_train_step = training.make_train_step
+    monkeypatch.setattr(training, "make_train_step", make_failing_step)
     sections = miniature()
     with pytest.raises(ValueError, match=r"^the loss is nan at step 13, in the batch of ") as error:
         loop.train(sections, tmp_path)
@@ -415,16 +413,13 @@ def test_the_summary_says_what_was_seen_of_each_source():
     few.filtered["a side below 8 pixels"] = 1234
     source = Mixture({"few": few, "many": SceneSource(1, 3000, 16)}, [3.0, 1.0])
     examples = Examples(source=source, tokenizer=None, image_size=16, min_scale=1.0, seed=0)  # type: ignore[arg-type]
-    batches = SimpleNamespace(samples_seen=lambda n: examples.samples_seen(n * 400))
-    finished = SimpleNamespace(batches=batches, source=source)
-    assert loop._source_cells(finished, 25) == [  # type: ignore[arg-type]
+    assert source_cells(source, examples.samples_seen(10_000)) == [
         ["epochs of few", "187.50 (7,500 samples)"],
         ["epochs of many", "0.83 (2,500 samples)"],
         ["filtered: few: a side below 8 pixels", "1,234"],
     ]
     one = Examples(source=few, tokenizer=None, image_size=16, min_scale=1.0, seed=0)  # type: ignore[arg-type]
-    finished = SimpleNamespace(batches=SimpleNamespace(samples_seen=one.samples_seen), source=SceneSource(0, 40, 16))
-    assert loop._source_cells(finished, 50) == [["epochs", "1.25"]]  # type: ignore[arg-type]
+    assert source_cells(SceneSource(0, 40, 16), one.samples_seen(50)) == [["epochs", "1.25"]]
 
 
 def test_a_broken_record_does_not_stop_the_training_of_the_tokenizer(tmp_path):
@@ -434,7 +429,7 @@ def test_a_broken_record_does_not_stop_the_training_of_the_tokenizer(tmp_path):
     data = miniature(data__source="array_record", data__path=str(tmp_path / "a.array_record"), data__num_validation=1)
     made = make_config(data)
     source = make_sources(made.data, 16)[0]._source  # type: ignore[attr-defined]  # the whole
-    setup.store_tokenizer(made.data, made.model, source, tmp_path / "tokenizer.model")
+    store_vocabulary(made.data, made.model.text.vocab_size, 8, source, tmp_path / "tokenizer.model")
     assert make_tokenizer("sentencepiece", tmp_path / "tokenizer.model", 8).vocab_size > 10
 
 

@@ -11,16 +11,16 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.losses import LossConfig, make_loss
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import init_variables, join_variables, model_graph, split_variables, tower_variables
 from clip_jax.planning.flops import count_flops
-from clip_jax.training.accumulation import loss_and_gradient
 from clip_jax.training.checkpoint import Checkpointer
-from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import TrainState, abstract_state, init_state, moved_average, with_variables
-from clip_jax.training.step import encode, make_train_step
+from clip_jax.training.step import encode, loss_and_gradient, make_train_step
 
 N = 16
 TEXT = TextConfig(width=12, depth=1, num_heads=2, mlp_dim=26, context_length=7, vocab_size=31, eot_token=30)

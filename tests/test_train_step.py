@@ -11,16 +11,16 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
+from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.losses import LossConfig, contrastive_loss, make_loss, normalize
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import model_graph, split_variables
 from clip_jax.pretrained.convert import to_variables
 from clip_jax.pretrained.open_clip import config_from_open_clip
-from clip_jax.training.accumulation import loss_and_gradient
-from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import TrainState, abstract_state, state_shardings
-from clip_jax.training.step import TrainStep, encode, make_train_step
+from clip_jax.training.step import TrainStep, encode, loss_and_gradient, make_train_step
 
 N = 24  # pairs in a batch: divisible by 8 devices and not a power of two
 TINY = ModelConfig(

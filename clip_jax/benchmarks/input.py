@@ -24,13 +24,13 @@ from clip_jax.benchmarks.memory import watch_memory
 from clip_jax.benchmarks.options import SHARED, chosen_config, make_report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
 from clip_jax.cli.parsing import run_command
-from clip_jax.config.experiment import Config
-from clip_jax.runs.setup import TOKENIZER_FILE, store_tokenizer
+from clip_jax.config.experiment import TOKENIZER_FILE, Config
 from input_pipeline.data_config import make_sources
 from input_pipeline.examples import Examples, collate, make_examples
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Record
 from input_pipeline.tokenizers import make_tokenizer
+from input_pipeline.vocabulary import store_vocabulary
 
 for flag in ("config", *SHARED):
     flags.declare_key_flag(flag)
@@ -121,9 +121,10 @@ class Pipeline:
 def open_examples(config: Config, folder: Path) -> Examples:
     """The config's training examples; a tokenizer that has to be trained is put into the folder."""
     image_size = config.model.vision.image_size
+    text, vocabulary = config.model.text, folder / TOKENIZER_FILE
     source, _ = make_sources(config.data, image_size)
-    store_tokenizer(config.data, config.model, source, folder / TOKENIZER_FILE)
-    tokenizer = make_tokenizer(config.data.tokenizer, folder / TOKENIZER_FILE, config.model.text.context_length)
+    store_vocabulary(config.data, text.vocab_size, text.context_length, source, vocabulary)
+    tokenizer = make_tokenizer(config.data.tokenizer, vocabulary, text.context_length)
     return make_examples(config.data, source, tokenizer, image_size)
 
 

@@ -31,11 +31,9 @@ from clip_jax.cli.parsing import run_command
 from clip_jax.config.experiment import Config
 from clip_jax.distributed.sharding import batch_sharding, batch_shards, make_mesh, place_batch
 from clip_jax.losses import LossConfig
-from clip_jax.models.variables import model_graph
 from clip_jax.planning.flops import count_flops
-from clip_jax.training.optimizer import make_optimizer
-from clip_jax.training.state import abstract_state, init_state
-from clip_jax.training.step import Batch, TrainStep, make_train_step
+from clip_jax.training.step import Batch
+from clip_jax.training.training import Training
 
 for flag in (*SUBJECT, "peer_python"):
     flags.declare_key_flag(flag)
@@ -50,23 +48,9 @@ PEER = "open_clip"
 MOST = 2**20  # pairs that --batch_size=auto tries
 
 
-def make_step(config: Config, mesh: Mesh) -> tuple[TrainStep, optax.GradientTransformation, Any]:
-    """The config's step, its optimizer and the state's shapes and shardings; at its peak learning rate throughout."""
-    schedule = optax.constant_schedule(config.optimizer.learning_rate)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    frozen, has_ema = config.optimizer.frozen, config.optimizer.has_ema
-    state = abstract_state(config.model, optimizer, mesh, frozen=frozen, has_ema=has_ema)
-    step = make_train_step(
-        model_graph(config.model),
-        optimizer,
-        schedule,
-        config.optimizer.max_logit_scale,
-        jax.tree.map(lambda leaf: leaf.sharding, state),
-        loss=config.loss,
-        num_microbatches=config.train.num_microbatches,
-        ema_decay=config.optimizer.ema_decay,
-    )
-    return step, optimizer, state
+def make_training(config: Config, mesh: Mesh) -> Training:
+    """The config's training, at its peak learning rate throughout."""
+    return Training(config, mesh, optax.constant_schedule(config.optimizer.learning_rate))
 
 
 class Program:
@@ -76,9 +60,11 @@ class Program:
         self.way, self._mesh, self._N = way, mesh, N
         captions = draw_captions(way.config.model.text, N)
         self._text = shape_text(way, captions, batch_shards(mesh))
-        step: Any = make_step(way.config, mesh)
+        training = make_training(way.config, mesh)
+        step: Any = training.step
+        state = training.abstract()
         start = time.perf_counter()
-        self.compiled = step[0].lower(step[2], self._shapes()).compile()
+        self.compiled = step.lower(state, self._shapes()).compile()
         self.compile_s = time.perf_counter() - start
 
     def _shapes(self) -> Batch:
@@ -113,17 +99,15 @@ class Program:
         }
 
     def _count(self, config: Config) -> int:
-        step, _, state = make_step(config, self._mesh)
-        return count_flops(step, state, self._shapes())
+        training = make_training(config, self._mesh)
+        return count_flops(training.step, training.abstract(), self._shapes())
 
 
 class Session:
     """The state that all ways train on, in turn."""
 
     def __init__(self, config: Config, mesh: Mesh, N: int):
-        _, optimizer, _ = make_step(config, mesh)
-        frozen, has_ema = config.optimizer.frozen, config.optimizer.has_ema
-        self._state: Any = init_state(config.model, optimizer, 0, mesh, frozen=frozen, has_ema=has_ema)
+        self._state: Any = make_training(config, mesh).init(0)
         size = config.model.vision.image_size
         self._images = np.random.default_rng(0).integers(256, size=(N, size, size, 3), dtype=np.uint8)
 

@@ -48,11 +48,11 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
       ValueError: no run or no checkpoint there, or an unknown set.
     """
     run = restore_run(workdir)
-    config, image_size = run.config, run.model.vision.image_size
+    config, image_size = run.config, run.config.model.vision.image_size
     data = config.data if data_path is None else with_data_path(config.data, data_path)
     evaluation = dataclasses.replace(config.evaluation, **changes)
     _, validation = make_sources(data, image_size)
-    encoder = make_encoder(run.model, run.mesh, evaluation.batch_size)
+    encoder = make_encoder(config.model, run.mesh, evaluation.batch_size)
     evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
     first = processes.is_first()
     if first:

@@ -69,14 +69,14 @@ def joined(
         yield
         return
     threading.Thread(target=_watch_others, daemon=True).start()
-    with failure_told():
+    with failure_reported():
         yield
         gather("the end", None)  # JAX's own farewell waits only a short time
         _ended.set()
 
 
 @contextmanager
-def failure_told(shared: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def failure_reported(shared: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """When what it encloses fails, tells the others at once, before anything is wound up that may wait for them.
 
     shared: errors that all processes meet alike, at the same place.
@@ -90,7 +90,7 @@ def failure_told(shared: tuple[type[Exception], ...] = ()) -> Iterator[None]:
             raise
         # Where a connection breaks when the other side ends, a collective fails before anything is stuck.
         cause = _failure_of_others(GRACE_S) if isinstance(error, jax.errors.JaxRuntimeError) else ""
-        _tell_failure(cause or str(error) or type(error).__name__)
+        _report_failure(cause or str(error) or type(error).__name__)
         if cause:
             raise HostsError(cause) from error
         raise
@@ -238,12 +238,12 @@ def end_all(message: str) -> NoReturn:
     """Ends this process at once, whatever its threads are stuck in, and tells the others why."""
     print(f"clip-jax: error: {message}", file=sys.stderr, flush=True)
     if process_count() > 1:
-        _tell_failure(message)
+        _report_failure(message)
         _leave()
     os._exit(1)
 
 
-def _tell_failure(message: str) -> None:
+def _report_failure(message: str) -> None:
     _leaving.set()
     with suppress(jax.errors.JaxRuntimeError):  # perhaps the coordinator is gone already
         first_line = (message.splitlines() or [""])[0]

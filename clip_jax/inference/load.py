@@ -2,30 +2,26 @@
 
 import dataclasses
 import os
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from clip_jax.config.experiment import TOKENIZER_FILE, Config, with_tokenizer
+from clip_jax.config.experiment import TOKENIZER_FILE, Config
 from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
-from clip_jax.models import ModelConfig
 from clip_jax.pretrained import VOCABULARY_FILES, ImageTransform, Pretrained, load_pretrained, resize_positions
-from clip_jax.training.checkpoint import Checkpointer
-from clip_jax.training.optimizer import make_optimizer, make_schedule
-from clip_jax.training.state import TrainState, abstract_state
+from clip_jax.training.state import TrainState
+from clip_jax.training.training import Training
 from configs.model_sizes import CLIP_VOCAB_SIZE
 from input_pipeline.tokenizers import Tokenizer, make_tokenizer
 
 
 class RestoredRun(NamedTuple):
-    """A run as its newest checkpoint has it. model knows the tokenizer's end token, which config.model does not."""
+    """A run as its newest checkpoint has it; config.model knows the tokenizer's end token."""
 
     config: Config
-    model: ModelConfig
     mesh: Mesh
     tokenizer: Tokenizer
     state: TrainState
@@ -39,17 +35,9 @@ def restore_run(workdir: Path, mesh: Mesh | None = None) -> RestoredRun:
       CheckpointError: its checkpoints cannot be read.
     """
     config = load_config(workdir)
-    mesh = mesh or make_mesh(config.sharding)
     tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
-    model = with_tokenizer(config.model, tokenizer)
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.total_steps))
-    with closing(Checkpointer(workdir)) as checkpointer:
-        restored = checkpointer.restore(
-            abstract_state(model, optimizer, mesh, frozen=config.optimizer.frozen, has_ema=config.optimizer.has_ema)
-        )
-    if restored is None:
-        raise ValueError(f"{workdir} has no checkpoint yet: train first, or wait for the first checkpoint")
-    return RestoredRun(config, model, mesh, tokenizer, restored[0])
+    training = Training(config, mesh or make_mesh(config.sharding)).with_tokenizer(tokenizer)
+    return RestoredRun(training.config, training.mesh, tokenizer, training.restore(workdir))
 
 
 def open_model(
@@ -112,7 +100,7 @@ def _open_run(
             f"so it can only go on or be measured with `clip-jax evaluate --workdir={workdir}`"
         )
     run = restore_run(workdir, make_mesh(ShardingConfig(), jax.local_devices()[:1]))
-    model = run.model
+    model = run.config.model
     if activation not in (None, model.activation):
         raise ValueError(f"activation={activation!r} was asked for, but the run in {workdir} has {model.activation!r}")
     variables = jax.device_get(run.state.variables)

@@ -7,11 +7,12 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_abstract_mesh
 from clip_jax.models import ModelConfig
 from clip_jax.models.variables import join_variables
 from clip_jax.tables import format_table
-from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import abstract_state
 
 

@@ -24,10 +24,8 @@ from clip_jax.planning.flops import count_flops
 from clip_jax.planning.hlo import Collective, Program
 from clip_jax.planning.params import param_table
 from clip_jax.planning.topology import CHIPS, Chip
-from clip_jax.runs.setup import check_batch
-from clip_jax.training.optimizer import make_optimizer, make_schedule
-from clip_jax.training.state import abstract_state
-from clip_jax.training.step import encode, make_train_step
+from clip_jax.training.step import encode
+from clip_jax.training.training import Training
 
 GIB = 2**30
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -107,8 +105,10 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
       ValueError: a mesh that does not multiply to the devices, a batch that they do not divide.
     """
     mesh, chip = make_mesh(config.sharding, devices), CHIPS.get(devices[0].device_kind)
-    check_batch(config, mesh)
-    step, state, batch = _traced(config, mesh)
+    training, batch = Training(config, mesh), _batch(config, mesh)
+    training.check()
+    step: Any = training.step
+    state = training.abstract()
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         compiled, text = _compile(step.lower(state, batch))
@@ -119,9 +119,8 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
         model=dataclasses.replace(config.model, remat="none"),
         train=dataclasses.replace(config.train, num_microbatches=1),
     )
-    model_step, *arguments = _traced(plain, mesh)
     with jax.set_mesh(mesh):
-        model_flops = count_flops(model_step, *arguments)
+        model_flops = count_flops(Training(plain, mesh).step, state, batch)
     program = Program(text)
     memory = _memory(config, mesh, batch, compiled.memory_analysis())
     if chip and memory["peak"] > chip.memory_bytes:  # a GPU's compiler does not look
@@ -154,27 +153,10 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
         return compiled, file.read_text()
 
 
-def _traced(config: Config, mesh: Mesh) -> tuple[Any, Any, Any]:
-    """The jitted step, and the shapes of its state and batch with their shardings."""
-    model, optimizer_config = config.model, config.optimizer
-    schedule = make_schedule(optimizer_config, config.train.total_steps)
-    optimizer = make_optimizer(optimizer_config, schedule)
-    frozen, has_ema = optimizer_config.frozen, optimizer_config.has_ema
-    state = abstract_state(model, optimizer, mesh, frozen=frozen, has_ema=has_ema)
-    step = make_train_step(
-        model_graph(model),
-        optimizer,
-        schedule,
-        optimizer_config.max_logit_scale,
-        jax.tree.map(lambda leaf: leaf.sharding, state),
-        loss=config.loss,
-        num_microbatches=config.train.num_microbatches,
-        ema_decay=optimizer_config.ema_decay,
-    )
-    rows = _rows(model, config.train.global_batch_size)
-    sharding = batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in rows.items()}
-    return step, state, batch
+def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a global batch with their shardings."""
+    rows, sharding = _rows(config.model, config.train.global_batch_size), batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in rows.items()}
 
 
 def _rows(model: ModelConfig, count: int) -> dict[str, jax.ShapeDtypeStruct]:

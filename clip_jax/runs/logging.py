@@ -18,8 +18,17 @@ from tensorboardX.proto.summary_pb2 import Summary
 from input_pipeline.progress import progress_bar
 from input_pipeline.storage import write_text
 
+from clip_jax.tables import format_table
+from input_pipeline.sources import Source
+
 Row = dict[str, Any]
 METRICS_LAG = 4  # steps that may still be running when the next one is dispatched
+ACCURACIES = {
+    "image_to_text_accuracy": "image to text accuracy in the batch",
+    "text_to_image_accuracy": "text to image accuracy in the batch",
+    "token_accuracy": "words or tokens predicted",
+}
+BROKEN_NAMED = 20  # records that the summary names
 
 
 class MetricsWriter:
@@ -157,3 +166,58 @@ class ProgressLog:
             f"{speed:.0f} images/s, {wait_share:.0%} waiting for data{broken}",
             refresh=False,
         )
+
+
+def summary_table(
+    rows: list[Row], source: Source, data_state: dict[str, Any], seen: dict[str, float], run_s: float, *, packed: bool
+) -> str:
+    """The end of a run as a person reads it, with the records that could not be used.
+
+    Args:
+      rows: of metrics, all of the run.
+      data_state: of `BatchIterator.get_state`, over all processes.
+      seen: of `BatchIterator.samples_seen`.
+      run_s: seconds of this call.
+      packed: whether captions were packed.
+    """
+    rows = [row for row in rows if "loss" in row]
+    final, last = rows[-max(len(rows) // 20, 1) :], rows[-1]
+
+    def mean(name: str) -> float:
+        return sum(row[name] for row in final) / len(final)
+
+    cells = [
+        ["samples seen", f"{last['samples_seen']:,}"],
+        ["loss, mean of the last twentieth", f"{mean('loss'):.3f} (chance {last['chance_loss']:.3f})"],
+        *([label, f"{mean(name):.1%}"] for name, label in ACCURACIES.items() if name in last),
+        *([["logit scale", f"{last['logit_scale']:.2f}"]] if "logit_scale" in last else []),
+        ["images/s", f"{mean('images_per_s'):.0f} ({mean('data_wait_share'):.0%} of the time waiting for data)"],
+        ["time of this call", f"{run_s:.0f} s"],
+        ["records that could not be used", f"{data_state['broken']} met, {len(source.broken)} left out beforehand"],
+        ["captions truncated", f"{data_state['truncated']:,}"],
+        ["reads tried again", f"{data_state['retries']:,}"],
+        *source_cells(source, seen),
+    ]
+    if packed:
+        cells.append(
+            ["batches that did not fit their packed rows", f"{sum(row.get('unpacked', 0) for row in rows):.0f}"]
+        )
+    named = [*source.broken, *data_state["first_broken"]][:BROKEN_NAMED]
+    broken = "".join(f"\n  broken: {record_id}: {reason}" for record_id, reason in named)
+    return format_table(["training", ""], cells) + broken
+
+
+def source_cells(source: Source, seen: dict[str, float]) -> list[list[str]]:
+    """Epochs, of a mixture for each source with its samples, and what filters left out for which reason."""
+    cells = []
+    for name, number in seen.items():
+        what, _, part = name.partition("/")
+        if what == "epochs":
+            samples = f" ({seen[f'samples_seen/{part}']:,} samples)" if part else ""
+            cells.append([f"epochs of {part}" if part else "epochs", f"{number:.2f}{samples}"])
+    return cells + [[f"filtered: {reason}", f"{count:,}"] for reason, count in left_out(source).items()]
+
+
+def left_out(source: Source) -> dict[str, int]:
+    """How many records filters left out, by the reason; of a mixture NAME: reason."""
+    return dict(getattr(source, "filtered", {}))

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,26 +19,19 @@ from clip_jax.distributed.sharding import local_rows, place_batch
 from clip_jax.distributed.watchdog import hang_watch
 from clip_jax.evaluation.in_training import Results, as_row, as_table
 from clip_jax.plots.training import plot_curves
-from clip_jax.runs.logging import NonFiniteLossError, ProgressLog, read_metrics
-from clip_jax.runs.setup import Run, left_out, prepare_run
-from clip_jax.tables import format_table
+from clip_jax.runs.logging import NonFiniteLossError, ProgressLog, read_metrics, summary_table
+from clip_jax.runs.setup import TrainingRun, prepare_run
 from input_pipeline.examples import STAGES
 from input_pipeline.prefetch import Reader
 
 T = TypeVar("T")
 BATCHES_AHEAD = 2  # read and placed on the devices before their step asks for them
-ACCURACIES = {
-    "image_to_text_accuracy": "image to text accuracy in the batch",
-    "text_to_image_accuracy": "text to image accuracy in the batch",
-    "token_accuracy": "words or tokens foretold",
-}
-BROKEN_NAMED = 20  # records that the summary names
 
 
 def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
-    """Trains to train.total_steps, evaluates and draws; a second call goes on, bit-identically, where one was stopped.
+    """Trains to train.total_steps, evaluates and draws; a second call resumes, bit-identically, where one was stopped.
 
-    Of several processes (`processes.joined`) all call it; the first one prints and writes.
+    All processes of a run call it within `processes.joined`; the first one prints and writes.
 
     Args:
       sections: a config file's ConfigDict as a plain dict.
@@ -64,26 +57,28 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
         if first:
             print(f"stopped by {results.name}, saved at step {run.first_step}: the same command goes on from there")
         return 128 + results
-    data_state = _data_state(run)
-    if not first:
-        return 0
-    write_json(workdir / "evaluation.json", results)
-    plot_curves(read_metrics(workdir), workdir / "curves.png")
-    print("\n".join(["", _summary(run, data_state, time.perf_counter() - start), "", as_table(results)]))
-    print(f"\ncheckpoints, metrics.jsonl, evaluation.json, tensorboard/ and pictures (*.png) are in {workdir}")
+    data_state = _data_state(run)  # by all processes
+    if first:
+        rows, seconds = read_metrics(workdir), time.perf_counter() - start
+        write_json(workdir / "evaluation.json", results)
+        plot_curves(rows, workdir / "curves.png")
+        seen = run.batches.samples_seen(data_state["next_batch"])
+        summary = summary_table(rows, run.source, data_state, seen, seconds, packed=run.text_packer is not None)
+        print(f"\n{summary}\n\n{as_table(results)}")
+        print(f"\ncheckpoints, metrics.jsonl, evaluation.json, tensorboard/ and pictures (*.png) are in {workdir}")
     return 0
 
 
-def _train_and_evaluate(run: Run) -> Results | signal.Signals:
+def _train_and_evaluate(run: TrainingRun) -> Results | signal.Signals:
     """The loop. Leaves run.state at the last step; returns the final evaluation, or the signal that stopped it."""
-    first_step, last_step = run.first_step, run.config.train.total_steps
+    settings, several = run.config.train, processes.process_count() > 1
+    batch_size, first_step, last_step = settings.global_batch_size, run.first_step, settings.total_steps
     steps = range(first_step + 1, last_step + 1)
-    batch_size = run.config.train.global_batch_size
     evaluated = processes.from_first(
         "the metrics", lambda: any(r["step"] == first_step and "loss" not in r for r in read_metrics(run.workdir))
     )
     log = ProgressLog(run.workdir, first_step, last_step, batch_size, silent=not processes.is_first())
-    hang_timeout_s = run.config.train.hang_timeout_s if processes.process_count() > 1 else 0
+    watch = hang_watch(settings.hang_timeout_s, processes.end_all) if several else nullcontext(lambda where: None)
 
     def evaluate(step: int, pictures: Path | None = None) -> Results:
         results = run.evaluator(run.state.variables, pictures)
@@ -96,13 +91,13 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         closing(run.batches),
         closing(Reader(lambda: _next_batch(run), len(steps), BATCHES_AHEAD)) as batches,
         closing(log),
-        hang_watch(hang_timeout_s, processes.end_all) as beat,
+        watch as report_progress,
         jax.set_mesh(run.mesh),
         _stop_signals() as received,
-        processes.failure_told(shared=(NonFiniteLossError,)),
+        processes.failure_reported(shared=(NonFiniteLossError,)),
     ):
-        run.evaluator.encoder.on_batch = lambda: beat("an evaluation's batch")
-        if 0 < first_step < last_step and not evaluated and _is_due(first_step, run.config.train.evaluate_every):
+        run.evaluator.encoder.on_batch = lambda: report_progress("an evaluation's batch")
+        if 0 < first_step < last_step and not evaluated and _is_due(first_step, settings.evaluate_every):
             evaluate(first_step)  # the run was stopped after the checkpoint and before the evaluation
         used: dict[str, Any] | None = None  # of the data, by the steps so far
         for step in steps:
@@ -110,7 +105,7 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
             try:
                 with log.waiting_for_data():
                     batch = batches.get(lambda: bool(received))
-            except ValueError:  # of the data; when it is mended the run goes on from here
+            except ValueError:  # of the data; once that is fixed the run resumes here
                 _save_alone(run, log, step - 1, used)
                 raise
             if batch is None:
@@ -120,15 +115,15 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
             run.state, metrics = run.step_fn(run.state, batch.arrays)
             measures = {**batch.measures, **run.batches.samples_seen(step), "data_batches_ready": batches_ready}
             log.add(step, {**metrics, **measures}, batch.index)
-            beat(f"step {step}")
+            report_progress(f"step {step}")
             last, stop = step == last_step, _must_stop(step, received)
-            if last or stop or _is_due(step, run.config.train.checkpoint_every):
+            if last or stop or _is_due(step, settings.checkpoint_every):
                 log.flush()  # a state that is not finite must not be saved
                 run.checkpointer.save(step, run.state, _data_state(run, used))
             if stop:
                 run.checkpointer.wait()
                 return stop
-            if not last and _is_due(step, run.config.train.evaluate_every):
+            if not last and _is_due(step, settings.evaluate_every):
                 with log.paused():
                     evaluate(step)
         run.checkpointer.wait()
@@ -136,8 +131,8 @@ def _train_and_evaluate(run: Run) -> Results | signal.Signals:
         return received[0] if received else results
 
 
-def _save_alone(run: Run, log: ProgressLog, step: int, used: dict[str, Any] | None) -> None:
-    """Saves the last step of a run that gets no further batch. One of several processes cannot, without the others."""
+def _save_alone(run: TrainingRun, log: ProgressLog, step: int, used: dict[str, Any] | None) -> None:
+    """Saves the last step of a run that gets no further batch, of one process: several must save at the same step."""
     if used is not None and processes.process_count() == 1:
         log.flush()
         run.checkpointer.save(step, run.state, _data_state(run, used))
@@ -146,8 +141,14 @@ def _save_alone(run: Run, log: ProgressLog, step: int, used: dict[str, Any] | No
 
 @dataclass(frozen=True)
 class _PlacedBatch:
-    """A batch on its way to the step: arrays on the devices, the records' places, and what `BatchIterator.progress` and
-    the metrics say of it."""
+    """A batch on its way to the step.
+
+    Attributes:
+      arrays: image and text on the devices, rows split over them.
+      index: the records of this process's rows, int [b].
+      progress: `BatchIterator.progress` behind this batch.
+      measures: for its row of metrics.
+    """
 
     arrays: dict[str, Any]
     index: np.ndarray
@@ -155,7 +156,7 @@ class _PlacedBatch:
     measures: dict[str, float]
 
 
-def _next_batch(run: Run) -> _PlacedBatch:
+def _next_batch(run: TrainingRun) -> _PlacedBatch:
     batch = next(run.batches)
     progress = run.batches.progress
     text = run.text_packer(batch["text"]) if run.text_packer else batch["text"]
@@ -173,28 +174,28 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def _must_stop(step: int, received: list[signal.Signals]) -> signal.Signals | None:
-    """The signal that ends the run after this step; of several processes, all are told so at the same step."""
+    """The signal that ends the run after this step; several processes all get it at the same step."""
     if processes.process_count() > 1:
         return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
     return received[0] if received else None
 
 
-def _data_state(run: Run, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+def _data_state(run: TrainingRun, progress: dict[str, Any] | None = None) -> dict[str, Any]:
     """The position in the data, with the counts of all processes; by default behind all that was read."""
     return run.batches.get_state(lambda own: _gather_parts(run, own), progress)
 
 
-def _gather_parts(run: Run, own: T) -> list[T]:
-    """What each process says about its rows of the batch; once, where several hold the same rows."""
+def _gather_parts(run: TrainingRun, own: T) -> list[T]:
+    """What each process reports about its rows of the batch; once, where several hold the same rows."""
     first_row = int(local_rows(run.mesh, run.config.train.global_batch_size)[0])
     return list(dict(processes.gather("the other rows of the batch", (first_row, own))).values())
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second Ctrl-C interrupts at once.
+    """Collects SIGINT and SIGTERM instead of ending the process; a second Ctrl-C interrupts at once.
 
-    Of several processes JAX has caught SIGTERM since its start, to bring all to the same step; so goes Ctrl-C.
+    With several processes JAX catches SIGTERM and stops all at the same step; Ctrl-C is passed on as SIGTERM.
     """
     received: list[signal.Signals] = []
     alone = processes.process_count() == 1
@@ -215,7 +216,7 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, previous)
 
 
-def _explain_non_finite(error: NonFiniteLossError, run: Run) -> ValueError:
+def _explain_non_finite(error: NonFiniteLossError, run: TrainingRun) -> ValueError:
     own = [run.source[i]["id"] for i in error.index.tolist()]
     ids = [record_id for part in _gather_parts(run, own) for record_id in part]
     saved = run.checkpointer.steps()
@@ -227,43 +228,3 @@ def _explain_non_finite(error: NonFiniteLossError, run: Run) -> ValueError:
         f"The newest checkpoint is {f'step {saved[-1]}' if saved else 'none'}. Try a lower optimizer.learning_rate, a "
         "longer optimizer.warmup_steps or model.compute_dtype=float32 in another --workdir, and look at those records"
     )
-
-
-def _summary(run: Run, data_state: dict[str, Any], run_s: float) -> str:
-    rows = [row for row in read_metrics(run.workdir) if "loss" in row]
-    final = rows[-max(len(rows) // 20, 1) :]
-
-    def mean(name: str) -> float:
-        return sum(row[name] for row in final) / len(final)
-
-    cells = [
-        ["samples seen", f"{rows[-1]['samples_seen']:,}"],
-        ["loss, mean of the last twentieth", f"{mean('loss'):.3f} (chance {rows[-1]['chance_loss']:.3f})"],
-        *([label, f"{mean(name):.1%}"] for name, label in ACCURACIES.items() if name in rows[-1]),
-        *([["logit scale", f"{rows[-1]['logit_scale']:.2f}"]] if "logit_scale" in rows[-1] else []),
-        ["images/s", f"{mean('images_per_s'):.0f} ({mean('data_wait_share'):.0%} of the time waiting for data)"],
-        ["time of this call", f"{run_s:.0f} s"],
-        ["records that could not be used", f"{data_state['broken']} met, {len(run.source.broken)} left out beforehand"],
-        ["captions truncated", f"{data_state['truncated']:,}"],
-        ["reads tried again", f"{data_state['retries']:,}"],
-        *_source_cells(run, data_state["next_batch"]),
-    ]
-    if run.text_packer:
-        cells.append(
-            ["batches that did not fit their packed rows", f"{sum(row.get('unpacked', 0) for row in rows):.0f}"]
-        )
-    named = [*run.source.broken, *data_state["first_broken"]][:BROKEN_NAMED]
-    broken = "".join(f"\n  broken: {record_id}: {reason}" for record_id, reason in named)
-    return format_table(["training", ""], cells) + broken
-
-
-def _source_cells(run: Run, num_batches: int) -> list[list[str]]:
-    """Epochs, of a mixture for each source with its samples, and what filters left out for which reason."""
-    seen = run.batches.samples_seen(num_batches)
-    cells = []
-    for name, number in seen.items():
-        what, _, source = name.partition("/")
-        if what == "epochs":
-            samples = f" ({seen[f'samples_seen/{source}']:,} samples)" if source else ""
-            cells.append([f"epochs of {source}" if source else "epochs", f"{number:.2f}{samples}"])
-    return cells + [[f"filtered: {reason}", f"{count:,}"] for reason, count in left_out(run.source).items()]

@@ -1,4 +1,4 @@
-"""Before long work starts on several processes: are they of one mind, and do they share a file system?"""
+"""Before long work starts on several processes: checks that all have the same config, code, data and workdir."""
 
 import platform
 import secrets
@@ -20,8 +20,6 @@ SHARED_TIMEOUT_S = 20.0  # a network file system may show a new file late
 
 def check_programs(sections: dict[str, dict[str, Any]]) -> None:
     """Raises HostsError when processes differ in config, code, package versions or number and kind of devices."""
-    if processes.process_count() == 1:
-        return
     config = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
     kinds = sorted(device.device_kind for device in jax.local_devices())
     versions = {f"version of {name}": version for name, version in package_versions().items()}
@@ -31,8 +29,6 @@ def check_programs(sections: dict[str, dict[str, Any]]) -> None:
 
 def check_data(train: Source, validation: Source) -> None:
     """Raises HostsError when processes see different records."""
-    if processes.process_count() == 1:
-        return
     sources = {"training data": train, "validation data": validation}
     facts = {f"{name}, {key}": value for name, s in sources.items() for key, value in s.fingerprint().items()}
     processes.check_equal("data", facts)
@@ -40,8 +36,6 @@ def check_data(train: Source, validation: Source) -> None:
 
 def check_shared(workdir: Path) -> None:
     """Raises HostsError on a process that does not see the same folder as the first one."""
-    if processes.process_count() == 1:
-        return
     mark = processes.from_first("the workdir", lambda: _leave_mark(workdir))
     deadline = time.monotonic() + SHARED_TIMEOUT_S
     while not (seen := (workdir / mark).exists()) and time.monotonic() < deadline:

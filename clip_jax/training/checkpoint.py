@@ -76,7 +76,7 @@ class Checkpointer:
             )
         return None
 
-    def set_aside_after(self, step: int) -> None:
+    def move_newer_than(self, step: int) -> None:
         """Moves the checkpoints newer than `step`, which could not be read, to workdir/unreadable_STEP."""
         newer_steps = [s for s in self.steps() if s > step]
         for newer in newer_steps if processes.is_first() else []:

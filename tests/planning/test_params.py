@@ -5,11 +5,11 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.config.experiment import make_config
+from clip_jax.config.experiment import OptimizerConfig, make_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import PUBLISHED
 from clip_jax.planning.params import as_table, param_table
-from clip_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import init_state
 from configs import clip_vit_l14
 from configs.tiny import get_config
