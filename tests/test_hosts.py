@@ -1,6 +1,6 @@
-"""Training by several real processes on this machine: the same numbers, one checkpoint, ended together.
+"""Training by several processes on this machine: the same numbers as one process, one checkpoint, one end.
 
-All are forked from one process that has imported everything, for importing takes longer than these runs.
+All are forked from one process that has imported everything, because importing takes longer than these runs.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from clip_jax.distributed.processes import (
     joined,
     process_count,
 )
-from clip_jax.distributed.rendezvous import HostsError, meet
+from clip_jax.distributed.rendezvous import HostsError, wait_for_processes
 from clip_jax.distributed.sharding import ShardingConfig, local_rows, make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.losses import normalize
@@ -62,7 +62,7 @@ from clip_jax.runs import loop
 from clip_jax.training import checkpoint
 from clip_jax.distributed import processes
 
-assert not xla_bridge.backends_are_initialized(), "an import has woken JAX"
+assert not xla_bridge.backends_are_initialized(), "an import has started JAX"
 loop.plot_curves = lambda *args: None
 for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
     setattr(in_training, name, lambda *args: None)
@@ -278,7 +278,7 @@ def four(start, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(start, four, tmp_path_factory):
-    """The same run, gone on with by two processes with four devices each, in another order."""
+    """The same run, resumed by two processes with four devices each, in another order."""
     workdir = tmp_path_factory.mktemp("two") / "copy"
     shutil.copytree(four.workdir, workdir)
     job = start(2, 4, sections(), workdir, INTERLEAVED)
@@ -310,7 +310,7 @@ def test_each_process_makes_its_part_of_the_same_global_batches(one, four):
         np.testing.assert_array_equal(np.concatenate([row["index"] for row in rows]), one.index[rows[0]["step"]])
 
 
-def test_two_processes_go_on_with_what_four_have_written(one, four, two):
+def test_two_processes_resume_what_four_have_written(one, four, two):
     saved = notes(four, "saved")[-1]
     assert saved["data_state"]["next_batch"] == four.stopped_at
     assert notes(two, "restored") == [{"step": four.stopped_at, "digest": saved["digest"]}]
@@ -324,7 +324,7 @@ def test_two_processes_go_on_with_what_four_have_written(one, four, two):
     assert positions[0]["truncated"] > 100  # counted by all processes, before and after
 
 
-def test_one_process_goes_on_with_what_four_have_written(one, four, tmp_path):
+def test_one_process_resumes_what_four_have_written(one, four, tmp_path):
     shutil.copytree(four.workdir, tmp_path / "copy")
     prepared = setup.prepare_run(sections(), tmp_path / "copy")
     assert prepared.first_step == four.stopped_at
@@ -380,18 +380,18 @@ hang_watch = loop.hang_watch
 def watch_after_compilation(timeout_s, on_hang):
     timeout_s *= 10 if process == 0 else 1  # else either may be the first to notice
     with contextlib.ExitStack() as stack:
-        beats = []
-        def beat(where):
+        watches = []
+        def report_progress(where):
             if where == "step 2":
-                beats.append(stack.enter_context(hang_watch(timeout_s, on_hang)))
-            for each in beats:
+                watches.append(stack.enter_context(hang_watch(timeout_s, on_hang)))
+            for each in watches:
                 each(where)
-        yield beat
+        yield report_progress
 loop.hang_watch = watch_after_compilation
 """
 
 
-def test_the_failure_of_one_process_ends_all_and_says_whose_it_was(start, tmp_path):
+def test_the_failure_of_one_process_ends_all_and_names_it(start, tmp_path):
     job = start(2, 1, sections(sharding__fsdp=1, sharding__tensor=2), tmp_path, FAILING)
     assert [host.code() for host in job.hosts] == [1, 1]
     assert job.hosts[1].err().splitlines()[-2] == "clip-jax: error: the disk of this host is gone"
@@ -403,7 +403,7 @@ def test_the_failure_of_one_process_ends_all_and_says_whose_it_was(start, tmp_pa
     assert len(notes(job, "index")[0]["index"]) == 8
 
 
-def test_a_process_that_is_stuck_shows_where_and_all_end(start, tmp_path):
+def test_a_process_without_progress_shows_its_threads_and_all_end(start, tmp_path):
     sizes = {"sharding__fsdp": 1, "sharding__tensor": 2, "train__hang_timeout_s": 3}
     job = start(2, 1, sections(**sizes), tmp_path, STUCK)
     assert [host.code() for host in job.hosts] == [1, 1]
@@ -431,11 +431,11 @@ def test_processes_that_see_other_data_are_named(start, tmp_path):
     data = {"data__source": "webdataset", "data__path": "pairs.tar", "data__num_validation": 5}
     job = start(3, 1, sections(**data, sharding__fsdp=1, train__global_batch_size=9), tmp_path / "run", folders=folders)
     assert [host.code() for host in job.hosts] == [1, 1, 1]
-    place = socket.gethostname()
+    hostname = socket.gethostname()
     for host in job.hosts:
         (message,) = [line for line in host.err().splitlines() if line.startswith("clip-jax: error: ")]
         assert message.startswith("clip-jax: error: the processes differ in data: ")
-        assert f"training data, length: process 1 ({place}) has 11, the others 12" in message
+        assert f"training data, length: process 1 ({hostname}) has 11, the others 12" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -446,11 +446,9 @@ def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
     sizes = {"sharding__fsdp": 1}
     job = start(2, 1, sections(**sizes), Path("run"), "setup.preflight.SHARED_TIMEOUT_S = 1", folders=folders)
     assert [host.code() for host in job.hosts] == [1, 1]
-    place = socket.gethostname()
+    hostname = socket.gethostname()
     for host, folder in zip(job.hosts, folders):
-        message = (
-            f"process 1 ({place}) cannot see what process 0 ({place}) writes to --workdir={folder / 'run'}: it must"
-        )
+        message = f"process 1 ({hostname}) cannot see what process 0 ({hostname}) writes to --workdir={folder / 'run'}: it must"
         assert f"clip-jax: error: {message} be the same folder" in host.err()
     assert list((tmp_path / "a" / "run").iterdir()) == []
 
@@ -471,13 +469,13 @@ def test_the_command_finds_its_processes_by_slurm_and_names_the_one_with_another
     first = run_command(workdir, **job, SLURM_PROCID="0", SLURM_LOCALID="0")
     change = "--config.optimizer.learning_rate=0.5"
     second = run_command(workdir, change, **job, SLURM_PROCID="1", SLURM_LOCALID="1")
-    place = socket.gethostname()
+    hostname = socket.gethostname()
     for process in (first, second):
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert err.splitlines()[0] == (
             "clip-jax: error: the processes differ in config, code or devices: optimizer.learning_rate: process 1 "
-            f"({place}) has 0.5, process 0 ({place}) 0.002"
+            f"({hostname}) has 0.5, process 0 ({hostname}) 0.002"
         )
     assert not (tmp_path / "run").exists()
 
@@ -488,9 +486,9 @@ def test_the_command_names_the_missing_process(tmp_path):
     process = run_command(f"--workdir={tmp_path / 'run'}", *flags)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    place = socket.gethostname()
+    hostname = socket.gethostname()
     assert err.splitlines()[0] == (
-        f"clip-jax: error: processes 1, 2 of 3 did not arrive at {place}:{port} within 1 s; there were 0 ({place})"
+        f"clip-jax: error: processes 1, 2 of 3 did not arrive at {hostname}:{port} within 1 s; there were 0 ({hostname})"
     )
 
 
@@ -516,47 +514,48 @@ def test_embed_gives_each_process_its_shards(goldens, tmp_path):
     np.testing.assert_allclose(np.concatenate(shards), normalize(model.encode_image(images)), rtol=0, atol=1e-6)
 
 
-def meet_all(places: list[tuple[int, int]], timeout_s: float) -> list[Any]:
-    """Verdicts of processes given as (process_id, num_processes), each in a thread."""
+def wait_for_all(processes: list[tuple[int, int]], timeout_s: float) -> list[Any]:
+    """The answers that processes given as (process_id, num_processes) get, each in a thread."""
     port = free_port()
-    verdicts: list[Any] = [None] * len(places)
+    answers: list[Any] = [None] * len(processes)
 
-    def come(i: int) -> None:
-        process, count = places[i]
+    def arrive(i: int) -> None:
+        process, count = processes[i]
         try:
-            verdicts[i] = meet(f"localhost:{port}", count, process, timeout_s)
+            answers[i] = wait_for_processes(f"localhost:{port}", count, process, timeout_s)
         except HostsError as error:
-            verdicts[i] = str(error)
+            answers[i] = str(error)
 
-    threads = [threading.Thread(target=come, args=(i,)) for i in range(len(places))]
+    threads = [threading.Thread(target=arrive, args=(i,)) for i in range(len(processes))]
     for thread in reversed(threads):  # process 0 is the last
         thread.start()
         time.sleep(0.05)
     for thread in threads:
         thread.join()
-    return [str(verdict).replace(str(port), "PORT").replace(socket.gethostname(), "HOST") for verdict in verdicts]
+    return [str(answer).replace(str(port), "PORT").replace(socket.gethostname(), "HOST") for answer in answers]
 
 
-def test_processes_meet_and_learn_who_is_there():
-    assert meet_all([(0, 3), (1, 3), (2, 3)], 10) == ["['HOST', 'HOST', 'HOST']"] * 3
+def test_every_process_gets_the_host_names_of_all():
+    assert wait_for_all([(0, 3), (1, 3), (2, 3)], 10) == ["['HOST', 'HOST', 'HOST']"] * 3
 
 
 @pytest.mark.parametrize(
-    ("places", "message"),
+    ("processes", "message"),
     [
         ([(0, 4), (2, 4)], "processes 1, 3 of 4 did not arrive at HOST:PORT within 1 s; there were 0 (HOST), 2 (HOST)"),
         ([(0, 3), (1, 3), (1, 3)], "HOST and HOST both say they are process 1: give each its own --process_id"),
         (
             [(0, 2), (1, 4)],
-            "process 1 (HOST) was told of 4 processes, process 0 (HOST) of 2: give both the same --num_processes",
+            "process 1 (HOST) was started with --num_processes=4, process 0 (HOST) with 2: give both the same "
+            "--num_processes",
         ),
     ],
 )
-def test_all_that_came_learn_what_is_wrong(places, message):
-    assert meet_all(places, 1) == [message] * len(places)
+def test_every_process_that_arrived_gets_what_is_wrong(processes, message):
+    assert wait_for_all(processes, 1) == [message] * len(processes)
 
 
-SURROUNDINGS = {
+CLUSTERS = {
     "Open MPI 4": {"OMPI_MCA_orte_hnp_uri": "{job}.0;tcp://127.0.0.1:1"},
     "Open MPI 5": {},
     "GKE": {
@@ -570,10 +569,10 @@ SURROUNDINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
-def test_a_process_learns_its_place_from_what_surrounds_it(monkeypatch, name):
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_a_process_gets_its_index_from_its_cluster(monkeypatch, name):
     port = free_port(SLURM_PORTS)
-    variables = SURROUNDINGS[name]
+    variables = CLUSTERS[name]
     if name == "GKE":
         monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
         monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
@@ -589,10 +588,10 @@ def test_a_process_learns_its_place_from_what_surrounds_it(monkeypatch, name):
 
 def test_a_coordinator_without_an_address_is_named(monkeypatch):
     monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
-    for variable, value in SURROUNDINGS["GKE"].items():
+    for variable, value in CLUSTERS["GKE"].items():
         monkeypatch.setenv(variable, value.replace("127.0.0.1", "nowhere.invalid"))
     message = (
-        "^Failed to recognize coordinator address nowhere.invalid, as gketpu tells it: give --coordinator=HOST:PORT$"
+        "^Failed to recognize coordinator address nowhere.invalid, as gketpu reports it: give --coordinator=HOST:PORT$"
     )
     with pytest.raises(HostsError, match=message), joined(timeout_s=0):
         raise AssertionError("it went on alone")
@@ -605,15 +604,15 @@ def test_open_mpi_5_without_a_coordinator_is_no_run_of_one_process(monkeypatch):
         raise AssertionError("it went on alone")
 
 
-def test_a_coordinator_that_never_comes_is_named():
-    (verdict,) = meet_all([(1, 2)], 0.5)
-    assert verdict.startswith("process 0 did not arrive: process 1 (HOST) could not reach it at localhost:PORT within")
+def test_a_coordinator_that_does_not_arrive_is_named():
+    (answer,) = wait_for_all([(1, 2)], 0.5)
+    assert answer.startswith("process 0 did not arrive: process 1 (HOST) could not reach it at localhost:PORT within")
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:x", ":80", "host:99999"])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(HostsError, match=f"^--coordinator={address} must be HOST:PORT of process 0, for instance "):
-        meet(address, 2, 1, 0.1)
+        wait_for_processes(address, 2, 1, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -629,11 +628,11 @@ def test_an_address_that_is_none_is_refused(address):
         ),
     ],
 )
-def test_the_odd_one_is_named(tables, message):
+def test_the_process_that_differs_is_named(tables, message):
     assert describe_differences(tables, ["h0", "h1", "h2", "h3"]) == message
 
 
-def test_one_process_needs_nobody():
+def test_one_process_waits_for_no_other():
     assert process_count() == 1
     assert gather("x", {"a": 1}) == [{"a": 1}]
     assert from_first("x", lambda: 3) == 3

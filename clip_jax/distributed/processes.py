@@ -1,8 +1,7 @@
-"""Several processes, one run: started, of one mind, ended together.
+"""Several processes of one run: started together, compared, and ended together.
 
-On one machine without a cluster around it nothing of this does anything: `gather` gives back what it was given.
-Values travel through the key-value store of JAX's own coordination service, which has no public name yet; this file is
-the only one that reaches into `jax._src`.
+With one process nothing of this does anything: `gather` returns its own value. Values are exchanged through the
+key-value store of JAX's coordination service, which has no public name yet; only this file uses `jax._src`.
 """
 
 import atexit
@@ -22,25 +21,25 @@ import jax
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 
-from clip_jax.distributed.rendezvous import HostsError, meet
+from clip_jax.distributed.rendezvous import HostsError, wait_for_processes
 from clip_jax.distributed.watchdog import NO_PROGRESS
 from input_pipeline.storage import digest, digest_json
 
 T = TypeVar("T")
-AUTOMATIC = ("gcetpu", "gketpu", "slurm", "ompi")  # surroundings that are looked for unasked
-# What mpirun tells each process. Until Open MPI 4 it tells of a coordinator, too, which JAX looks for.
+AUTOMATIC = ("gcetpu", "gketpu", "slurm", "ompi")  # clusters that --cluster=auto looks for
+# What mpirun sets for each process. Until Open MPI 4 it also names a coordinator, which JAX looks for.
 OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
 POLL_S = 1.0
-GRACE_S = 3.0  # after another process failed: the time to say so oneself
+GRACE_S = 3.0  # after another process failed: time for this one to report its own error
 LEAVE_TIMEOUT_S = 15.0
 REMIND_S = 60.0
 HAS_ENDED = " has ended: "
-TOLD = 120  # characters of a value that a message shows
+SHOWN = 120  # characters of a value that a message shows whole
 
 _hosts: list[str] = []  # of each process, in JAX's numbering; empty with one process
 _numbers = itertools.count()
 _leaving = threading.Event()
-_ended = threading.Event()  # well: JAX's client is about to go
+_finished = threading.Event()  # without an error: JAX's client is about to close
 
 
 @contextmanager
@@ -52,18 +51,18 @@ def joined(
     cluster: str = "auto",
     timeout_s: float = 300,
 ) -> Iterator[None]:
-    """What it encloses runs on all processes together; a failure of one ends all. The first use of JAX must be inside.
+    """The block runs on all processes together; a failure of one ends all. The first use of JAX must be inside.
 
     Args:
       coordinator: "HOST:PORT" of process 0.
-      num_processes: of the run.
-      process_id: this one.
+      num_processes: number of processes in the run.
+      process_id: index of this process, from 0.
       cluster: where those come from that are not given: "auto" looks for TPU metadata, Slurm and Open MPI, which from
-        its version 5 on tells no coordinator; any other name is one of JAX's detectors ("k8s", "mpi4py", ...), "none"
-        looks nowhere.
-      timeout_s: how long the slowest process may take to arrive.
+        its version 5 on names no coordinator; any other name is one of JAX's detectors ("k8s", "mpi4py", ...); "none"
+        uses none.
+      timeout_s: seconds that the slowest process may take to arrive.
 
-    Raises HostsError: a process is missing, or counts otherwise.
+    Raises HostsError: a process is missing, or has another number of processes.
     """
     if not _start(coordinator, num_processes, process_id, cluster, timeout_s):
         yield
@@ -71,15 +70,15 @@ def joined(
     threading.Thread(target=_watch_others, daemon=True).start()
     with failure_reported():
         yield
-        gather("the end", None)  # JAX's own farewell waits only a short time
-        _ended.set()
+        gather("the end", None)  # JAX's own shutdown waits only a short time
+        _finished.set()
 
 
 @contextmanager
 def failure_reported(shared: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """When what it encloses fails, tells the others at once, before anything is wound up that may wait for them.
+    """An error in the block is reported to the other processes at once, before any cleanup that may wait for them.
 
-    shared: errors that all processes meet alike, at the same place.
+    shared: errors that all processes raise at the same point; they are not reported.
     """
     try:
         yield
@@ -109,11 +108,11 @@ def _start(
                     coordinator, num_processes, process_id, None, detector.name, int(timeout_s)
                 )
             except RuntimeError as error:
-                raise HostsError(f"{error}, as {detector.name} tells it: give --coordinator=HOST:PORT") from error
+                raise HostsError(f"{error}, as {detector.name} reports it: give --coordinator=HOST:PORT") from error
         elif detector is None and all(name in os.environ for name in OPEN_MPI):
-            count, place, local = (int(os.environ[name]) for name in OPEN_MPI)
+            count, rank, local = (int(os.environ[name]) for name in OPEN_MPI)
             if (num_processes or count) > 1:
-                num_processes, process_id = num_processes or count, place if process_id is None else process_id
+                num_processes, process_id = num_processes or count, rank if process_id is None else process_id
                 devices = [local]
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
@@ -121,21 +120,21 @@ def _start(
         return False
     if coordinator is None or num_processes is None or process_id is None:
         raise HostsError(f"{', '.join(missing)} missing: outside of a cluster each process needs {', '.join(given)}")
-    hosts = meet(coordinator, num_processes, process_id, timeout_s)
-    jax.config.update("jax_enable_preemption_service", True)  # see train.py, SIGTERM
+    hosts = wait_for_processes(coordinator, num_processes, process_id, timeout_s)
+    jax.config.update("jax_enable_preemption_service", True)  # for SIGTERM, see runs/loop.py
     jax.distributed.initialize(
         coordinator,
         num_processes,
         process_id,
         local_device_ids=devices,
         cluster_detection_method="deactivate",
-        initialization_timeout=int(timeout_s) + 60,  # all are there: now only JAX can fail
+        initialization_timeout=int(timeout_s) + 60,  # all have arrived: now only JAX can fail
         shutdown_timeout_seconds=60,
     )
     atexit.register(_leave_after_failure)  # called before JAX's own
     global _hosts
     _hosts = hosts
-    _hosts = gather("host names", hosts[process_id])  # a TPU's runtime may number its processes otherwise
+    _hosts = gather("host names", hosts[process_id])  # a TPU's runtime may number its processes differently
     return True
 
 
@@ -156,7 +155,7 @@ def _client() -> Any:
 
 
 def process_count() -> int:
-    """How many processes share the run."""
+    """Number of processes in the run."""
     return max(len(_hosts), 1)
 
 
@@ -166,7 +165,7 @@ def is_first() -> bool:
 
 
 def is_ending() -> bool:
-    """Whether this process has failed: what waits for others, such as a save under way, should not."""
+    """Whether this process has failed: then nothing should wait for others, as a save in progress would."""
     return _leaving.is_set()
 
 
@@ -176,9 +175,9 @@ def describe(process: int) -> str:
 
 
 def gather(name: str, value: T) -> list[T]:
-    """The values, fit for JSON, that all processes give, in their order; all must call it in the same order.
+    """The values of all processes, fit for JSON, by process; all must call it in the same order.
 
-    name: what is waited for, as a reminder on stderr tells it.
+    name: what is waited for, printed on stderr every REMIND_S seconds.
     """
     if process_count() == 1:
         return [value]
@@ -191,7 +190,7 @@ def gather(name: str, value: T) -> list[T]:
 
 
 def from_first(name: str, make: Callable[[], T]) -> T:
-    """What `make` gives on the first process, where alone it is called; the others wait for it."""
+    """What `make` returns on the first process, the only one that calls it; the others wait for it."""
     return gather(name, make() if is_first() else None)[0]  # type: ignore[return-value]
 
 
@@ -208,20 +207,20 @@ def _wait(key: str, process: int, name: str) -> str:
 
 
 def check_equal(what: str, facts: dict[str, Any]) -> None:
-    """Raises HostsError, the same on every process, when they do not all give the same facts.
+    """Raises HostsError, the same on every process, when they do not all have the same facts.
 
-    facts: name to value, fit for JSON. Only a digest travels while all agree.
+    facts: name to value, fit for JSON. Only a digest is exchanged while they are equal.
     """
     texts = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
     if len(set(gather(what, digest_json(texts)))) == 1:
         return
-    short = {name: t if len(t) <= TOLD else f"{t[:60]}... ({digest(t.encode())})" for name, t in texts.items()}
+    short = {name: t if len(t) <= SHOWN else f"{t[:60]}... ({digest(t.encode())})" for name, t in texts.items()}
     tables = gather(what, short)
     raise HostsError(f"the processes differ in {what}: {describe_differences(tables, _hosts)}")
 
 
 def describe_differences(tables: Sequence[dict[str, str]], hosts: Sequence[str]) -> str:
-    """Which process differs from most, in what; with no majority, from the first one's side."""
+    """Which process differs from the majority, in what; without a majority, from the first process."""
     found = []
     for name in sorted({name for table in tables for name in table}):
         values = [table.get(name, "nothing") for table in tables]
@@ -235,7 +234,7 @@ def describe_differences(tables: Sequence[dict[str, str]], hosts: Sequence[str])
 
 
 def end_all(message: str) -> NoReturn:
-    """Ends this process at once, whatever its threads are stuck in, and tells the others why."""
+    """Ends this process at once, whatever its threads are stuck in, and reports the reason to the others."""
     print(f"clip-jax: error: {message}", file=sys.stderr, flush=True)
     if process_count() > 1:
         _report_failure(message)
@@ -251,7 +250,7 @@ def _report_failure(message: str) -> None:
 
 
 def _leave() -> NoReturn:
-    """The end after a failure: JAX's own would wait for processes that are gone, then abort with pages of text.
+    """Ends the process after a failure: JAX's own exit waits for those that are gone, then aborts with pages of text.
 
     The process that holds the coordination service goes last: JAX aborts those that lose it.
     """
@@ -271,11 +270,11 @@ def _leave() -> NoReturn:
 def _watch_others() -> None:
     """Ends this process when another one has failed: it may be stuck in a collective that will never finish."""
     while not _leaving.wait(POLL_S):
-        if _ended.is_set():
+        if _finished.is_set():
             return
         cause = _failure_of_others()
         if cause and not _leaving.wait(GRACE_S):
-            if NO_PROGRESS in cause:  # where this one waits belongs to the answer
+            if NO_PROGRESS in cause:  # where this one waits is part of the cause
                 faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
             end_all(cause)
     time.sleep(LEAVE_TIMEOUT_S)  # by now the process has ended, unless a thread waits for another one
@@ -283,13 +282,13 @@ def _watch_others() -> None:
 
 
 def _failure_of_others(timeout_s: float = 0) -> str:
-    """Which process has ended and why, as it has told; "" when none has within timeout_s."""
+    """Which process has ended and why, as it reported; "" when none has within timeout_s seconds."""
     deadline = time.monotonic() + timeout_s
     with suppress(jax.errors.JaxRuntimeError):  # a coordinator that is gone is JAX's to report
         while True:
-            told = {int(key.split("/")[-1]): text for key, text in _client().key_value_dir_get("clip_jax/failed/")}
-            told.pop(jax.process_index(), None)
-            for process, text in sorted(told.items()):
+            reported = {int(key.split("/")[-1]): text for key, text in _client().key_value_dir_get("clip_jax/failed/")}
+            reported.pop(jax.process_index(), None)
+            for process, text in sorted(reported.items()):
                 return text if HAS_ENDED in text else f"{describe(process)}{HAS_ENDED}{text}"  # the cause, not its echo
             if time.monotonic() >= deadline:
                 break

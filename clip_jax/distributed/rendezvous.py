@@ -1,7 +1,7 @@
-"""All processes of a run meet at the coordinator's port before JAX starts there, so that who is missing can be told.
+"""All processes of a run connect to the coordinator's port before JAX starts there, so that a missing one is named.
 
-JAX itself aborts without a name when a process does not come. Process 0 listens, each other one says who it is, and
-all get the same verdict: the host names, or one sentence.
+JAX itself aborts without a name when a process does not arrive. Process 0 listens, each other one sends its number and
+host, and all get the same answer: the host names, or one sentence about what is wrong.
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Any
 
-HELLO_TIMEOUT_S = 5.0  # for one line over a connection that stands
+HELLO_TIMEOUT_S = 5.0  # for one line over an open connection
 RETRY_S = 0.2
 
 
@@ -18,20 +18,20 @@ class HostsError(ValueError):
     """The processes of a run cannot work together; the message says which one, and why."""
 
 
-def meet(coordinator: str, num_processes: int, process_id: int, timeout_s: float) -> list[str]:
-    """Waits until all processes are there.
+def wait_for_processes(coordinator: str, num_processes: int, process_id: int, timeout_s: float) -> list[str]:
+    """Waits until all processes have arrived.
 
     Args:
       coordinator: "HOST:PORT" of process 0, the same on every process.
-      num_processes: how many there are to be.
-      process_id: this one, in [0, num_processes).
-      timeout_s: how long the slowest may take.
+      num_processes: number of processes in the run.
+      process_id: index of this process, in [0, num_processes).
+      timeout_s: seconds that the slowest process may take to arrive.
 
     Returns:
       The host name of each process.
 
-    Raises HostsError, the same on all that have come: which ones are missing, two that claim the same place, or one
-    that counts otherwise.
+    Raises HostsError, the same on all that arrived: which processes are missing, have the same process_id, or have
+    another num_processes.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
@@ -77,7 +77,7 @@ def _host(port: int, own: dict[str, Any], timeout_s: float) -> list[str]:
         hosts = [] if error else [arrived[p] for p in range(num_processes)]
         for connection in connections:
             _send(connection, {"error": error, "hosts": hosts})
-        for connection in connections:  # who closes first keeps the port busy for a while, and JAX needs this one
+        for connection in connections:  # the side that closes first keeps its port busy, and JAX needs this one
             _receive(connection, HELLO_TIMEOUT_S)
     if error:
         raise HostsError(error)
@@ -88,8 +88,8 @@ def _mismatch(hello: dict[str, Any], arrived: dict[int, str], num_processes: int
     process, host = hello["process_id"], hello["host"]
     if hello["num_processes"] != num_processes:
         return (
-            f"process {process} ({host}) was told of {hello['num_processes']} processes, process 0 ({arrived[0]}) of "
-            f"{num_processes}: give both the same --num_processes"
+            f"process {process} ({host}) was started with --num_processes={hello['num_processes']}, process 0 "
+            f"({arrived[0]}) with {num_processes}: give both the same --num_processes"
         )
     if process in arrived:
         return f"{arrived[process]} and {host} both say they are process {process}: give each its own --process_id"
@@ -98,30 +98,30 @@ def _mismatch(hello: dict[str, Any], arrived: dict[int, str], num_processes: int
 
 def _join(host: str, port: int, hello: dict[str, Any], timeout_s: float) -> list[str]:
     deadline = time.monotonic() + timeout_s
-    verdict = None
-    while verdict is None:
+    answer = None
+    while answer is None:
         try:
             with socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.1)) as connection:
                 _send(connection, hello)
-                verdict = _receive(connection, timeout_s + HELLO_TIMEOUT_S)  # process 0 waits that long for the others
+                answer = _receive(connection, timeout_s + HELLO_TIMEOUT_S)  # process 0 waits that long for the others
         except OSError as failure:
             reason = str(failure)
         else:
             reason = "it closed the connection"
-        if verdict is None and time.monotonic() > deadline:
+        if answer is None and time.monotonic() > deadline:
             raise HostsError(
                 f"process 0 did not arrive: process {hello['process_id']} ({hello['host']}) could not reach it at "
                 f"{host}:{port} within {timeout_s:g} s ({reason})"
             )
-        if verdict is None:
+        if answer is None:
             time.sleep(RETRY_S)
-    if verdict["error"]:
-        raise HostsError(verdict["error"])
-    return verdict["hosts"]
+    if answer["error"]:
+        raise HostsError(answer["error"])
+    return answer["hosts"]
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    with suppress(OSError):  # the receiver's silence is noticed, its absence too
+    with suppress(OSError):  # a broken connection is noticed where the answer is missing
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress, and shows where it stands."""
+"""Ends a process that makes no progress, and shows what each of its threads is doing."""
 
 import faulthandler
 import sys
@@ -12,10 +12,11 @@ NO_PROGRESS = "no progress for"
 
 @contextmanager
 def hang_watch(timeout_s: float, on_hang: Callable[[str], object]) -> Iterator[Callable[[str], None]]:
-    """Gives a function to call with each sign of life, "step 3".
+    """Yields a function to call at each progress with what was done, as "step 3".
 
-    When none comes for timeout_s seconds, the stack of every thread goes to stderr and `on_hang` gets one sentence; it
-    should end the process, for a thread that waits for other hosts cannot be interrupted. 0 watches nothing.
+    When it is not called for timeout_s seconds, the stack of every thread is printed on stderr and `on_hang` is called
+    with one sentence; it should end the process, since a thread that waits for other hosts cannot be interrupted.
+    timeout_s=0 watches nothing.
     """
     if not timeout_s:
         yield lambda _: None
@@ -23,7 +24,7 @@ def hang_watch(timeout_s: float, on_hang: Callable[[str], object]) -> Iterator[C
     last: tuple[float, str] = (time.monotonic(), "the start")
     ended = threading.Event()
 
-    def beat(where: str) -> None:
+    def report_progress(where: str) -> None:
         nonlocal last
         last = (time.monotonic(), where)
 
@@ -38,6 +39,6 @@ def hang_watch(timeout_s: float, on_hang: Callable[[str], object]) -> Iterator[C
 
     threading.Thread(target=watch, name="hang_watch", daemon=True).start()
     try:
-        yield beat
+        yield report_progress
     finally:
         ended.set()

@@ -4,6 +4,7 @@ import dataclasses
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -38,7 +39,7 @@ class Training:
         self.mesh = mesh
         self.schedule = schedule or make_schedule(config.optimizer, config.train.total_steps)
         self.optimizer = make_optimizer(config.optimizer, self.schedule)
-        self._parts = {"frozen": config.optimizer.frozen, "has_ema": config.optimizer.has_ema}
+        self._parts: dict[str, Any] = {"frozen": config.optimizer.frozen, "has_ema": config.optimizer.has_ema}
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> "Training":
         """The same training of a model that reads this tokenizer's rows.
