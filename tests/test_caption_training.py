@@ -142,7 +142,7 @@ def test_a_run_learns_and_says_what_there_is_to_say(finished):
     assert rows[0].keys() == names | {"samples_seen", "epochs", *TIMING}
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
     assert all(0 < row["chance_loss"] < np.log(300) for row in rows)
-    assert f"(chance {rows[-1]['chance_loss']:.3f}) words or tokens foretold" in out
+    assert f"(chance {rows[-1]['chance_loss']:.3f}) words or tokens predicted" in out
     assert "logit scale" not in out
     results = json.loads((workdir / "evaluation.json").read_text())
     assert results.keys() == {"zero_shot"}

@@ -211,7 +211,7 @@ def test_a_save_that_fails_says_where_and_what_is_left(saved, target, tmp_path):
     assert message.startswith(f"could not save a checkpoint to {tmp_path}/checkpoints: ")
     assert "File too large" in message
     assert "The newest complete checkpoint is step 20; " in message
-    assert message.endswith("free space or mend the folder, then run the same command again")
+    assert message.endswith("free space or repair the folder, then run the same command again")
     reader = Checkpointer(tmp_path)
     assert restore(reader, target)[1] == data_state(20)
     reader.close()

@@ -448,8 +448,9 @@ def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
     assert [host.code() for host in job.hosts] == [1, 1]
     hostname = socket.gethostname()
     for host, folder in zip(job.hosts, folders):
-        message = f"process 1 ({hostname}) cannot see what process 0 ({hostname}) writes to --workdir={folder / 'run'}: it must"
-        assert f"clip-jax: error: {message} be the same folder" in host.err()
+        first, second = (f"process {process} ({hostname})" for process in range(2))
+        message = f"{second} cannot see what {first} writes to --workdir={folder / 'run'}: it must be the same folder"
+        assert f"clip-jax: error: {message}" in host.err()
     assert list((tmp_path / "a" / "run").iterdir()) == []
 
 
@@ -488,7 +489,8 @@ def test_the_command_names_the_missing_process(tmp_path):
     assert process.returncode == 1
     hostname = socket.gethostname()
     assert err.splitlines()[0] == (
-        f"clip-jax: error: processes 1, 2 of 3 did not arrive at {hostname}:{port} within 1 s; there were 0 ({hostname})"
+        f"clip-jax: error: processes 1, 2 of 3 did not arrive at {hostname}:{port} within 1 s; "
+        f"there were 0 ({hostname})"
     )
 
 

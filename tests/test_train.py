@@ -470,7 +470,7 @@ def test_a_full_disk_ends_in_one_message_and_the_run_goes_on_when_there_is_room(
     message = err[err.index("clip-jax: error: ") :]
     assert message.startswith(f"clip-jax: error: could not save a checkpoint to {tmp_path}/checkpoints: ")
     assert "File too large" in message
-    assert "The newest complete checkpoint is step 10; free space or mend the folder, then run the same" in message
+    assert "The newest complete checkpoint is step 10; free space or repair the folder, then run the same" in message
     assert saved_steps(tmp_path) == [10]
     assert loop.train(miniature(), tmp_path) == 0
     assert_same_end(tmp_path, finished)

@@ -1,4 +1,4 @@
-"""What a run writes down in its workdir: its config, read back and compared when it goes on, and its surroundings."""
+"""What a workdir records of its run: its config, compared when it is resumed, and the environment of the process."""
 
 import dataclasses
 import importlib.metadata
@@ -17,8 +17,8 @@ from clip_jax.installation import DISTRIBUTION, __version__
 from clip_jax.models import ResNetConfig, TextConfig, VisionConfig
 from input_pipeline.storage import differences, listed, write_json
 
-# What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another
-# path is told apart by its fingerprint.
+# What may change when a run is resumed: how fast and how often, never what is learned. Data that moved to another
+# path is recognised by its fingerprint.
 MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "model.remat",
               "loss.block_size", "sharding.", "train.num_microbatches", "train.checkpoint_every",
               "train.evaluate_every", "train.keep_checkpoints", "train.hang_timeout_s", "evaluation.")  # fmt: skip
@@ -50,7 +50,7 @@ def record_config(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
 
 
 def load_config(workdir: Path) -> Config:
-    """The config of a run, from its workdir."""
+    """The config of a run, from its workdir. Raises ValueError where there is none, or one of another version."""
     file = workdir / "config.json"
     if not file.is_file():
         raise ValueError(f"{workdir} is not the workdir of a run: it has no config.json")
@@ -77,7 +77,7 @@ def _with_defaults(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
 
 
 def _without_paths(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The sections without the places of a mixture's sources, which may move as data.path may."""
+    """The sections without the paths of a mixture's sources, which may change as data.path may."""
     parts = [{**part, "path": ""} for part in sections["data"].get("mixture", ())]
     return {**sections, "data": {**sections["data"], "mixture": parts}}
 
@@ -92,8 +92,10 @@ def environment() -> dict[str, Any]:
     """Command, commit, package versions and devices of this process."""
     describe = "git ls-files --error-unmatch record.py && git describe --always --dirty --abbrev=40"
     # The first command fails where the installed package merely lies within another repository.
-    told = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    commit = told.stdout.splitlines()[-1] if told.returncode == 0 else ""
+    output = subprocess.run(
+        describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    commit = output.stdout.splitlines()[-1] if output.returncode == 0 else ""
     return {
         "command": sys.argv,
         "commit": commit.strip() or None,

@@ -1,4 +1,4 @@
-"""A trained model back from wherever it lies: a run's workdir, an exported folder, the Hub."""
+"""Opens a trained model: a run's workdir, an exported folder, a name on the Hub."""
 
 import dataclasses
 import os

@@ -18,13 +18,13 @@ POLL_S = 0.2
 
 @contextmanager
 def live_curves(workdir: Path, every_s: float = 5.0, stop_at: int | None = None) -> Iterator[None]:
-    """Draws metrics.jsonl of a run as `plots.plot_curves` does, in place, while what it encloses trains.
+    """Draws metrics.jsonl of a run as `plots.plot_curves` does, again and again, while the block trains.
 
     Args:
-      workdir: of the run; it need not be there yet.
+      workdir: of the run; it need not exist yet.
       every_s: seconds between two drawings.
-      stop_at: a step at which to press the stop button, once: `train` saves and ends. A run that was there
-        already goes on undisturbed.
+      stop_at: a step at which a SIGINT is sent, once, as the stop button does: `train` saves and ends. A run that has
+        passed this step already is not stopped.
 
     Raises:
       ValueError: outside a notebook.

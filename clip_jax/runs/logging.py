@@ -34,15 +34,15 @@ BROKEN_NAMED = 20  # records that the summary names
 class MetricsWriter:
     """Appends rows to workdir/metrics.jsonl and to TensorBoard files in workdir/tensorboard.
 
-    A row is {"step": int, "samples_seen": int, name: float, ...}. Rows after `resume_step` are dropped when the file is
-    opened: the run is about to make them again.
+    A row is {"step": int, "samples_seen": int, name: float, ...}. Rows after `resume_step` are deleted when the file is
+    opened: the run writes them again.
     """
 
     def __init__(self, workdir: Path, resume_step: int):
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file = self._path.open("a", buffering=1)  # a row is there to be read as soon as it is written
+        self._file = self._path.open("a", buffering=1)  # a row can be read as soon as it is written
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, row: Row) -> None:
@@ -53,7 +53,7 @@ class MetricsWriter:
         self._events.file_writer.add_summary(summary, row["step"])
 
     def flush(self) -> None:
-        """Rows are on the disk: those before a checkpoint outlive a machine that is taken away."""
+        """Puts all rows on the disk: those before a checkpoint survive the loss of the machine."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._events.flush()
@@ -64,7 +64,7 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: Path) -> list[Row]:
-    """All whole rows of a run; a line cut short by a kill is left out."""
+    """All complete rows of a run; a line cut short by a kill is skipped. No file: no rows."""
     path = workdir / "metrics.jsonl"
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -76,7 +76,7 @@ def read_metrics(workdir: Path) -> list[Row]:
 
 
 class NonFiniteLossError(ValueError):
-    """The loss or its gradient is no longer finite; `step` says when and `index` which records it saw."""
+    """The loss or its gradient is not finite at `step`; `index`, int [b], are the records of its batch."""
 
     def __init__(self, step: int, what: str, value: float, index: np.ndarray):
         super().__init__(f"the {what} is {value} at step {step}")
@@ -85,7 +85,7 @@ class NonFiniteLossError(ValueError):
 
 
 class _Silent:
-    """Of several processes only one writes."""
+    """The writer of all processes but the first."""
 
     def write(self, row: Row) -> None: ...
 
@@ -95,11 +95,11 @@ class _Silent:
 
 
 class ProgressLog:
-    """Follows a run without holding it up: a step's metrics are read a few steps later, when they are surely done.
+    """Logs a run without delaying it: a step's metrics are read METRICS_LAG steps later, when they are computed.
 
     Each row also has images_per_s and data_wait_share, the share of the time spent waiting for the input pipeline; the
-    bar tells what data_broken counts.
-    silent: writes and shows nothing, and still raises for a loss that is no number.
+    bar shows data_broken where it is not 0.
+    silent: writes and shows nothing, but still raises for a loss that is not finite.
     """
 
     def __init__(self, workdir: Path, resume_step: int, total_steps: int, global_batch_size: int, silent: bool = False):
@@ -112,32 +112,35 @@ class ProgressLog:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Times what it encloses as waiting."""
+        """Counts the time of the block as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited_s += time.perf_counter() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what it encloses, such as an evaluation, out of images_per_s."""
+        """Excludes the block, such as an evaluation, from images_per_s."""
         self.flush()
         yield
         self._last_time, self._waited_s = time.perf_counter(), 0.0
 
     def add(self, step: int, metrics: Mapping[str, jax.Array | float], index: np.ndarray) -> None:
-        """Takes the metrics of a step and the records of its batch. Raises NonFiniteLossError, a little late."""
+        """Takes the metrics of a step and the records of its batch, int [b].
+
+        Raises NonFiniteLossError of an earlier step, up to METRICS_LAG steps later.
+        """
         self._pending.append((step, metrics, index))
         while len(self._pending) > METRICS_LAG:
             self._log_oldest()
 
     def flush(self) -> None:
-        """Waits for all steps given so far and puts their rows on the disk."""
+        """Waits for all steps added so far and puts their rows on the disk."""
         while self._pending:
             self._log_oldest()
         self._writer.flush()
 
     def write(self, row: Row) -> None:
-        """A row of its own, such as an evaluation's."""
+        """Writes a separate row, such as an evaluation's."""
         self._writer.write(row)
         self._writer.flush()
 

@@ -24,9 +24,9 @@ def saved_steps(workdir: Path) -> Sequence[int]:
 class Checkpointer:
     """Asynchronous, atomic saves under workdir/checkpoints, a folder that all processes of a run share.
 
-    Of several processes all make one and call the same methods; what each needs to know, the first one looks up.
+    All processes of a run make one and call the same methods; the first one lists the folder for all.
 
-    keep: how many of the newest are kept.
+    keep: number of the newest checkpoints that are kept, at least 1.
     """
 
     def __init__(self, workdir: Path, keep: int = 2):
@@ -39,7 +39,7 @@ class Checkpointer:
         return processes.from_first("the list of checkpoints", lambda: list(saved_steps(self.directory.parent)))
 
     def save(self, step: int, state: TrainState, data_state: dict[str, Any]) -> None:
-        """Starts to save in the background; an error of an earlier save is raised here."""
+        """Starts to save in the background, unless the step is saved. Raises CheckpointError of an earlier save."""
         if step in self.steps():
             return
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
@@ -51,15 +51,15 @@ class Checkpointer:
     def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, onto the target's shardings; None where there is none.
 
-        Raises CheckpointError when there are checkpoints and none of them can be read. One of several processes cannot
-        fall back to an older one by itself, nor tell what the others read: there the newest must be readable.
+        Raises CheckpointError when there are checkpoints and none of them can be read. One of several processes does
+        not know which one the others can read: there the newest must be readable.
         """
         failures = []
         for step in reversed(self.steps()):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
             try:
                 restored = self._manager.restore(step, args=args)
-            except Exception as error:  # a damaged step must not hide the sound one before it
+            except Exception as error:  # a damaged checkpoint must not hide the good one before it
                 if processes.process_count() > 1:
                     raise CheckpointError(
                         f"checkpoint {self.directory}/{step} cannot be read ({_first_line(error)}): move it out of the "
@@ -80,15 +80,15 @@ class Checkpointer:
         """Moves the checkpoints newer than `step`, which could not be read, to workdir/unreadable_STEP."""
         newer_steps = [s for s in self.steps() if s > step]
         for newer in newer_steps if processes.is_first() else []:
-            aside = self.directory.parent / f"unreadable_{newer}"
-            while aside.exists():
-                aside = aside.with_name(f"{aside.name}_again")
-            (self.directory / str(newer)).rename(aside)
-        processes.gather("checkpoints set aside", None)
+            target = self.directory.parent / f"unreadable_{newer}"
+            while target.exists():
+                target = target.with_name(f"{target.name}_again")
+            (self.directory / str(newer)).rename(target)
+        processes.gather("unreadable checkpoints moved", None)
         self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when all started saves are on the disk; raises CheckpointError when one failed."""
+        """Returns when all started saves are on the disk. Raises CheckpointError when one failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -96,22 +96,22 @@ class Checkpointer:
 
     def close(self) -> None:
         """Stops the background work; call `wait` first to learn whether a save failed."""
-        if processes.is_ending():  # a save under way would wait for the other processes
+        if processes.is_ending():  # a save in progress would wait for the other processes
             return
         try:
             self._manager.close()
-        except Exception as error:  # it must not hide the error that ended the run
+        except Exception as error:  # must not hide the error that ended the run
             logging.warning("%s", self._failed(error))
 
     def _failed(self, error: Exception) -> CheckpointError:
-        kept = saved_steps(self.directory.parent)  # others may not be here to agree
+        kept = saved_steps(self.directory.parent)  # without the other processes, which may have ended
         return CheckpointError(
             f"could not save a checkpoint to {self.directory}: {_first_line(error)}. "
             f"The newest complete checkpoint is {'step ' + str(kept[-1]) if kept else 'none'}; "
-            "free space or mend the folder, then run the same command again"
+            "free space or repair the folder, then run the same command again"
         )
 
 
 def _first_line(error: Exception) -> str:
     line = (str(error).strip() or repr(error)).splitlines()[0].split(" [tensorstore_spec=")[0]
-    return line if len(line) <= 300 else f"{line[:90]} ... {line[-200:]}"  # the cause stands at the end
+    return line if len(line) <= 300 else f"{line[:90]} ... {line[-200:]}"  # the cause is at the end

@@ -1,4 +1,4 @@
-"""All that training changes, as one pytree, created directly in its sharded place."""
+"""All that training changes, as one pytree, each shard created on its own device."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -27,16 +27,16 @@ from clip_jax.models.variables import (
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Each nested dict is empty where the model or the run has nothing of its kind.
+    """All that a step changes. A nested dict is empty where the model or the run has nothing of its kind.
 
     Attributes:
-      step: int32 []; how many have been taken.
+      step: int32 [], number of steps taken.
       params: the parameters that learn.
       frozen: those of frozen towers, without gradient, moments or decay.
       batch_stats: the running statistics of batch norms.
       ema: the exponential moving average of params and batch_stats, in at least float32.
       opt_state: optax's.
-      rng: uint32 key data [2], the run's key: whatever is random inside a step folds the step into it.
+      rng: uint32 [2], the run's key data; what is random inside a step folds the step into it.
     """
 
     step: jax.Array
@@ -49,13 +49,13 @@ class TrainState:
 
     @property
     def variables(self) -> Variables:
-        """All that the model needs to encode, as it is evaluated and exported: the moving average where one is kept."""
+        """The variables that are evaluated and exported: the moving average where one is kept, and frozen towers."""
         return join_variables(self.ema or join_variables(self.params, self.batch_stats), self.frozen)
 
 
 def moved_average(average: Variables, new: Variables, decay: float, step: jax.Array) -> Variables:
-    """The moving average after the step's new values: d * average + (1 - d) * new with d = min(decay, (1 + step) /
-    (10 + step)), so that a young average forgets the random start soon. Integers are the new ones.
+    """The moving average after a step: d * average + (1 - d) * new with d = min(decay, (1 + step) / (10 + step)), so
+    that the random start is soon forgotten. Integers are the new ones.
 
     Reference: Polyak & Juditsky 1992; the ramp as in TensorFlow's ExponentialMovingAverage.
     """
@@ -70,7 +70,7 @@ def moved_average(average: Variables, new: Variables, decay: float, step: jax.Ar
 
 
 def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> Any:
-    """The sharding of each leaf of a (possibly abstract) TrainState: moments lie with their parameters (ZeRO)."""
+    """The sharding of each leaf of a (possibly abstract) TrainState: moments are split as their parameters (ZeRO)."""
     shardings, everywhere = param_shardings(state.params, mesh), NamedSharding(mesh, P())
     return TrainState(
         step=everywhere,  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def state_shardings(state: Any, optimizer: optax.GradientTransformation, mesh: M
 
 
 def variable_shardings(variables: Variables, mesh: Mesh | AbstractMesh) -> Any:
-    """The sharding of each array of a model: parameters by the rules, running statistics on every device."""
+    """The sharding of each array of a model: parameters by PARAM_RULES, running statistics on every device."""
     params, batch_stats = split_variables(variables)
     everywhere = NamedSharding(mesh, P())
     return join_variables(param_shardings(params, mesh), jax.tree.map(lambda _: everywhere, batch_stats))
@@ -149,7 +149,7 @@ def init_state(
     frozen: tuple[str, ...] = (),
     has_ema: bool = False,
 ) -> TrainState:
-    """A fresh TrainState, each shard computed on its own device; the values do not depend on the mesh."""
+    """A new TrainState, each shard computed on its own device; the values do not depend on the mesh."""
     target = abstract_state(config, optimizer, mesh, frozen=frozen, has_ema=has_ema)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     rng = np.asarray(jax.random.key_data(jax.random.key(seed)))  # not yet on any mesh: each process has its own
@@ -157,8 +157,10 @@ def init_state(
 
 
 def with_variables(state: TrainState, given: Variables) -> TrainState:
-    """The state with the given arrays, of the whole model or a part of it, in the place of its own; its moving average
-    starts from them, too."""
+    """The state with its parameters, statistics and moving average replaced by the given arrays of the same path.
+
+    given: of the whole model or a part of it, [same shapes]; other paths are ignored.
+    """
     flat = flatten_dict(given)
 
     def replaced(tree: Variables) -> Variables:

@@ -14,13 +14,13 @@ from input_pipeline.tokenizers import Tokenizer
 
 
 class TextPacker:
-    """Packs a process's captions, int32 [b, L], in groups, of `rows` rows each: one a microbatch of each of its devices
-    that share a batch.
+    """Packs a process's captions, int32 [b, L], in groups of `rows` rows: one group for each microbatch of each of its
+    devices that share a batch.
 
-    A batch of which some group does not fit comes back as it is, unpacked, and costs what it costs without packing (and
-    one compilation, the first time): no caption is ever cut, left out or put off. Whether it fits is a function of the
-    captions alone, so a run that goes on takes the same steps. Several processes, which must all run the same
-    program, agree on it first, which waits for their devices.
+    A batch of which some group does not fit is returned unpacked, and costs what it costs without packing (and one
+    compilation, the first time): no caption is ever cut, skipped or delayed. Whether it fits depends on the captions
+    alone, so a resumed run takes the same steps. Several processes, which must all run the same program, agree on it
+    first, which waits for their devices.
     """
 
     def __init__(self, eot_token: int, num_groups: int, rows: int, num_microbatches: int = 1):
@@ -31,7 +31,7 @@ class TextPacker:
 
     @property
     def plan(self) -> str:
-        """What a run says of it before it starts."""
+        """A line of the run's plan."""
         return f"  captions packed: {self._num_groups} groups of {self.rows} rows"
 
     def __call__(self, text: np.ndarray) -> PackedText | np.ndarray:
@@ -58,9 +58,9 @@ def make_text_packer(
     seed: int,
     num_microbatches: int = 1,
 ) -> TextPacker:
-    """A packer whose rows suffice for nearly every global batch, judged by the lengths of a sample, `captions`.
+    """A packer with rows for nearly every global batch, estimated from the lengths of a sample, `captions`.
 
-    Raises ValueError for a text tower that cannot read packed rows.
+    Raises ValueError for a text tower that cannot read packed rows, or no captions.
     """
     if not model.text.ignores_padding:
         raise ValueError(
