@@ -196,7 +196,7 @@ def test_such_a_run_is_not_loaded_as_clip(finished):
             {"data__pack_text": True},
             r"^data.pack_text=True with loss.kind='language_model': it packs for text features alone",
         ),
-        ({"train__init_from": "ViT-B/32"}, r"^loop.init_towers=\('visual', 'text'\) with .* only the image tower can"),
+        ({"train__init_from": "ViT-B/32"}, r"^train.init_towers=\('visual', 'text'\) with .* only the image tower can"),
         ({"text__causal": False}, r"^text.causal=False with text.pooling='eot': a language model needs a causal"),
         ({"loss__block_size": 7}, r"^loss.block_size=7 is of losses over all pairs; loss.kind='language_model' looks"),
         ({"model__logit_bias_init": -10.0}, r"^model.logit_bias_init=-10.0 with loss.kind='language_model': only the"),

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -15,6 +14,7 @@ from clip_jax.config.experiment import make_config, with_data_path, with_mixture
 from clip_jax.config.record import environment, load_config, record_config
 from configs import clip_rn50
 from configs.tiny import get_config
+from input_pipeline.tokenizers import Tokenizer
 
 NO_CONFIGS = ("__init__", "model_sizes")
 CONFIG_FILES = sorted(file.stem for file in Path(configs.__path__[0]).glob("*.py") if file.stem not in NO_CONFIGS)
@@ -194,14 +194,23 @@ def test_unknown_and_missing_sections_are_named_together():
         make_config(given)
 
 
+class Silent(Tokenizer):
+    """A tokenizer of which only the sizes matter."""
+
+    def token_ids(self, text: str) -> list[int]:
+        return []
+
+    def files(self) -> dict[str, bytes]:
+        return {}
+
+
 def test_the_tokenizer_decides_the_end_token_and_must_fit():
     model = make_config(sections(text__vocab_size=300)).model
-    tokenizer = SimpleNamespace(vocab_size=300, eot_token=17)
-    assert with_tokenizer(model, tokenizer).text.eot_token == 17  # type: ignore[arg-type]
-    tokenizer.vocab_size = 301
+    tokenizer, larger = (Silent(8, vocab_size=size, sot_token=16, eot_token=17, vocabulary=b"") for size in (300, 301))
+    assert with_tokenizer(model, tokenizer).text.eot_token == 17
     message = "text.vocab_size=300 is smaller than the tokenizer's vocabulary, 301: set text.vocab_size=301 or more"
     with pytest.raises(ValueError, match=f"^{message}$"):
-        with_tokenizer(model, tokenizer)  # type: ignore[arg-type]
+        with_tokenizer(model, larger)
 
 
 def test_a_config_survives_its_record(tmp_path):
