@@ -15,11 +15,10 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from input_pipeline.progress import progress_bar
-from input_pipeline.storage import write_text
-
 from clip_jax.tables import format_table
+from input_pipeline.progress import progress_bar
 from input_pipeline.sources import Source
+from input_pipeline.storage import write_text
 
 Row = dict[str, Any]
 METRICS_LAG = 4  # steps that may still be running when the next one is dispatched

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from clip_jax.config.record import write_json
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import local_rows, place_batch
 from clip_jax.distributed.watchdog import hang_watch
@@ -23,6 +22,7 @@ from clip_jax.runs.logging import NonFiniteLossError, ProgressLog, read_metrics,
 from clip_jax.runs.setup import TrainingRun, prepare_run
 from input_pipeline.examples import STAGES
 from input_pipeline.prefetch import Reader
+from input_pipeline.storage import write_json
 
 T = TypeVar("T")
 BATCHES_AHEAD = 2  # read and placed on the devices before their step asks for them
