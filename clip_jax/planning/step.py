@@ -119,8 +119,9 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
         model=dataclasses.replace(config.model, remat="none"),
         train=dataclasses.replace(config.train, num_microbatches=1),
     )
+    model_step = Training(plain, mesh).step
     with jax.set_mesh(mesh):
-        model_flops = count_flops(Training(plain, mesh).step, state, batch)
+        model_flops = count_flops(model_step, state, batch)
     program = Program(text)
     memory = _memory(config, mesh, batch, compiled.memory_analysis())
     if chip and memory["peak"] > chip.memory_bytes:  # a GPU's compiler does not look

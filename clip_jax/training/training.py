@@ -64,7 +64,9 @@ class Training:
         self.abstract()
 
     def abstract(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state: ShapeDtypeStructs in its place.
+        """Shapes, dtypes and shardings of the state: ShapeDtypeStructs in the places of its arrays.
+
+        Devices of the mesh that do not exist (`planning`) must not be in context (`jax.set_mesh`): optax computes here.
 
         Raises ValueError for a mesh that does not divide a parameter.
         """
