@@ -80,11 +80,11 @@ def sharded(config, num_microbatches, shape):
         return jax.device_get(compiled(params, batch_stats, rows)), collectives(compiled)
 
 
-def assert_close(tree, expected, tolerance, aside=()):
+def assert_close(tree, expected, tolerance, excluded=()):
     """Each leaf's largest error against its largest value."""
     tree, expected = flatten_dict(tree, sep="/"), flatten_dict(expected, sep="/")
     assert tree.keys() == expected.keys()
-    leaves = {name: leaf for name, leaf in expected.items() if name not in aside}
+    leaves = {name: leaf for name, leaf in expected.items() if name not in excluded}
     errors = {name: np.abs(tree[name] - leaf).max() / np.abs(leaf).max() for name, leaf in leaves.items()}
     assert not {name: error for name, error in errors.items() if not error < tolerance}
 
@@ -172,7 +172,7 @@ def test_batch_norms_see_a_microbatch_at_a_time_and_the_first_pass_alone_moves_t
     (expected, mean), expected_grads = jax.value_and_grad(by_hand, has_aux=True)(params)
     np.testing.assert_allclose(value, expected, rtol=1e-13)
     # Nothing goes through the convolution's bias, which the norm takes away again.
-    assert_close(grads, expected_grads, 1e-10, aside=("conv/bias",))
+    assert_close(grads, expected_grads, 1e-10, excluded=("conv/bias",))
     np.testing.assert_allclose(moved["norm"]["mean"], mean, rtol=0, atol=1e-14)
     assert moved["norm"]["count"] == 3
 
@@ -202,7 +202,7 @@ def test_any_loss_and_any_features():
     assert seen == 0 + 1 + 2 + 3
 
 
-def test_gradients_are_summed_in_float32_and_come_back_in_the_parameters_dtype():
+def test_gradients_are_summed_in_float32_and_have_the_parameters_dtype():
     rows = jnp.concatenate([jnp.full(1, 256.0), jnp.ones(63)])  # in bfloat16, 256 + 1 is 256
 
     def encode(w, _, rows):
@@ -216,7 +216,7 @@ def test_gradients_are_summed_in_float32_and_come_back_in_the_parameters_dtype()
     assert float(grad) == 320  # 319, rounded once
 
 
-def test_microbatches_are_every_mth_row_and_come_back_in_order():
+def test_microbatches_are_every_mth_row_and_are_joined_in_order():
     rows = np.arange(24).reshape(12, 2)
     parts = np.asarray(split_rows(rows, 3))
     np.testing.assert_array_equal(parts[1], rows[1::3])
@@ -265,7 +265,7 @@ def make_step(config, num_microbatches, shape):
 
 
 @pytest.mark.usefixtures("x64")
-def test_steps_in_parts_are_steps_of_the_whole_dropped_patches_included():
+def test_steps_in_microbatches_equal_those_of_the_whole_batch_with_dropped_patches():
     mesh = mesh_of(DEVICES)
 
     def train(num_microbatches):
@@ -306,7 +306,7 @@ def test_memory_is_that_of_one_microbatch():
     assert temporaries(4) < 0.35 * temporaries(1)
 
 
-def test_other_patches_are_left_out_at_another_step():
+def test_other_patches_are_dropped_at_another_step():
     config = dataclasses.replace(VIT, compute_dtype="float32", param_dtype="float32")
     step, start = make_step(config, 1, (1, 1, 1))
     start, shardings = jax.device_get(start), jax.tree.map(lambda leaf: leaf.sharding, start)

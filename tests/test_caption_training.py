@@ -83,7 +83,7 @@ def definition(kind):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_gradient_in_parts_on_a_mesh_is_the_definitions(kind):
+def test_every_gradient_in_microbatches_on_a_mesh_is_that_of_the_definition(kind):
     mesh = make_mesh(ShardingConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
     config = config_of(kind)
     params = some_params(config)
@@ -134,7 +134,7 @@ def finished(request, tmp_path_factory):
     return request.param, workdir, " ".join(" ".join(lines).split())
 
 
-def test_a_run_learns_and_says_what_there_is_to_say(finished):
+def test_a_run_learns_and_prints_its_summary(finished):
     _, workdir, out = finished
     rows = [row for row in read_metrics(workdir) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 13))
@@ -154,7 +154,7 @@ def test_a_run_learns_and_says_what_there_is_to_say(finished):
     assert {file.stem for file in workdir.glob("*.png")} == {"curves"}
 
 
-def test_a_run_that_was_cut_short_ends_as_if_undisturbed(finished, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_an_undisturbed_one(finished, tmp_path, monkeypatch):
     kind, workdir, _ = finished
     with pytest.raises(ValueError, match=rf"^workdir .* another config: loss.kind was '{kind}', is 'contrastive'"):
         loop.train(miniature("contrastive"), workdir)
@@ -208,7 +208,7 @@ def test_what_captions_predicted_cannot_have_is_refused(changes, message):
         make_config(miniature("language_model", **changes))
 
 
-def test_the_head_is_the_losss():
+def test_the_head_of_the_model_follows_the_loss():
     config = make_config(miniature("contrastive"))
     with pytest.raises(ValueError, match=r"^model.head='embedding' with loss.kind='bag_of_words': it must be 'bag_of_"):
         dataclasses.replace(config, loss=LossConfig(kind="bag_of_words"))

@@ -88,7 +88,7 @@ def test_nothing_to_restore(checkpointer, target):
     assert checkpointer.restore(target) is None
 
 
-def test_what_is_saved_comes_back_to_the_bit(saved, target):
+def test_a_saved_state_is_restored_to_the_bit(saved, target):
     state, data = restore(saved, target)
     assert_identical(state, some_state(target, seed=20))
     assert data == data_state(20)

@@ -78,12 +78,12 @@ def test_a_logit_bias_can_be_asked_for_as_a_number():
 
 
 @pytest.mark.parametrize(
-    ("kind", "bias", "mend"), [("contrastive", -10.0, "leave it None"), ("sigmoid", None, "at -10")]
+    ("kind", "bias", "fix"), [("contrastive", -10.0, "leave it None"), ("sigmoid", None, "at -10")]
 )
-def test_a_bias_goes_with_the_sigmoid_loss_and_with_no_other(kind, bias, mend):
+def test_a_bias_goes_with_the_sigmoid_loss_and_with_no_other(kind, bias, fix):
     config = get_config()
     config.loss.kind, config.model.logit_bias_init = kind, bias
-    with pytest.raises(ValueError, match=rf"model.logit_bias_init={bias} with loss.kind='{kind}': .*{mend}"):
+    with pytest.raises(ValueError, match=rf"model.logit_bias_init={bias} with loss.kind='{kind}': .*{fix}"):
         make_config(config.to_dict())
 
 
@@ -213,7 +213,7 @@ def test_the_tokenizer_decides_the_end_token_and_must_fit():
         with_tokenizer(model, larger)
 
 
-def test_a_config_survives_its_record(tmp_path):
+def test_a_recorded_config_is_read_back(tmp_path):
     record_config(sections(), tmp_path)
     assert load_config(tmp_path) == make_config(sections())
     record_config(sections(), tmp_path)  # the same again: a run that goes on
@@ -312,7 +312,7 @@ def test_the_sources_of_a_mixture_may_move_and_not_change(tmp_path):
         )
 
 
-def test_a_run_from_before_filters_and_mixtures_goes_on(tmp_path):
+def test_a_run_from_before_filters_and_mixtures_resumes(tmp_path):
     record_config(sections(), tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     for name in ("captions_field", "mixture", "min_side", "max_aspect", "caption_must_match"):

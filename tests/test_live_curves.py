@@ -28,7 +28,7 @@ def write(workdir, steps):
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_it_draws_while_the_run_goes_and_once_more_at_its_end(tmp_path, drawn):
+def test_it_draws_during_the_run_and_once_at_its_end(tmp_path, drawn):
     with live_curves(tmp_path, every_s=0.01):
         assert not drawn  # there is no run yet
         write(tmp_path, 5)
@@ -52,7 +52,7 @@ def received():
     signal.signal(signal.SIGINT, previous)
 
 
-def test_the_stop_button_is_pressed_once(tmp_path, drawn, received):
+def test_the_stop_signal_is_sent_once(tmp_path, drawn, received):
     with live_curves(tmp_path, every_s=60, stop_at=7):
         write(tmp_path, 7)  # up to step 6
         time.sleep(0.5)
@@ -62,14 +62,14 @@ def test_the_stop_button_is_pressed_once(tmp_path, drawn, received):
     assert received == [signal.SIGINT]
 
 
-def test_a_run_that_is_beyond_the_step_goes_on_undisturbed(tmp_path, drawn, received):
+def test_a_run_that_is_beyond_the_step_is_not_stopped(tmp_path, drawn, received):
     write(tmp_path, 9)
     with live_curves(tmp_path, every_s=60, stop_at=7):
         time.sleep(0.5)
     assert not received
 
 
-def test_outside_a_notebook_it_says_so(tmp_path, monkeypatch):
+def test_outside_a_notebook_it_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(IPython.display, "display", lambda **_: None)
     with (
         pytest.raises(ValueError, match=r"live_curves draws in a notebook; elsewhere look at curves\.png"),

@@ -18,7 +18,7 @@ def step_metrics(loss=1.5):
     return {"loss": jnp.float32(loss), **{name: jnp.float32(0.25) for name in names}}
 
 
-def test_rows_come_back(tmp_path):
+def test_rows_are_read_back(tmp_path):
     assert read_metrics(tmp_path) == []
     rows = [row(1, loss=2.5), row(2, loss=2.25), row(2, **{"compositions_top@1": 0.5})]
     writer = MetricsWriter(tmp_path, resume_step=0)
@@ -59,7 +59,7 @@ def test_a_last_line_without_its_newline_does_not_swallow_the_next(tmp_path):
     assert read_metrics(tmp_path) == [row(1), row(2)]
 
 
-def test_the_bar_tells_broken_records_once_there_are_some(tmp_path):
+def test_the_bar_shows_broken_records_once_there_are_some(tmp_path):
     log = ProgressLog(tmp_path, resume_step=0, total_steps=2, global_batch_size=24)
     for step, broken in ((1, 0), (2, 1234)):
         log.add(step, step_metrics() | {"data_broken": broken}, index=np.arange(24))

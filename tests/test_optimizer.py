@@ -39,7 +39,7 @@ def test_weights_decay_and_gains_biases_and_the_temperature_do_not():
     assert {"logit_scale", "visual/class_embedding", "visual/ln_pre/scale", "text/ln_final/bias"} < mask.keys()
 
 
-def test_a_parameter_of_unknown_name_must_be_decided():
+def test_a_parameter_of_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"parameter \['head'\]\['gate'\]: say in optimizer.py whether 'gate' decays"):
         decay_mask({"head": {"kernel": jnp.ones(3), "gate": jnp.ones(3)}})
 

@@ -101,7 +101,7 @@ def test_a_run_with_everything_random_and_averaged_resumes_to_the_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_microbatches(tmp_path):
+def test_a_run_resumes_with_another_number_of_microbatches(tmp_path):
     config = sections(**with_keys("vision", patch_dropout=0.5), **with_keys("train", global_batch_size=32))
     advance(config, tmp_path / "whole", 2)
     advance(config, tmp_path / "in_parts", 1)
@@ -112,7 +112,7 @@ def test_a_run_goes_on_with_another_number_of_microbatches(tmp_path):
     jax.tree.map(lambda own, leaf: np.testing.assert_allclose(own, leaf, atol=1e-5 * scale), moments, expected)
 
 
-def test_a_batch_that_does_not_come_in_equal_parts_is_refused(tmp_path):
+def test_a_batch_that_microbatches_do_not_divide_is_refused(tmp_path):
     config = sections(**with_keys("train", global_batch_size=40, num_microbatches=3))
     message = (
         "train.global_batch_size=40 is not divisible by the 8 devices that share a batch, times "
@@ -154,7 +154,7 @@ def test_a_run_loads_as_published_weights_do(workdir, images):
 
 
 @pytest.mark.parametrize("form", ["huggingface", "open_clip"])
-def test_a_run_leaves_and_comes_back(workdir, images, tmp_path, form):
+def test_a_run_is_exported_and_loaded_again(workdir, images, tmp_path, form):
     model, _, tokenize = clip_jax.load(workdir)
     pretrained, tokenizer = open_model(workdir)
     save_pretrained(pretrained, tmp_path / form, form, tokenizer)
@@ -167,7 +167,7 @@ def test_a_run_leaves_and_comes_back(workdir, images, tmp_path, form):
     np.testing.assert_array_equal(again(images, text)[0], model(images, text)[0])
 
 
-def test_training_starts_from_given_weights(workdir, tmp_path):
+def test_training_starts_from_initial_weights(workdir, tmp_path):
     given, _ = open_model(workdir)
     config = sections(**with_keys("train", init_from=str(workdir)))
     assert_equal(advance(config, tmp_path / "same", 0), given.variables)
@@ -177,12 +177,12 @@ def test_training_starts_from_given_weights(workdir, tmp_path):
     assert_equal(variables["visual"]["transformer"], given.variables["visual"]["transformer"])
 
 
-def test_weights_of_another_model_are_no_start(workdir, tmp_path):
+def test_initial_weights_of_another_model_are_refused(workdir, tmp_path):
     config = sections(**with_keys("train", init_from=str(workdir)), **with_keys("model", activation="gelu"))
     with pytest.raises(ValueError, match=f"train.init_from={workdir} is not the config's model: activation is quick_"):
         prepare_run(config, tmp_path)
     assert not (tmp_path / "config.json").exists()
-    assert advance(sections(**with_keys("train", init_from=str(workdir))), tmp_path, 0)  # the mended config is taken
+    assert advance(sections(**with_keys("train", init_from=str(workdir))), tmp_path, 0)  # the corrected config is taken
 
 
 def test_the_vocabulary_comes_with_the_weights(workdir, tmp_path):

@@ -133,7 +133,7 @@ def test_a_batch_that_does_not_fit_is_encoded_unpacked_and_counted(unpacked, sha
     assert f"batches that did not fit their packed rows {sum(overflows):.0f}" in out
 
 
-def test_a_stopped_run_goes_on_bit_identically(monkeypatch, tmp_path):
+def test_a_stopped_run_resumes_bit_identically(monkeypatch, tmp_path):
     sections = miniature(pack_text=True)
     assert loop.train(sections, tmp_path / "whole") == 0
     add = loop.ProgressLog.add
@@ -154,7 +154,7 @@ def test_a_stopped_run_goes_on_bit_identically(monkeypatch, tmp_path):
         np.testing.assert_array_equal(leaf, other)
 
 
-def test_packing_may_be_turned_on_when_a_run_goes_on(tmp_path):
+def test_packing_may_be_turned_on_when_a_run_resumes(tmp_path):
     sections = miniature(pack_text=False)
     prepare_run(sections, tmp_path)
     assert prepare_run(miniature(pack_text=True), tmp_path).text_packer
@@ -167,7 +167,7 @@ def some_text(lengths):
     return text
 
 
-def test_the_packer_packs_what_fits_and_gives_back_what_does_not():
+def test_the_packer_packs_what_fits_and_returns_other_text_unchanged():
     packer = TextPacker(END, num_groups=2, rows=2)
     fits, too_much = some_text([4, 7, 11, 3, 3, 3]), some_text([4, 7, 11, 9, 9, 9])
     packed = packer(fits)

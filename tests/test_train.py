@@ -190,7 +190,7 @@ def saved_steps(workdir: Path) -> list[int]:
     return sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
 
 
-def test_a_run_leaves_what_its_last_line_says(finished):
+def test_a_finished_run_has_the_files_that_its_last_line_lists(finished):
     steps = [row for row in read_metrics(finished) if "loss" in row]
     assert [row["step"] for row in steps] == list(range(1, 71))
     assert [row["samples_seen"] for row in steps] == list(range(8, 561, 8))
@@ -255,7 +255,7 @@ def test_the_same_command_after_the_end_changes_nothing(finished, no_pictures, c
     assert "records that could not be used 0 met, 0 left out beforehand" in out
 
 
-def test_a_run_killed_and_stopped_again_and_again_ends_as_if_undisturbed(finished, tmp_path, no_pictures):
+def test_a_run_killed_and_stopped_several_times_ends_as_an_undisturbed_one(finished, tmp_path, no_pictures):
     sections, workdir = miniature(data__num_workers=1), tmp_path / "disturbed"
     for number, after_step in ((signal.SIGKILL, 10), (signal.SIGTERM, 30), (signal.SIGINT, 50)):
         run = Run(sections, workdir, delay_s=0.1)
@@ -280,7 +280,7 @@ def test_a_run_killed_and_stopped_again_and_again_ends_as_if_undisturbed(finishe
     assert_same_end(workdir, finished)
 
 
-def test_an_evaluation_that_was_cut_short_is_made_up_for(finished, tmp_path, no_pictures, monkeypatch):
+def test_an_interrupted_evaluation_is_repeated_when_the_run_resumes(finished, tmp_path, no_pictures, monkeypatch):
     def stop(*args):
         raise RuntimeError("the power failed")
 
@@ -331,7 +331,7 @@ def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_
         assert_same_end(finished, tmp_path)
 
 
-def test_a_loss_that_is_no_number_names_the_step_the_records_and_the_checkpoint(tmp_path, no_pictures, monkeypatch):
+def test_a_loss_that_is_not_finite_names_the_step_the_records_and_the_checkpoint(tmp_path, no_pictures, monkeypatch):
     def make_failing_step(*args, **keywords):
         step = make_train_step(*args, **keywords)
 
@@ -442,7 +442,7 @@ def test_the_vocabulary_of_a_refused_config_is_not_used(finished, tmp_path):
     assert (tmp_path / TOKENIZER_FILE).read_bytes() == (finished / TOKENIZER_FILE).read_bytes()
 
 
-def test_a_config_that_was_refused_does_not_bind_the_workdir(finished, tmp_path):
+def test_a_refused_config_leaves_the_workdir_free(finished, tmp_path):
     vocabulary = str(finished / TOKENIZER_FILE)
     with pytest.raises(ValueError, match=r"^text.vocab_size=50 is smaller than the tokenizer's vocabulary, \d+: set"):
         loop.train(miniature(text__vocab_size=50, data__tokenizer_file=vocabulary), tmp_path)
@@ -463,7 +463,7 @@ Checkpointer.save = save_on_a_full_disk
 """
 
 
-def test_a_full_disk_ends_in_one_message_and_the_run_goes_on_when_there_is_room(finished, tmp_path, no_pictures):
+def test_a_full_disk_ends_in_one_message_and_the_run_resumes_when_there_is_room(finished, tmp_path, no_pictures):
     code, _, err = Run(miniature(), tmp_path, more=FULL_DISK).end()
     assert code == 1
     assert "orbax/checkpoint/_src" not in err  # its own tracebacks

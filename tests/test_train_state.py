@@ -74,7 +74,7 @@ def assert_equal(tree, expected):
     jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
-def test_a_frozen_tower_has_no_moments_and_comes_back_among_the_variables():
+def test_a_frozen_tower_has_no_moments_and_is_among_the_variables():
     optimizer = make_optimizer(OPTIMIZER, schedule)
     state = abstract_state(VIT, optimizer, mesh_of(2, 2, 2), frozen=("visual",))
     assert set(state.frozen) == {"visual", "visual_projection"}

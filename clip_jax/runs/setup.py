@@ -102,7 +102,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> TrainingR
     evaluator = _make_evaluator(training, tokenizer, validation)
     new_state = _make_state(training, weights) if is_new else None
     if processes.is_first():
-        record_config(sections, workdir)  # from here on nothing is refused
+        record_config(sections, workdir)  # a config that is refused leaves none
 
     checkpointer, state, data_state = _restore(training, workdir, new_state)
     return TrainingRun(
