@@ -31,6 +31,8 @@ class Training:
       mesh: of the state and the batches.
       schedule: step to learning rate; by default the config's warm-up and cosine.
 
+    Attributes: config, mesh, schedule, and optimizer, an optax transformation.
+
     Raises ValueError for more warm-up steps than steps.
     """
 
