@@ -455,7 +455,7 @@ def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
 
 
 def run_module(name: str, *options: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", f"clip_jax.{name}", *options]
+    command = [sys.executable, "-m", "clip_jax", name, *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env={**os.environ, **environment}, text=True, **pipes)
 
