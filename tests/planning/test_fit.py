@@ -3,9 +3,9 @@ import dataclasses
 import jax
 import pytest
 
-from clip_jax.cli import plan as plan_module
 from clip_jax.config.experiment import make_config
 from clip_jax.models import ResNetConfig
+from clip_jax.planning import plan as plan_module
 from clip_jax.planning.fit import HEADROOM, Fitter, Setting
 from clip_jax.planning.params import param_table
 from clip_jax.planning.plan import plan, plan_fitting
