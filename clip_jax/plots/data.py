@@ -4,6 +4,7 @@ import os
 import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def plot_statistics(counts: Mapping[str, Mapping[Any, int]], path: str | os.Path
     Raises:
       ValueError: nothing is counted.
     """
-    panels: list[Callable[[Axes], None]] = []
+    panels: list[tuple[str, Callable[[Axes], None]]] = []
     for name, title, unit in (
         ("characters", "Captions, characters", ""),
         ("words", "Captions, words", ""),
@@ -53,34 +54,27 @@ def plot_statistics(counts: Mapping[str, Mapping[Any, int]], path: str | os.Path
         if not found or (name == "captions" and max(found) == 0):
             continue
         if name == "sizes":
-            panels.append(lambda ax, found=found: _draw_sizes(ax, found))  # type: ignore[misc]
+            draw = partial(_draw_sizes, counts=found)
         elif name == "forms" or (name in ("labels", "captions") and len(found) <= MAX_NAMED):
-            panels.append(lambda ax, found=found: _draw_shares(ax, found))  # type: ignore[misc]
+            draw = partial(_draw_shares, counts=found)
         elif name == "labels":
-            panels.append(lambda ax, found=found: _draw_labels(ax, found))  # type: ignore[misc]
+            draw = partial(_draw_labels, counts=found)
         else:
-            panels.append(lambda ax, found=found, unit=unit: _draw_histogram(ax, found, unit))  # type: ignore[misc]
-        panels[-1] = _titled(panels[-1], title)
+            draw = partial(_draw_histogram, counts=found, unit=unit)
+        panels.append((title, draw))
     if not panels:
         raise ValueError(f"no records to draw in {path}")
     columns = 3 if len(panels) > 4 else 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
-    for ax, draw in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
+    for ax, (title, draw) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
+        ax.set_title(title, loc="left", fontsize=11)
         draw(ax)
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_axisbelow(True)
     for ax in figure.axes[len(panels) :]:
         ax.set_axis_off()
     save_figure(figure, path)
-
-
-def _titled(draw: Callable[[Axes], None], title: str) -> Callable[[Axes], None]:
-    def titled(ax: Axes) -> None:
-        ax.set_title(title, loc="left", fontsize=11)
-        draw(ax)
-
-    return titled
 
 
 def _draw_histogram(ax: Axes, counts: Mapping[int, int], unit: str) -> None:
