@@ -118,7 +118,7 @@ def describe(config: Config, topology: str, setting: Setting, step: StepPlan) ->
     if step.chip:
         bound = max(step.times, key=step.times.__getitem__)
         rows += [
-            ["least time of a step, s: compute, memory, network", ", ".join(map(_number, step.times.values()))],
+            ["lower bound of a step, s: compute, memory, network", ", ".join(map(_number, step.times.values()))],
             [f"  bound by {bound}; the MFU it allows", f"{step.mfu:.0%}"],
             ["pairs/s, at most", _number(step.samples / step.step_s)],
             [f"hours of {step.total_samples:,} pairs, at least", _number(step.hours)],

@@ -30,7 +30,7 @@ def test_the_command_writes_what_it_prints(tmp_path, compile_once):
     assert done.stderr.startswith("compiling for 8 cpu --config.model.remat=full --config.sharding.fsdp=2")
 
 
-def test_a_person_reads_three_digits():
+def test_the_table_has_three_digits():
     config = make_config(tiny.get_config().to_dict())
     step = compile_step(config, jax.devices()[:1])
     step = dataclasses.replace(
@@ -40,4 +40,4 @@ def test_a_person_reads_three_digits():
     table = {row[0].strip(): row[1].strip() for row in rows[2:] if len(row) == 2}
     assert table["TFLOPs of a step, all devices"] == "123,456"
     assert table["GB to and from a device's memory in a step"] == "0.819"
-    assert table["least time of a step, s: compute, memory, network"].startswith("627, 0.00100, ")
+    assert table["lower bound of a step, s: compute, memory, network"].startswith("627, 0.00100, ")
