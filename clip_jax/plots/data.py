@@ -53,6 +53,7 @@ def plot_statistics(counts: Mapping[str, Mapping[Any, int]], path: str | os.Path
         found = counts[name]
         if not found or (name == "captions" and max(found) == 0):
             continue
+        draw: Callable[[Axes], None]
         if name == "sizes":
             draw = partial(_draw_sizes, counts=found)
         elif name == "forms" or (name in ("labels", "captions") and len(found) <= MAX_NAMED):
