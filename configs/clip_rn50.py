@@ -2,7 +2,7 @@
 
     clip-jax train --config=clip_rn50 --config.data.path='TARS/{00000..39999}.tar' --workdir=runs/rn50
 
-Hardware and time: not told in the paper.
+Hardware and time: not in the paper.
 Result, the paper's and not ours: zero-shot ImageNet top-1 59.6 % of the released weights, with 80 prompts ensembled.
 """
 

@@ -2,7 +2,7 @@
 
     clip-jax train --config=clip_rn50x16 --config.data.path='TARS/{00000..39999}.tar' --workdir=runs/rn50x16
 
-Hardware and time: not told in the paper.
+Hardware and time: not in the paper.
 Result, the paper's and not ours: zero-shot ImageNet top-1 70.5 % of the released weights, with 80 prompts ensembled.
 """
 

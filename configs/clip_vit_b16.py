@@ -2,7 +2,7 @@
 
     clip-jax train --config=clip_vit_b16 --config.data.path='TARS/{00000..39999}.tar' --workdir=runs/vit_b16
 
-Hardware and time: not told in the paper.
+Hardware and time: not in the paper.
 Result, the paper's and not ours: zero-shot ImageNet top-1 68.6 % of the released weights, with 80 prompts ensembled.
 """
 

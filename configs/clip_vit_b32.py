@@ -2,7 +2,7 @@
 
     clip-jax train --config=clip_vit_b32 --config.data.path='TARS/{00000..39999}.tar' --workdir=runs/vit_b32
 
-Hardware and time: the paper tells them of its largest models only (sec. 2.5): RN50x64 took 18 days on 592 V100 GPUs,
+Hardware and time: the paper gives those of its largest models (sec. 2.5): RN50x64 took 18 days on 592 V100 GPUs,
 ViT-L/14 12 days on 256.
 Result, the paper's and not ours: zero-shot ImageNet top-1 63.2 % of the released weights, with 80 prompts ensembled.
 The 400M pairs are not public, and data.path has to name others.
@@ -69,12 +69,12 @@ def get_config() -> ConfigDict:
     config.data.max_caption_length = 0  # characters; 0: any
     config.data.caption_must_match = ""  # regular expression
     config.data.caption_must_not_match = ""  # regular expression
-    config.data.num_validation = 10_000  # last records, held out; not told in the paper
+    config.data.num_validation = 10_000  # last records, held out; not in the paper
     config.data.min_crop_scale = 1.0  # of the shorter side: a random square crop is the only augmentation, sec. 2.4
-    config.data.decode = "fast"  # of JPEGs to train on; "exact" is Pillow's way, as in the evaluation
+    config.data.decode = "fast"  # of JPEGs to train on; "exact" is Pillow, as in the evaluation
     config.data.tokenizer = "clip_bpe"  # sec. 2.4
-    config.data.tokenizer_file = ""  # looks in the Hub's cache
-    config.data.pack_text = False  # one caption a row, as in the paper; True is the same, quicker
+    config.data.tokenizer_file = ""  # the file in the Hub's cache
+    config.data.pack_text = False  # one caption a row, as in the paper; True gives the same result faster
     config.data.num_workers = 8  # processes
     config.data.max_broken_share = 0.01
     config.data.seed = 0
@@ -106,12 +106,12 @@ def get_config() -> ConfigDict:
     config.train.keep_checkpoints = 3
     config.train.hang_timeout_s = 1800  # seconds without a step, on several hosts
     config.train.init_from = ""  # random parameters
-    config.train.init_towers = ("visual", "text")  # what init_from gives
+    config.train.init_towers = ("visual", "text")  # that init_from gives
     config.train.seed = 0
 
     config.evaluation = ConfigDict()
     config.evaluation.zero_shot = ()  # labelled sets: scenes/NAME or tfds/NAME/SPLIT
-    config.evaluation.data_dir = ""  # where prepared tfds sets lie
+    config.evaluation.data_dir = ""  # folder of prepared tfds sets
     config.evaluation.templates = ""  # the labelled set's own
     config.evaluation.num_examples = 0  # all
     config.evaluation.batch_size = 1024  # over all devices

@@ -2,9 +2,9 @@
 
     clip-jax train --config=clip_vit_l14_336 --config.data.path='TARS/{00000..39999}.tar' --workdir=runs/vit_l14_336
 
-Starts from the released ViT-L/14; --config.train.init_from=PATH takes other weights. The paper does not tell the
-schedule of this epoch but for its learning rate: warm-up and cosine are those of the other models.
-Hardware and time: not told in the paper.
+Starts from the released ViT-L/14; --config.train.init_from=PATH takes other weights. The paper gives only
+the learning rate of this epoch: warm-up and cosine are those of the other models.
+Hardware and time: not in the paper.
 Result, the paper's and not ours: zero-shot ImageNet top-1 76.2 % of the released weights, with 80 prompts ensembled.
 """
 

@@ -5,7 +5,7 @@
 Then flip_vit_b16_unmasked. Reference: Li et al. 2022, https://arxiv.org/abs/2212.00794; what the paper leaves open is
 its released configuration's. Our towers and vocabulary are CLIP's; theirs average over the patches and have BERT's
 vocabulary and fixed sine positions for images.
-Hardware and time: the paper tells them of ViT-L/16 only. Result: not measured here.
+Hardware and time: the paper gives those of ViT-L/16 only. Result: not measured here.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
 
     config.model.embed_dim = 64  # channels of the joint space
     config.model.compute_dtype = "float32"
-    config.model.remat = "full"  # on a CPU quicker than storing activations, at any batch size
+    config.model.remat = "full"  # on a CPU faster than storing activations, at any batch size
 
     config.vision.image_size = 32  # pixels
     config.vision.patch_size = 8  # pixels
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.text.num_heads = 4
 
     config.data.source = "scenes"
-    config.data.num_examples = 1_000_000  # drawn when asked for
+    config.data.num_examples = 1_000_000  # drawn on demand
     config.data.scene_kinds = ("object",)  # () draws pairs, counts, digits and words, too
     config.data.num_validation = 512
     config.data.tokenizer = "sentencepiece"

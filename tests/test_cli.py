@@ -16,7 +16,7 @@ from PIL import Image
 
 from clip_jax.ablations.jobs import record_sweep
 from clip_jax.ablations.spec import load_ablation, questions
-from clip_jax.benchmarks import KINDS
+from clip_jax.cli.bench import KINDS
 from clip_jax.cli.host_flags import HOST_FLAGS
 from clip_jax.config.experiment import make_config
 from clip_jax.config.record import record_config
@@ -128,19 +128,18 @@ def commands(place: Path) -> dict[str, list[str]]:
         "command": ["trian"],
         "kind": ["bench", "stp"],
         "word after a kind": ["bench", "step", "loss"],
-        "setting": ["bench", "step", "--ways=remt=full"],
-        "value": ["bench", "step", "--ways=remat=full,remat=all"],
-        "no number": ["bench", "step", "--ways=block_size=full"],
-        "positions": ["bench", "step", "--ways=text=99"],
-        "no patches": ["bench", "step", "--published=RN50", "--ways=patch_dropout=0.5"],
-        "way twice": ["bench", "step", "--ways=remat=full,remat=full"],
+        "setting": ["bench", "step", "--variants=remt=full"],
+        "value": ["bench", "step", "--variants=remat=full,remat=all"],
+        "no number": ["bench", "step", "--variants=block_size=full"],
+        "positions": ["bench", "step", "--variants=text=99"],
+        "no patches": ["bench", "step", "--published=RN50", "--variants=patch_dropout=0.5"],
+        "variant twice": ["bench", "step", "--variants=remat=full,remat=full"],
         "batch of pairs": ["bench", "step", "--batch_size=many"],
-        "batch of parts": ["bench", "step", "--batch_size=36", "--ways=num_microbatches=2,num_microbatches=3"],
+        "batch of parts": ["bench", "step", "--batch_size=36", "--variants=num_microbatches=2,num_microbatches=3"],
         "two models": ["bench", "step", "--published=RN50", "--config=tiny"],
-        "peer of a config": ["bench", "step", "--peer_python=python"],
         "unknown key to bench": ["bench", "step", "--config.train.sead=1"],
         "json": ["bench", "loss", f"--json={place / 'nowhere' / 'a.json'}"],
-        "packed to encode": ["bench", "encode", "--ways=text=packed"],
+        "packed to encode": ["bench", "encode", "--variants=text=packed"],
         "nothing to time": ["bench", "input", "--num_runs=0"],
         "flag": train("--nonsense=1"),
         "flag misspelt": train("--wrkdir=x"),
@@ -262,20 +261,19 @@ MESSAGES = {
     "command": "unknown command 'trian'\nusage: clip-jax COMMAND [--flags]",
     "kind": "unknown kind 'stp'\nusage: clip-jax bench KIND [--flags]\n  step ",
     "word after a kind": "unexpected argument 'loss': flags begin with --",
-    "setting": "--ways: 'remt=full' is not SETTING=VALUE with one of remat, compute_dtype, patch_dropout, ",
-    "value": "--ways: 'remat=all' cannot be: model.remat='all' must be one of 'none', 'dots', 'named', "
+    "setting": "--variants: 'remt=full' is not SETTING=VALUE with one of remat, compute_dtype, patch_dropout, ",
+    "value": "--variants: 'remat=all' is not possible: model.remat='all' must be one of 'none', 'dots', 'named', "
     "'attention', 'full'",
-    "no number": "--ways: 'block_size=full' cannot be: it must be a whole number",
-    "positions": "--ways: 'text=99' cannot be: it must be padded, short, packed, or positions, from 2 to 16",
-    "no patches": "--ways: 'patch_dropout=0.5' cannot be: a ResNet has no patches",
-    "way twice": "--ways: 'remat=full' is given twice",
+    "no number": "--variants: 'block_size=full' is not possible: it must be a whole number",
+    "positions": "--variants: 'text=99' is not possible: it must be padded, short, packed, or positions, from 2 to 16",
+    "no patches": "--variants: 'patch_dropout=0.5' is not possible: a ResNet has no patches",
+    "variant twice": "--variants: 'remat=full' is given twice",
     "batch of pairs": "--batch_size=many must be a number of pairs, or auto",
     "batch of parts": "--batch_size=36 is not divisible by 48, the devices that share a batch times the ",
     "two models": "--published=RN50 and --config exclude each other: leave one out",
-    "peer of a config": "--peer_python compares a model that open_clip has, too: name it, as --published=ViT-B/32",
     "unknown key to bench": "unknown config key 'sead'",
     "json": "--json={place}/nowhere/a.json cannot be written: name a file in a folder that exists",
-    "packed to encode": "--ways: text=packed is no way of the encoder: it has padded and short",
+    "packed to encode": "--variants: the encoder has text=padded and text=short, not text=packed",
     "nothing to time": "--num_runs=0 leaves nothing to do here: the input pipeline compiles nothing",
     "flag": "Unknown command line flag 'nonsense'",
     "flag misspelt": "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
@@ -468,10 +466,10 @@ def test_bench_lists_its_kinds_and_each_is_a_module(outcomes):
         assert (outcomes[name].code, outcomes[name].err) == (0, "")
         assert outcomes[name].out.splitlines()[0] == "usage: clip-jax bench KIND [--flags]"
         assert [line.split()[0] for line in outcomes[name].out.splitlines()[1:-1]] == list(KINDS)
-    assert {importlib.util.find_spec(f"clip_jax.benchmarks.{kind}") is not None for kind in KINDS} == {True}
-    assert outcomes["bench help"].out.startswith("What a training step takes, in time and memory: `python -m ")
+    assert {importlib.util.find_spec(f"clip_jax.cli.bench.{kind}") is not None for kind in KINDS} == {True}
+    assert outcomes["bench help"].out.startswith("Time and memory of a training step.\n")
     flags = {line.split(":")[0] for line in outcomes["bench help"].out.split("\n\nflags:\n")[1].splitlines()}
-    own = {"ways", "batch_size", "memory_gib", "peer_python"}
+    own = {"variants", "batch_size", "memory_gib"}
     shared = {"config", "published", "num_devices", "num_runs", "max_minutes", "json", "traceback"}
     assert flags == {f"  --{flag}" for flag in own | shared}
 

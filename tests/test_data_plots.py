@@ -43,7 +43,7 @@ def test_many_values_share_bars_of_equal_whole_width(drawn):
     assert bars[0].get_height() == sum(counts[value] for value in range(100, 107))
 
 
-def test_a_long_tail_is_in_the_last_bar_and_told(drawn):
+def test_a_long_tail_is_in_the_last_bar_and_noted(drawn):
     ax = draw(drawn, characters={10: 600, 20: 396, 10_000: 4})["Captions, characters"]
     assert heights(ax) == {10: 600, 20: 400}
     assert ax.texts[0].get_text() == "median 10; 0.4% beyond, to 10k"

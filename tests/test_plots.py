@@ -118,10 +118,10 @@ def test_similarity_has_captions_as_rows_and_images_as_columns(drawn):
     training.plot_similarity(photos(3), captions, similarity, "similarity.png")
     ax = drawn[0].axes[0]
     cells = {text.get_position(): text for text in ax.texts}
-    assert {place: text.get_text() for place, text in cells.items()} == {
+    assert {cell: text.get_text() for cell, text in cells.items()} == {
         (image, caption): f"{similarity[caption, image]:.2f}" for image in range(3) for caption in range(3)
     }
-    assert {place for place, text in cells.items() if text.get_weight() == "bold"} == {(0, 0), (1, 1), (2, 2)}
+    assert {cell for cell, text in cells.items() if text.get_weight() == "bold"} == {(0, 0), (1, 1), (2, 2)}
     assert [patch.get_center().tolist() for patch in ax.patches] == [[0, 0], [1, 1], [2, 2]]
     first, second, long = [label.get_text() for label in ax.get_yticklabels()]
     assert (first, second) == (captions[0], "b")

@@ -1,4 +1,4 @@
-"""TPU slices that are not there; what needs libtpu is skipped without it."""
+"""TPU slices that need not exist; what needs libtpu is skipped without it."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_the_streamed_loss_sends_while_it_computes_and_holds_no_matrix():
         assert starts < loop < done
 
 
-def test_a_slice_that_is_none_is_named():
+def test_an_unknown_slice_is_refused():
     pytest.importorskip("libtpu")
     with pytest.raises(
         ValueError,
@@ -48,7 +48,7 @@ def test_a_slice_that_is_none_is_named():
         topology_devices("v5e:4x7")
 
 
-def test_a_chip_that_is_none_is_answered_with_those_there_are():
+def test_an_unknown_chip_is_refused_with_the_known():
     known = (
         r"v4:4x4x4 \(v4: 30.75 GiB a chip, 275 TFLOP/s\), v5e:16x16 \(v5e: 15.75 .*, v5p:4x4x4 .*, v6e:16x16 \(v6e: "
     )
@@ -69,7 +69,7 @@ def test_the_memory_of_a_chip_is_its_compilers(family):
         jax.jit(jnp.matmul).lower(x, x).compile()
 
 
-def test_without_libtpu_the_mend_is_told(monkeypatch):
+def test_without_libtpu_the_error_says_how_to_install_it(monkeypatch):
     def fail(**_):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology. libtpu is missing")
 

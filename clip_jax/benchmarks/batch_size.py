@@ -1,4 +1,4 @@
-"""The largest batch that fits, found by compiling and not by running out of memory."""
+"""The largest batch that fits, found by compiling, not by running out of memory."""
 
 import os
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-NUM_PARTS = 16  # the answer is exact to a sixteenth of the largest power of two times the multiple that fits
-START = 64  # about, of the sizes that are tried; each costs a compilation
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "HBM")  # in what XLA says of a program that it refuses to compile
+NUM_PARTS = 16  # the answer is exact to a sixteenth of the last doubling that fits
+START = 64  # about the first size that is tried; each costs a compilation
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "HBM")  # in XLA's error about a program that it refuses to compile
 
 
 def largest_batch(fits: Callable[[int], bool], multiple: int, most: int) -> int:
@@ -33,8 +33,7 @@ def largest_batch(fits: Callable[[int], bool], multiple: int, most: int) -> int:
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a program holds on each device while it runs: arguments, results that are not written over them,
-    temporaries and code."""
+    """Bytes of a running program on each device: arguments, results that do not overwrite them, temporaries, code."""
     memory: Any = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes
@@ -46,12 +45,12 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether XLA refused to compile a program for want of the device's memory."""
+    """Whether XLA refused to compile a program that exceeds the device's memory."""
     return any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def memory_limit(device: jax.Device) -> int:
-    """Bytes that programs may take of a device: what its allocator says, or a CPU device's share of the machine's."""
+    """Bytes that programs may take of a device: its allocator's limit, or a CPU device's share of all memory."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]

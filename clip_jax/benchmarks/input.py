@@ -1,29 +1,21 @@
-"""What making batches takes, and how many cores keep an accelerator busy: `python -m clip_jax.benchmarks.input
---config=tiny --images_per_s=2000`.
+"""Speed of making batches: each stage on one core, then the pipeline as training runs it, with and without workers.
 
-First one core's time for the config's data, and the share of each stage: reading a record (drawing it, of scenes),
-decoding and cropping, by both values of data.decode, tokenising, stacking. Then the pipeline as training runs it, in
-the training process, with one worker process and with --num_workers; each run starts workers of its own, and is timed
-when what they make ahead is used up.
---memory_records=100000 tells the memory of the process and its workers while so many are read. Records that were read
-before lie in the system's cache: a cold disk or a network is slower.
+Records that were read before lie in the system's cache: a cold disk or a network is slower.
 """
 
 import dataclasses
 import functools
-import sys
-import tempfile
+import multiprocessing
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from absl import flags
 
-from clip_jax.benchmarks.memory import watch_memory
-from clip_jax.benchmarks.options import SHARED, chosen_config, make_report
+from clip_jax.benchmarks.report import Report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
-from clip_jax.cli.parsing import run_command
 from clip_jax.config.experiment import TOKENIZER_FILE, Config
 from input_pipeline.data_config import make_sources
 from input_pipeline.examples import Examples, collate, make_examples
@@ -31,16 +23,6 @@ from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Record
 from input_pipeline.tokenizers import make_tokenizer
 from input_pipeline.vocabulary import store_vocabulary
-
-for flag in ("config", *SHARED):
-    flags.declare_key_flag(flag)
-DEFAULT_CONFIG = "tiny"
-NUM_WORKERS = flags.DEFINE_integer("num_workers", None, "Worker processes; by default the config's.", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images of a batch; by default the config's.", lower_bound=1)
-NUM_BATCHES = flags.DEFINE_integer("num_batches", 8, "Timed in a run of the pipeline.", lower_bound=1)
-NUM_RECORDS = flags.DEFINE_integer("num_records", 64, "Of which each stage is timed.", lower_bound=1)
-IMAGES_PER_S = flags.DEFINE_float("images_per_s", 1000.0, "That training takes.", lower_bound=1)
-MEMORY_RECORDS = flags.DEFINE_integer("memory_records", None, "Over which memory is watched.", lower_bound=1)
 
 WHOLE = "all stages"
 OTHER = "the same, data.decode="
@@ -57,8 +39,8 @@ class Stages:
 
     @property
     def runners(self) -> dict[str, Runner]:
-        """By name, seconds of all records; the first one does what all others do, in training's order, but for those of
-        another data.decode."""
+        """By name, seconds of all records: first the whole, in training's order, then its stages, and last, no part of
+        the whole, the other data.decode."""
         stages = {
             WHOLE: self._whole,
             "read": self._read,
@@ -93,8 +75,7 @@ class Stages:
 class Pipeline:
     """A runner of the iterator that training reads; seconds of num_batches batches.
 
-    What the workers have made ahead when the clock starts they are ahead when it stops: both are as little as a reader
-    that never waits leaves.
+    Batches that workers have made in advance are used up before the clock starts.
     """
 
     def __init__(
@@ -119,46 +100,53 @@ class Pipeline:
 
 
 def open_examples(config: Config, folder: Path) -> Examples:
-    """The config's training examples; a tokenizer that has to be trained is put into the folder."""
-    image_size = config.model.vision.image_size
-    text, vocabulary = config.model.text, folder / TOKENIZER_FILE
+    """The config's training examples; the vocabulary is written to the folder."""
+    image_size, text, vocabulary = config.model.vision.image_size, config.model.text, folder / TOKENIZER_FILE
     source, _ = make_sources(config.data, image_size)
     store_vocabulary(config.data, text.vocab_size, text.context_length, source, vocabulary)
     tokenizer = make_tokenizer(config.data.tokenizer, vocabulary, text.context_length)
     return make_examples(config.data, source, tokenizer, image_size)
 
 
-def main() -> int:
-    """Prints the tables; see the module's docstring."""
-    report = make_report("input", main)
-    subject, config = chosen_config()
-    if not report.num_runs:
-        raise ValueError("--num_runs=0 leaves nothing to do here: the input pipeline compiles nothing")
-    report.content["config"] = dataclasses.asdict(config)
-    with tempfile.TemporaryDirectory() as folder:
-        examples = open_examples(config, Path(folder))
-        N = NUM_RECORDS.value
-        stages = Stages(examples, N)
-        runners = stages.runners
-        timings = report.measure(runners, aside=[name for name in runners if name != WHOLE])
-        report.add(f"{subject}, one core", share_of_stages(timings, N), timings, {"images": N})
-        batch_size = BATCH_SIZE.value or config.train.global_batch_size
-        num_workers = NUM_WORKERS.value or max(1, config.data.num_workers)
-        pipelines = {
-            _workers(n): Pipeline(examples, batch_size, NUM_BATCHES.value, n, config.data.max_broken_share)
-            for n in sorted({0, 1, num_workers})
-        }
-        images = NUM_BATCHES.value * batch_size
-        timings = report.measure(pipelines)
-        report.add(f"{subject}, pipeline, batches of {batch_size:,}", {}, timings, {"images": images})
+def measure_stages(report: Report, subject: str, examples: Examples, num_records: int) -> None:
+    """Adds a table of the stages, each alone on one core, to the report."""
+    runners = Stages(examples, num_records).runners
+    timings = report.measure(runners, excluded=[name for name in runners if name != WHOLE])
+    report.add(f"{subject}, one core", share_of_stages(timings, num_records), timings, {"images": num_records})
+
+
+def measure_pipeline(
+    report: Report,
+    subject: str,
+    config: Config,
+    examples: Examples,
+    *,
+    batch_size: int,
+    num_batches: int,
+    num_workers: int,
+    images_per_s: float,
+    memory_records: int | None,
+) -> None:
+    """Adds a table of the pipeline with no, one and num_workers workers to the report.
+
+    Args:
+      num_batches: timed in a run.
+      images_per_s: of training, for which the cores are computed.
+      memory_records: over which memory is watched; None does not.
+    """
+    pipelines = {
+        _workers(n): Pipeline(examples, batch_size, num_batches, n, config.data.max_broken_share)
+        for n in sorted({0, 1, num_workers})
+    }
+    images = num_batches * batch_size
+    timings = report.measure(pipelines)
+    report.add(f"{subject}, pipeline, batches of {batch_size:,}", {}, timings, {"images": images})
     rate = images / float(np.median(timings.seconds[_workers(num_workers)]))
-    needs = {"images/s": IMAGES_PER_S.value, "cores": cores_needed(IMAGES_PER_S.value, rate, num_workers)}
-    report.tell("needs", {f"at {rate / num_workers:,.0f} images/s a worker": needs})
-    if MEMORY_RECORDS.value:
+    needs = {"images/s": images_per_s, "cores": cores_needed(images_per_s, rate, num_workers)}
+    report.note("needs", {f"at {rate / num_workers:,.0f} images/s a worker": needs})
+    if memory_records:
         with closing(pipelines[_workers(num_workers)].start()) as batches:
-            report.tell("memory, MiB", watch_memory(batches, MEMORY_RECORDS.value, batch_size))
-    report.write()
-    return 0
+            report.note("memory, MiB", watch_memory(batches, memory_records, batch_size))
 
 
 def _workers(number: int) -> str:
@@ -166,8 +154,8 @@ def _workers(number: int) -> str:
 
 
 def share_of_stages(timings: Timings, N: int) -> dict[str, dict[str, float]]:
-    """By stage, images/s of a core that does nothing else, and the share of all stages' time; what is left over is the
-    choice of records, random numbers, and caches that a stage by itself keeps warm."""
+    """By stage, images/s of a core that does nothing else, and the share of the whole; the rest is the choice of
+    records, random numbers, and caches that a stage by itself keeps warm."""
     whole = timings.seconds[WHOLE]
     stages = {name: seconds for name, seconds in timings.seconds.items() if name != WHOLE}
     shares = {name: float(np.median(seconds / whole)) for name, seconds in stages.items()}
@@ -177,9 +165,30 @@ def share_of_stages(timings: Timings, N: int) -> dict[str, dict[str, float]]:
 
 
 def cores_needed(images_per_s: float, rate: float, num_workers: int) -> float:
-    """Cores that make so many images/s when num_workers, each on a core of its own, made `rate`."""
+    """Cores for images_per_s, where num_workers, each on a core of its own, made `rate`."""
     return images_per_s * num_workers / rate
 
 
-if __name__ == "__main__":
-    run_command(main, sys.argv)
+def watch_memory(batches: Iterator[Any], num_records: int, batch_size: int) -> dict[str, dict[str, float]]:
+    """Resident memory of this process and of its workers, a shared page counted once, at ten points on the way.
+
+    Raises ValueError on a system other than Linux.
+    """
+    points = np.linspace(0, -(-num_records // batch_size), 11).astype(int)[1:].tolist()
+    found = {}
+    for number in range(1, points[-1] + 1):
+        next(batches)
+        if number in points:
+            workers = [child.pid for child in multiprocessing.active_children()]
+            sizes = {"process": _resident_mib("self"), "workers": sum(_resident_mib(pid) for pid in workers)}
+            found[f"{number * batch_size:,} records"] = sizes
+    return found
+
+
+def _resident_mib(process: int | str | None) -> float:
+    """A process's proportional share of resident memory."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError as error:
+        raise ValueError(f"--memory_records needs Linux, which reports a process's memory: {error}") from error
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024

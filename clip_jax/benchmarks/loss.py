@@ -1,12 +1,5 @@
-"""Seconds and memory of a loss and its gradients, whole matrix against blocks: `python -m clip_jax.benchmarks.loss
---num_pairs=16384`; only memory, on devices that need not be there: `--num_pairs=32768 --num_devices=8 --num_runs=0`,
-or `--num_pairs=1048576 --topology=v5e:16x16`.
+"""Seconds and memory of a loss and its gradients: the whole matrix against blocks, interleaved in one process."""
 
-All forms in one process, by turns. Temporaries are what the compiled program needs on each device beside its inputs and
-outputs; on TPU, where XLA tells it, the peak of all three.
-"""
-
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,26 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.benchmarks.options import SHARED, chosen_devices, make_report
+from clip_jax.benchmarks.report import Report
 from clip_jax.benchmarks.timing import Timed
-from clip_jax.cli.parsing import run_command
-from clip_jax.distributed.sharding import ShardingConfig, batch_sharding, make_mesh
+from clip_jax.distributed.sharding import batch_sharding
 from clip_jax.losses import normalize
-from clip_jax.losses.blockwise import BLOCK_SIZE
 from clip_jax.losses.config import FORMS
-from clip_jax.planning.topology import topology_devices
 
-for flag in ("num_devices", *SHARED):
-    flags.declare_key_flag(flag)
-LOSS = flags.DEFINE_enum("loss", "contrastive", list(FORMS), "Which.")
-NUM_PAIRS = flags.DEFINE_multi_integer("num_pairs", [4096], "Pairs of a global batch; may be given again.")
-EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "Channels of the features.")
-BLOCK_SIZES = flags.DEFINE_multi_integer("block_size", [BLOCK_SIZE], "Rows of a block; may be given again.")
-TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for instead, such as v5e:16x16; nothing is run.")
+SCALARS = {"contrastive": (np.log(1 / 0.07),), "sigmoid": (np.log(1 / 0.07), -10.0)}  # logarithm of the scale, bias
 
 
 def make_forms(loss: str, mesh: Mesh, block_sizes: list[int]) -> dict[str, Callable]:
@@ -55,8 +38,8 @@ def compile_all(
     return {name: jax.jit(gradient(form)).lower(features, features, *scalars).compile() for name, form in forms.items()}
 
 
-def plan(forms: dict[str, Callable], N: int, E: int, num_scalars: int, mesh: Mesh) -> dict[str, dict[str, Any]]:
-    """By form, compiled for a slice that is not there: temporaries and peak, or the compiler's refusal."""
+def plan_forms(forms: dict[str, Callable], N: int, E: int, num_scalars: int, mesh: Mesh) -> dict[str, dict[str, Any]]:
+    """By form, compiled for a slice that need not exist: temporaries and peak, or the compiler's refusal."""
     figures: dict[str, dict[str, Any]] = {}
     for name, form in forms.items():
         try:
@@ -71,40 +54,23 @@ def plan(forms: dict[str, Callable], N: int, E: int, num_scalars: int, mesh: Mes
     return figures
 
 
-def main() -> int:
-    """Prints a table for each number of pairs; see the module's docstring."""
-    report = make_report("loss", main)
-    devices = topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chosen_devices()
-    mesh = make_mesh(ShardingConfig(), devices)
-    forms = make_forms(LOSS.value, mesh, BLOCK_SIZES.value)
-    scalars = [np.log(1 / 0.07), -10][: 1 if LOSS.value == "contrastive" else 2]
-    E = EMBED_DIM.value
-    for N in NUM_PAIRS.value:
-        if TOPOLOGY.value:
-            report.add(f"{N:,} pairs, {E} channels, {TOPOLOGY.value}", plan(forms, N, E, len(scalars), mesh))
-            continue
-        programs = compile_all(forms, N, E, len(scalars), mesh)
-        figures = {}
-        for name, program in programs.items():
-            memory = program.memory_analysis()
-            figures[name] = {"temporaries, MB a device": memory.temp_size_in_bytes / 1e6 if memory else None}
-        timings = None
-        if report.num_runs:
-            rng = np.random.default_rng(0)
-            sides = rng.standard_normal((2, N, E), np.float32)
-            features = [jax.device_put(normalize(jnp.asarray(side)), batch_sharding(mesh)) for side in sides]
-            arguments = [*features, *(jax.device_put(np.float32(x), NamedSharding(mesh, P())) for x in scalars)]
-            runners = {name: Timed(partial(run, program, arguments)) for name, program in programs.items()}
-            timings = report.measure(runners)
-        report.add(f"{N:,} pairs, {E} channels, {mesh.size} devices", figures, timings, {"pairs": N})
-    report.write()
-    return 0
+def measure_loss(report: Report, loss: str, N: int, E: int, block_sizes: list[int], mesh: Mesh) -> None:
+    """Adds a table of all forms of a loss of N pairs of E channels to the report."""
+    forms, scalars = make_forms(loss, mesh, block_sizes), SCALARS[loss]
+    programs = compile_all(forms, N, E, len(scalars), mesh)
+    figures = {}
+    for name, program in programs.items():
+        memory = program.memory_analysis()
+        figures[name] = {"temporaries, MB a device": memory.temp_size_in_bytes / 1e6 if memory else None}
+    timings = None
+    if report.num_runs:
+        sides = np.random.default_rng(0).standard_normal((2, N, E), np.float32)
+        features = [jax.device_put(normalize(jnp.asarray(side)), batch_sharding(mesh)) for side in sides]
+        arguments = [*features, *(jax.device_put(np.float32(x), NamedSharding(mesh, P())) for x in scalars)]
+        timings = report.measure({name: Timed(partial(_run, program, arguments)) for name, program in programs.items()})
+    report.add(f"{N:,} pairs, {E} channels, {mesh.size} devices", figures, timings, {"pairs": N})
 
 
-def run(program: jax.stages.Compiled, arguments: list[jax.Array]) -> None:
-    """The program, to its end: the next one must not overlap it."""
+def _run(program: jax.stages.Compiled, arguments: list[jax.Array]) -> None:
+    """To its end: the next one must not overlap it."""
     jax.block_until_ready(program(*arguments))
-
-
-if __name__ == "__main__":
-    run_command(main, sys.argv)

@@ -1,6 +1,6 @@
-"""How many floating-point operations a device could do: published, or else measured by a large matrix product.
+"""The peak FLOP/s of a device: published, or else measured by a large matrix product.
 
-Model FLOPs utilisation, MFU: what a model's products need, without what is computed twice, over this peak.
+Model FLOPs utilisation, MFU, is the model's FLOP/s, nothing counted twice, over this peak.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from clip_jax.benchmarks.timing import Runner, Timed
 from clip_jax.distributed.sharding import BATCH_AXES
 from clip_jax.planning.topology import CHIPS
 
-NUM_PRODUCTS = 5  # in a turn
+NUM_PRODUCTS = 5  # in a run
 
 
 def published_peak(device_kind: str, dtype: str) -> float | None:
@@ -26,15 +26,15 @@ def published_peak(device_kind: str, dtype: str) -> float | None:
 
 
 class Peaks:
-    """The peak of each way's dtype on the devices of a mesh: published, or measured among the ways' turns.
+    """The peak of each variant's dtype on the devices of a mesh: published, or measured by interleaved products.
 
-    dtypes: of the operands, by way.
+    dtypes: of the operands, by variant.
     """
 
     def __init__(self, mesh: Mesh, dtypes: Mapping[str, str]):
         self._dtypes = dict(dtypes)
         device = mesh.devices.flat[0]
-        # Rows a device, and columns: enough to be bound by arithmetic, and short enough to find a quiet moment.
+        # Rows a device, and columns: enough to be bound by arithmetic, and short enough to fall between interruptions.
         self._size = 1024 if device.platform == "cpu" else 8192
         self._published = {dtype: published_peak(device.device_kind, dtype) for dtype in dtypes.values()}
         unknown = [dtype for dtype, peak in self._published.items() if peak is None]
@@ -42,16 +42,16 @@ class Peaks:
             f"product, {dtype}": make_matmul(mesh, dtype, self._size) for dtype in unknown
         }
 
-    def of(self, way: str, seconds: Mapping[str, np.ndarray]) -> float:
-        """FLOP/s of a device at a way's dtype, from the seconds of all runners."""
-        return self._peak(self._dtypes[way], seconds)
+    def of(self, variant: str, seconds: Mapping[str, np.ndarray]) -> float:
+        """FLOP/s of a device at a variant's dtype, from the seconds of all runners."""
+        return self._peak(self._dtypes[variant], seconds)
 
     def _peak(self, dtype: str, seconds: Mapping[str, np.ndarray]) -> float:
         published = self._published[dtype]
         return published or 2 * self._size**3 / float(seconds[f"product, {dtype}"].min())
 
     def describe(self, seconds: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        """By dtype: TFLOP/s of a device, and where from."""
+        """By dtype: TFLOP/s of a device, and their source."""
         measured = f"measured: the fastest product of {self._size} rows a device and {self._size} columns"
         return {
             dtype: {"TFLOP/s": self._peak(dtype, seconds) / 1e12, "source": "its maker's" if peak else measured}

@@ -1,4 +1,4 @@
-"""Tables on the terminal and the record of a benchmark as JSON."""
+"""The tables of a benchmark, printed and as JSON."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax.benchmarks.timing import Runner, Timings, alternate
+from clip_jax.benchmarks.timing import Runner, Timings, interleave
 from clip_jax.config.record import environment
 from clip_jax.tables import format_table
 from input_pipeline.storage import write_json
@@ -19,10 +19,10 @@ class Report:
 
     Args:
       benchmark: its name.
-      settings: for JSON; what was asked for.
+      settings: the command's flags, for JSON.
       file: None writes nothing.
-      num_runs: of each way, at least; with 0 nothing is to be timed.
-      max_s: when to give up on a noisy machine, seconds from the first run of a table.
+      num_runs: of each variant, at least; 0 times nothing.
+      max_s: seconds for a table after which a noisy machine is measured no longer.
 
     Raises ValueError, before any work, where the file could not be written.
     """
@@ -36,8 +36,8 @@ class Report:
         self.content: dict[str, Any] = {"benchmark": benchmark, "settings": dict(settings), "tables": []}
 
     def measure(self, runners: Mapping[str, Runner], **options: Any) -> Timings:
-        """`alternate`, for as long as was asked for."""
-        return alternate(runners, self.num_runs, self._max_s, **options)
+        """`interleave` with the number of runs and the seconds of this report."""
+        return interleave(runners, self.num_runs, self._max_s, **options)
 
     def add(
         self,
@@ -46,9 +46,9 @@ class Report:
         timings: Timings | None = None,
         rates: Mapping[str, float] | None = None,
     ) -> None:
-        """Prints and keeps figures by way and column, and of what was timed seconds, ratios and the verdict.
+        """Prints and keeps figures by variant and column; of timings, seconds, ratios and the verdict.
 
-        rates: unit -> how many of it the work that was timed holds, for a column of units a second.
+        rates: unit -> its count in the work that was timed, for a column of units a second.
         """
         timed = {"rates": dict(rates or {}), **timings.as_json()} if timings else {}
         self.content["tables"].append({"title": title, "figures": {n: dict(row) for n, row in figures.items()}} | timed)
@@ -60,15 +60,14 @@ class Report:
             print(format_table(*timing_table(title, timings, rates or {})))
             print(timings.verdict + "\n", flush=True)
 
-    def tell(self, what: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Prints and keeps what stands beside the tables."""
+    def note(self, what: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Prints and keeps figures beside the tables."""
         self.content[what] = rows
         for name, row in rows.items():
             print(f"{what}: {name}: " + ", ".join(f"{key} {_text(value)}" for key, value in row.items()), flush=True)
 
     def write(self) -> None:
-        """The file, if one was asked for, with command, commit, versions, devices and what these say of their memory,
-        bytes_in_use and others, where they do."""
+        """Writes the file, if there is one: also command, commit, versions, devices and their memory statistics."""
         if not self._file:
             return
         stats = [device.memory_stats() for device in jax.local_devices()]
@@ -77,9 +76,9 @@ class Report:
 
 
 def timing_table(title: str, timings: Timings, rates: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows of what was timed: seconds, rates by the median, and ratios to the first way."""
+    """Titles and rows: seconds, rates by the median, and ratios to the first variant."""
     ratios = timings.ratios
-    names = [name for name in timings.seconds if name not in timings.aside]
+    names = [name for name in timings.seconds if name not in timings.excluded]
     titles = [title, "s, fastest", "s, median", *(f"{unit}/s" for unit in rates)]
     titles += ["ratio, fastest", "median of pairs", "may differ by"] if len(names) > 1 else ["may differ by"]
     rows = []

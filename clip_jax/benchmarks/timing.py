@@ -1,4 +1,4 @@
-"""Runs by turns in one process, the ratios of their times, and whether the machine was quiet enough for these."""
+"""Interleaved runs in one process, the ratios of their times, and whether the noise was low enough to trust these."""
 
 import math
 import time
@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from input_pipeline import progress
 
-Runner = Callable[[], float]  # does its work once, or some times, and returns seconds for once
+Runner = Callable[[], float]  # does its work one or several times; returns the seconds of one
 MAX_SPREAD = 0.05  # by which a ratio may differ from one measurement to the next
-FEWEST_TURNS = 8  # on fewer the spread is not judged
+MIN_ROUNDS = 8  # with fewer the noise is not judged
 MIN_RUN_S = 0.2  # a run repeats shorter work, so that the clock and a hiccup of the system weigh little
 NUM_RESAMPLES = 500
 
@@ -22,8 +22,8 @@ NUM_RESAMPLES = 500
 class Timed:
     """A runner of `work`, which starts its work once and returns what to wait for, or None when it has waited.
 
-    The first call of work, which may compile, and the second, by which the repetitions in a run are chosen, happen when
-    this is made; `first_s` tells the first one's seconds.
+    The constructor calls work twice: the first call may compile, `first_s` holds its seconds; the second decides how
+    often a run repeats the work.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """The time of a way over that of the reference, and how far another measurement of it may lie off, as a share.
+    """The time of a variant over that of the reference, and by what share another measurement of it may differ.
 
     Attributes:
       fastest: the fastest run over the reference's fastest.
       median: of the ratios of runs that followed each other.
       spread: the largest of three relative differences: of `fastest`, and of `median`, between the quarters of the
-        turns, which shows slow changes of the machine; and the difference that two medians of so many turns keep within
-        in 95 of 100 cases, by the bootstrap.
+        rounds, which shows slow changes of the machine; and the difference that two medians of so many rounds keep
+        within in 95 of 100 cases, by the bootstrap.
     """
 
     fastest: float
@@ -60,7 +60,7 @@ class Ratio:
 
 
 def compare(seconds: np.ndarray, reference: np.ndarray) -> Ratio:
-    """The ratio of two series of as many runs [R] that took turns; ones as the reference judge a series by itself."""
+    """The ratio of two series of as many interleaved runs [R]; with ones as reference a series is judged by itself."""
     logs = np.log(seconds / reference)  # [R]
     quarters = np.array_split(np.arange(len(logs)), min(4, len(logs)))
     medians = [np.median(logs[part]) for part in quarters]
@@ -77,19 +77,22 @@ def compare(seconds: np.ndarray, reference: np.ndarray) -> Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds of each run by the way's name, [R] each, in the order of the turns; the first way is the reference."""
+    """Seconds of each run by the variant's name, [R] each, in the order of the rounds; the first is the reference.
+
+    excluded: names that were interleaved too, but are no variants of the same work: they have no ratio.
+    """
 
     seconds: dict[str, np.ndarray]
-    aside: frozenset[str] = frozenset()  # took turns, too, but are nobody's other way of the same
+    excluded: frozenset[str] = frozenset()
 
     @property
-    def num_turns(self) -> int:
+    def num_rounds(self) -> int:
         return len(next(iter(self.seconds.values())))
 
     @property
     def ratios(self) -> dict[str, Ratio]:
-        """Of every way but the reference; of a way that is alone, its own times, over one second."""
-        names = [name for name in self.seconds if name not in self.aside]
+        """Of every variant but the reference; of a single variant, its own times, over one second."""
+        names = [name for name in self.seconds if name not in self.excluded]
         first = self.seconds[names[0]]
         if len(names) == 1:
             return {names[0]: compare(first, np.ones_like(first))}
@@ -101,20 +104,21 @@ class Timings:
         return max(ratio.spread for ratio in self.ratios.values())
 
     @property
-    def is_quiet(self) -> bool:
-        return self.num_turns >= FEWEST_TURNS and self.spread <= MAX_SPREAD
+    def is_low_noise(self) -> bool:
+        return self.num_rounds >= MIN_ROUNDS and self.spread <= MAX_SPREAD
 
     @property
     def verdict(self) -> str:
-        """One line: quiet, too noisy, or too few runs to tell."""
-        if self.num_turns < FEWEST_TURNS:
-            return f"too few runs to tell the noise: {self.num_turns} turns, and {FEWEST_TURNS} are needed"
+        """One line: noise below or above 5 %, or too few runs to say."""
+        if self.num_rounds < MIN_ROUNDS:
+            return f"too few runs to judge the noise: {self.num_rounds} rounds, and {MIN_ROUNDS} are needed"
         name = max(self.ratios, key=lambda name: self.ratios[name].spread)
-        what = "time" if len(self.seconds) - len(self.aside) == 1 else "ratio"
-        told = f"the {what} of {name!r} may differ by {self.spread:.1%} from one measurement to the next"
-        if self.is_quiet:
-            return f"quiet: {told}, after {self.num_turns} turns"
-        return f"too noisy: {told}, more than {MAX_SPREAD:.0%}, after {self.num_turns} turns"
+        what = "time" if len(self.seconds) - len(self.excluded) == 1 else "ratio"
+        side = "below" if self.is_low_noise else "above"
+        return (
+            f"noise {side} {MAX_SPREAD:.0%}: the {what} of {name!r} may differ by {self.spread:.1%} from one "
+            f"measurement to the next, after {self.num_rounds} rounds"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For JSON: all raw times, the ratios and the verdict."""
@@ -122,44 +126,43 @@ class Timings:
             "seconds": {name: series.tolist() for name, series in self.seconds.items()},
             "ratios": {name: vars(ratio) for name, ratio in self.ratios.items()},
             "spread": self.spread,
-            "is_quiet": self.is_quiet,
+            "is_low_noise": self.is_low_noise,
             "verdict": self.verdict,
         }
 
 
-def alternate(
+def interleave(
     runners: Mapping[str, Runner],
-    num_turns: int,
+    num_rounds: int,
     max_s: float = 0.0,
     *,
-    aside: Collection[str] = (),
+    excluded: Collection[str] = (),
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
-    """Runs all in turn, A B C A B C, at least num_turns times.
+    """Runs all interleaved, A B C A B C, at least num_rounds times. Shows a progress bar.
 
-    As long as it is too noisy, as many turns again as there were follow, until max_s seconds have passed in all. Shows
-    a progress bar.
+    While the noise is too high, the number of rounds is doubled, until max_s seconds have passed in all.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    start, wanted = clock(), num_turns
+    start, wanted = clock(), num_rounds
     with progress_bar("measure", total=wanted * len(runners), unit="run") as bar:
         while True:
             for name, run in runners.items():
                 seconds[name].append(run())
                 bar.update()
             done = len(seconds[name])
-            over = done >= num_turns and clock() - start >= max_s
+            over = done >= num_rounds and clock() - start >= max_s
             if done < wanted and not over:
                 continue
             series = {name: np.array(times) for name, times in seconds.items()}
-            timings = Timings(seconds=series, aside=frozenset(aside))
-            if over or timings.is_quiet:
+            timings = Timings(seconds=series, excluded=frozenset(excluded))
+            if over or timings.is_low_noise:
                 return timings
             wanted *= 2
             bar.total = wanted * len(runners)
-            bar.set_postfix_str(f"noisy so far: {timings.spread:.0%}", refresh=False)
+            bar.set_postfix_str(f"noise so far: {timings.spread:.0%}", refresh=False)
 
 
 def progress_bar(what: str, total: int | None = None, unit: str = "program") -> tqdm:
-    """On standard error; few lines where that is no terminal, none of what is soon done."""
+    """On standard error; few lines where that is no terminal, none for what ends soon."""
     return progress.progress_bar(total=total, desc=what, unit=unit, leave=False, delay=2)

@@ -26,7 +26,7 @@ COMMANDS = {
     "bench": "measure speed and memory",
 }
 # Of several kinds, each a module of the package with flags of its own; the package's KINDS lists them.
-PACKAGES = {"bench": "clip_jax.benchmarks"}
+PACKAGES = {"bench": "clip_jax.cli.bench"}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""What would fit: settings in the order of the FLOPs they cost, with a guess at the memory of each.
+"""Settings that could make a step fit, ordered by the FLOPs they cost, with a guess at the memory of each.
 
-What the towers keep for the backward pass, and parameters and moments a device, are known without a compiler; a refusal
-of XLA's says what a program would have needed, by which the guesses at others are mended.
+What the towers keep for the backward pass, and parameters and moments a device, are known without a compiler. When XLA
+refuses a program it reports what that would have needed, which corrects the guesses at other settings.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from clip_jax.planning.step import Towers
 
 REMATS = ("none", "dots", "named", "attention", "full")
 HEADROOM = 0.95  # of a device's memory
-RESNET_SHARE = 0.8  # of what is traced, XLA needs of a ResNet: it fuses more; measured on RN50x64
-LEAST_IMAGES = 32  # of a device in a part, by whose statistics a ResNet's batch norms normalise
+RESNET_SHARE = 0.8  # of the traced bytes is what XLA needs of a ResNet, for it fuses more; measured on RN50x64
+MIN_IMAGES = 32  # of a device in a microbatch, by whose statistics a ResNet's batch norms normalise
 
 
 class Setting(NamedTuple):
-    """How a step is cut so that it fits; what is learned is the same, but for a ResNet's batch statistics."""
+    """How a step is split so that it fits; what is learned stays the same, except for a ResNet's batch statistics."""
 
     remat: str
     fsdp: int
@@ -31,7 +31,7 @@ class Setting(NamedTuple):
         return Setting(config.model.remat, config.sharding.fsdp, config.train.num_microbatches)
 
     def apply(self, config: Config) -> Config:
-        """The config with these settings; the devices that fsdp takes come off data."""
+        """The config with these settings; fsdp takes its devices from data."""
         return dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, remat=self.remat),  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ class Setting(NamedTuple):
         )
 
     def flags(self) -> str:
-        """As a person gives them to `clip-jax train`."""
+        """As flags of `clip-jax train`."""
         return (
             f"--config.model.remat={self.remat} --config.sharding.fsdp={self.fsdp} "
             f"--config.train.num_microbatches={self.num_microbatches}"
@@ -48,7 +48,7 @@ class Setting(NamedTuple):
 
 
 class Fitter:
-    """The settings of a config on a number of devices, and what each would need."""
+    """The possible settings of a config on num_devices devices, and what each would need."""
 
     def __init__(self, config: Config, num_devices: int):
         self._config = config
@@ -57,7 +57,7 @@ class Fitter:
         self._state_by_fsdp: dict[int, tuple[int, int]] = {}
 
     def cost(self, setting: Setting) -> float:
-        """FLOPs of the towers for one pair, over those with nothing computed twice."""
+        """FLOPs of the towers for one pair relative to no recomputation."""
         again = self._forward if setting.num_microbatches > 1 else 0
         return (self._towers.flops(setting.remat) + again) / self._towers.flops("none")
 
@@ -66,24 +66,24 @@ class Fitter:
         return self._towers.flops("none") // 3  # the backward pass takes two products for each one
 
     def guess(self, setting: Setting, share: float | None = None) -> float:
-        """Bytes of a device that a setting should need at least: its state, and what the towers keep, times `share`."""
+        """Bytes that a device needs at least: its state, and `share` of what the towers keep as traced."""
         if share is None:
             share = RESNET_SHARE if is_resnet(self._config.model) else 1
         return self._state(setting) + share * self._kept(setting)
 
     def share(self, setting: Setting, needed_bytes: float) -> float:
-        """What XLA asked for besides the state, over what the towers keep as traced: it pads, fuses and has more."""
+        """XLA's bytes besides the state over those that the towers keep as traced: XLA pads, fuses and has more."""
         return (needed_bytes - self._state(setting)) / self._kept(setting)
 
     def settings(self) -> Iterator[Setting]:
-        """All there are, the cheapest first: by FLOPs, then by the devices over which parameters are split."""
+        """All settings, the cheapest first: by FLOPs, then by microbatches, then by fsdp."""
         rows = self._config.train.global_batch_size // self._num_devices * self._config.sharding.tensor
-        least = LEAST_IMAGES if is_resnet(self._config.model) else 1
+        fewest = MIN_IMAGES if is_resnet(self._config.model) else 1
         found = [
             Setting(remat, fsdp, microbatches)
             for remat in REMATS
             for fsdp in self._fsdp_sizes()
-            for microbatches in _powers_of_two(1, max(rows // least, 1))
+            for microbatches in _powers_of_two(1, max(rows // fewest, 1))
             if rows % microbatches == 0
         ]
         return iter(sorted(found, key=lambda s: (round(self.cost(s), 3), s.num_microbatches, s.fsdp)))
@@ -93,7 +93,7 @@ class Fitter:
         for fsdp in _powers_of_two(self._config.sharding.fsdp, self._num_devices // self._config.sharding.tensor):
             try:
                 self._state(Setting("none", fsdp, 1))
-            except ValueError:  # it divides the devices or the parameters no more
+            except ValueError:  # it no longer divides the devices or the parameters
                 break
             sizes.append(fsdp)
         return sizes
@@ -113,7 +113,7 @@ class Fitter:
 
 
 def is_resnet(model: ModelConfig) -> bool:
-    """Whether batch norms make the number of microbatches matter to what is learned."""
+    """Whether the model has batch norms, so that the number of microbatches changes what is learned."""
     return isinstance(model.vision, ResNetConfig)
 
 

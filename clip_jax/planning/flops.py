@@ -1,6 +1,6 @@
-"""How many floating-point operations a function takes, counted from its jaxpr.
+"""The floating-point operations of a function, counted from its jaxpr.
 
-XLA's own count, `cost_analysis()["flops"]`, takes the body of a scan once, however long the scan is.
+XLA's own count, `cost_analysis()["flops"]`, takes the body of a scan once, whatever its length.
 """
 
 import math
@@ -17,12 +17,12 @@ CALLS = {"jit", "remat2", "custom_jvp_call", "custom_vjp_call"}
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
     """FLOPs of `fn(*args)` in matrix products and convolutions, two per multiply-add; nothing is computed.
 
-    Shapes decide, so `args` may be ShapeDtypeStructs. What is computed again counts again, a `cond` as its largest
-    branch, a `shard_map` on all its devices. Taps of a convolution that fall on its padding count, as in published
-    tables and unlike in XLA's count; those on the holes of a dilated input do not. Element-wise operations, reductions,
-    sorts and factorisations are left out.
+    Only shapes matter, so `args` may be ShapeDtypeStructs. What is computed again counts again; a `cond` counts as its
+    largest branch, a `shard_map` on all its devices. Taps of a convolution on its padding count, as in published tables
+    and unlike in XLA's count; taps on the holes of a dilated input do not. Element-wise operations, reductions, sorts
+    and factorisations are left out.
 
-    Raises ValueError for products within a while loop, or in any primitive that is not known to run once.
+    Raises ValueError for products in a while loop, or in a primitive that is not known to run once.
     """
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 

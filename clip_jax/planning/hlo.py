@@ -1,6 +1,6 @@
-"""What a compiled program moves, read off its text: collectives between devices and bytes of each device's memory.
+"""Collectives between devices, and bytes to and from a device's memory, read off the text of a compiled program.
 
-XLA's own counts take the body of a loop once, however often it runs; here it counts as often as it runs.
+XLA's own counts take the body of a loop once; here it counts as often as it runs.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-# Instructions that move nothing: names for what is there, or the sum of what they call.
+# Instructions that move nothing: names of existing arrays, or the sum of what they call.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
         "opt-barrier", "partition-id", "replica-id", "iota", "broadcast"}  # fmt: skip
 SLICES = ("dynamic-slice", "slice", "gather")
@@ -24,7 +24,7 @@ ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 @dataclass(frozen=True)
 class Collective:
     """One kind: how often a device starts it in a run of the program, and the bytes of the whole arrays on that device:
-    what a gather gives, what a reduction takes."""
+    the results of gathers, the operands of reductions."""
 
     kind: str
     count: int
@@ -32,7 +32,7 @@ class Collective:
 
     @property
     def sent_bytes(self) -> int:
-        """What a device sends at most, round a ring: an all-reduce is a reduce-scatter and an all-gather."""
+        """Bytes that a device sends at most, round a ring: an all-reduce is a reduce-scatter and an all-gather."""
         return self.bytes * (2 if self.kind == "all-reduce" else 1)
 
 

@@ -1,4 +1,4 @@
-"""Every parameter with its shape, partition and bytes a device, optimizer state included."""
+"""Every parameter with its shape, its partition, and its bytes on a device, optimizer state included."""
 
 import math
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from clip_jax.training.state import abstract_state
 
 
 class ParamRow(NamedTuple):
-    """One parameter: shape, its partition, and bytes on each device, of it, and of moments and average, 0 if frozen."""
+    """One parameter: shape, partition, and bytes on each device; optimizer_bytes are of moments and average, 0 if
+    frozen."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,7 +30,7 @@ class ParamRow(NamedTuple):
 def param_table(
     model: ModelConfig, optimizer: OptimizerConfig, sharding: ShardingConfig, num_devices: int
 ) -> list[ParamRow]:
-    """Every parameter in the order of its name; nothing is allocated, and the devices need not be there.
+    """Every parameter, by name; nothing is allocated, and the devices need not exist.
 
     Raises ValueError for a mesh that does not multiply to the devices or does not divide a parameter.
     """
@@ -55,7 +56,7 @@ def _bytes(leaf: Any) -> int:
 
 
 def as_table(rows: list[ParamRow]) -> str:
-    """The rows as a person reads them, with a sum at the end."""
+    """The rows as a table, with a sum at the end."""
     cells = [
         [name, "x".join(map(str, shape)), _describe(spec), f"{param_bytes:,}", f"{optimizer_bytes:,}"]
         for name, shape, spec, param_bytes, optimizer_bytes in rows

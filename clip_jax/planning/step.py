@@ -1,4 +1,4 @@
-"""The true train step of a config, compiled for devices that need not be there, and what it asks of each of them."""
+"""The true train step of a config, compiled for devices that need not exist, and what it asks of each of them."""
 
 import dataclasses
 import math
@@ -42,18 +42,18 @@ class DoesNotFitError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """One step, and the run of such steps. Bytes are of one device, FLOPs of all of them, times in seconds.
+    """One step, and the run of such steps. Bytes are of one device, FLOPs of all devices, times in seconds.
 
     Attributes:
-      num_devices, chip: what it was compiled for; chip is None where nothing is known of the device.
-      parameters: how many numbers the model learns or keeps frozen.
+      num_devices, chip: what it was compiled for; chip is None for a device that CHIPS lacks.
+      parameters: how many numbers, frozen ones included.
       memory: bytes by part: parameters, optimizer (moments and average), batch, kept (for the backward pass, as
         traced), other (temporaries); arguments, temporaries and peak are XLA's own.
       forward_flops: of one image and one text of the full context length.
-      model_flops: of the step with nothing computed twice. executed_flops: of the step as it is.
+      model_flops: of the step without recomputation. executed_flops: of the step as it is.
       bytes_moved: to and from main memory, in one step.
       collectives: between devices, by kind, in one step.
-      compile_s: how long XLA took.
+      compile_s: of XLA.
       samples, total_samples: pairs of a step, of the run.
     """
 
@@ -72,7 +72,7 @@ class StepPlan:
 
     @property
     def times(self) -> dict[str, float]:
-        """The least time a step takes for each of what it does, were the chip to reach its maker's numbers in it."""
+        """Lower bounds of compute, memory and network, at the chip's peak numbers."""
         if self.chip is None:
             return {}
         return {
@@ -83,12 +83,12 @@ class StepPlan:
 
     @property
     def step_s(self) -> float:
-        """The roofline: all three at once, each at its best. A real step takes longer."""
+        """The roofline, the largest of `times`. A real step takes longer."""
         return max(self.times.values(), default=math.nan)
 
     @property
     def mfu(self) -> float:
-        """The share of the peak that the model's own FLOPs would reach at the roofline."""
+        """Model FLOPs utilisation at the roofline, in [0, 1]."""
         return self.model_flops / self.num_devices / self.chip.flops / self.step_s if self.chip else math.nan
 
     @property
@@ -124,7 +124,7 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
         model_flops = count_flops(model_step, state, batch)
     program = Program(text)
     memory = _memory(config, mesh, batch, compiled.memory_analysis())
-    if chip and memory["peak"] > chip.memory_bytes:  # a GPU's compiler does not look
+    if chip and memory["peak"] > chip.memory_bytes:  # a GPU's compiler does not check
         raise DoesNotFitError(memory["peak"], chip.memory_bytes)
     rows = param_table(config.model, config.optimizer, config.sharding, mesh.size)
     return StepPlan(
@@ -144,7 +144,7 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-    """The compiled program and its text, which XLA writes to a file: of v5p's, `as_text` cannot always be had."""
+    """The compiled program and its text, which XLA writes to a file: for v5p `as_text` may fail."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
@@ -187,7 +187,7 @@ def _memory(config: Config, mesh: Mesh, batch: Any, analysis: Any) -> dict[str, 
 
 
 def read_refusal(error: Exception) -> Exception:
-    """What XLA says of a program that does not fit; any other error stays as it is."""
+    """XLA's error about a program that does not fit as a DoesNotFitError; any other error unchanged."""
     sizes = re.findall(r"\(?(\d+(?:\.\d+)?)([KMGT]?)i?B?\)?", str(error).partition("Ran out of memory")[2])
     if len(sizes) < 2:
         return error
@@ -225,7 +225,7 @@ def _abstract_model(model: ModelConfig) -> tuple[Any, Any]:
 
 
 class Towers:
-    """What the towers of a config keep and compute for each remat policy, traced on few rows: both grow with them."""
+    """What a config's towers keep and compute under each remat policy, traced on one and two rows: both are linear."""
 
     def __init__(self, config: Config):
         self._config = config

@@ -1,5 +1,4 @@
-"""The chips we plan for, and TPU slices that are not there: XLA knows enough of them to compile for them, memory and
-refusals included."""
+"""The chips to plan for, and TPU slices that need not exist: XLA compiles for them, with their limits of memory."""
 
 import os
 from dataclasses import dataclass
@@ -7,8 +6,8 @@ from dataclasses import dataclass
 import jax
 from jax.experimental import topologies
 
-# Else libtpu asks the cloud's metadata server, for minutes, and complains that nobody answers; and it would let only
-# one process of a machine in, as if each were to take the chips.
+# Otherwise libtpu waits minutes for the cloud's metadata server, and admits only one process of a machine, as if each
+# used the chips.
 NOT_ON_A_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -19,16 +18,16 @@ NOT_ON_A_TPU = {
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What a chip could do at most; every number is its maker's, but for a TPU's memory_bytes.
+    """The peak numbers of a chip: its maker's, except a TPU's memory_bytes.
 
     Attributes:
-      name: as it is sold.
-      memory_bytes: of main memory that a program may use; of TPUs as XLA's compiler has it.
+      name: the product's.
+      memory_bytes: of main memory that a program may use; of TPUs the limit of XLA's compiler.
       flops: bfloat16 operations a second, dense.
-      float32_flops: those that JAX's default precision makes of float32 products: bfloat16 passes, or TF32 on a GPU.
+      float32_flops: of float32 products at JAX's default precision: bfloat16 passes, or TF32 on a GPU.
       memory_bandwidth: bytes a second.
       network_bandwidth: bytes a second that a chip sends to the others of its slice or host, over all its links.
-      example: a slice that a person may rent.
+      example: a slice for rent.
     """
 
     name: str
@@ -67,9 +66,9 @@ FAMILIES = {chip.name: chip for chip in CHIPS.values() if chip.example}
 
 
 def topology_devices(name: str) -> list[jax.Device]:
-    """The devices of a Cloud TPU slice, such as those of "v5e:16x16": good to compile for, not to compute on.
+    """The devices of a Cloud TPU slice, such as "v5e:16x16", to compile for and not to compute on.
 
-    Raises ValueError when there is no such slice, or libtpu, which holds the compiler, is not installed.
+    Raises ValueError when there is no such slice, or libtpu, the compiler, is not installed.
     """
     family = name.partition(":")[0]
     if family not in FAMILIES:

@@ -1,9 +1,10 @@
-"""Pictures of a data set, each one PNG, in the style of plots.py: histograms, and a sheet of records."""
+"""Pictures of a data set, each one PNG: histograms, and a contact sheet of records."""
 
 import os
 import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,16 @@ FALLBACK_FONTS = ("Noto Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanY
 
 
 def plot_statistics(counts: Mapping[str, Mapping[Any, int]], path: str | os.PathLike) -> None:
-    """Histograms of captions and pictures, as many as there is something to count for.
+    """Histograms of captions and pictures; what was never counted has none.
 
     Args:
-      counts: value -> how often, under the names of the attributes of `input_pipeline.prepare.statistics.Statistics`.
+      counts: value -> its count, by the names of the attributes of `input_pipeline.prepare.statistics.Statistics`.
       path: the PNG to write.
 
     Raises:
       ValueError: nothing is counted.
     """
-    panels: list[Callable[[Axes], None]] = []
+    panels: list[tuple[str, Callable[[Axes], None]]] = []
     for name, title, unit in (
         ("characters", "Captions, characters", ""),
         ("words", "Captions, words", ""),
@@ -52,21 +53,23 @@ def plot_statistics(counts: Mapping[str, Mapping[Any, int]], path: str | os.Path
         found = counts[name]
         if not found or (name == "captions" and max(found) == 0):
             continue
+        draw: Callable[[Axes], None]
         if name == "sizes":
-            panels.append(lambda ax, found=found: _draw_sizes(ax, found))  # type: ignore[misc]
+            draw = partial(_draw_sizes, counts=found)
         elif name == "forms" or (name in ("labels", "captions") and len(found) <= MAX_NAMED):
-            panels.append(lambda ax, found=found: _draw_shares(ax, found))  # type: ignore[misc]
+            draw = partial(_draw_shares, counts=found)
         elif name == "labels":
-            panels.append(lambda ax, found=found: _draw_labels(ax, found))  # type: ignore[misc]
+            draw = partial(_draw_labels, counts=found)
         else:
-            panels.append(lambda ax, found=found, unit=unit: _draw_histogram(ax, found, unit))  # type: ignore[misc]
-        panels[-1] = _titled(panels[-1], title)
+            draw = partial(_draw_histogram, counts=found, unit=unit)
+        panels.append((title, draw))
     if not panels:
         raise ValueError(f"no records to draw in {path}")
     columns = 3 if len(panels) > 4 else 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
-    for ax, draw in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
+    for ax, (title, draw) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
+        ax.set_title(title, loc="left", fontsize=11)
         draw(ax)
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_axisbelow(True)
@@ -75,19 +78,11 @@ def plot_statistics(counts: Mapping[str, Mapping[Any, int]], path: str | os.Path
     save_figure(figure, path)
 
 
-def _titled(draw: Callable[[Axes], None], title: str) -> Callable[[Axes], None]:
-    def titled(ax: Axes) -> None:
-        ax.set_title(title, loc="left", fontsize=11)
-        draw(ax)
-
-    return titled
-
-
 def _draw_histogram(ax: Axes, counts: Mapping[int, int], unit: str) -> None:
-    """Bars of a numeric value; the rare largest ones stand together in the last bar, which is said."""
+    """Bars of a numeric value; the rare largest values share the last bar, and a note says so."""
     values = np.array(sorted(counts))
     number = np.array([counts[value] for value in values.tolist()])
-    # The value that all but TAIL of them stay at or below.
+    # The smallest value that all but TAIL of the values do not exceed.
     end = values[np.searchsorted(np.cumsum(number), (1 - TAIL) * number.sum())]
     tail = number[values > end].sum()
     clipped = np.minimum(values, end)
@@ -106,7 +101,7 @@ def _draw_histogram(ax: Axes, counts: Mapping[int, int], unit: str) -> None:
 
 
 def _draw_sizes(ax: Axes, counts: Mapping[str, int]) -> None:
-    """A point a size, its area by how many pictures have it."""
+    """A point for each size; its area grows with the number of pictures."""
     frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_SIZES]
     width, height = np.array([[int(side) for side in size.split("x")] for size, _ in frequent]).T
     share = np.array([count for _, count in frequent]) / frequent[0][1]
@@ -127,8 +122,8 @@ def _draw_shares(ax: Axes, counts: Mapping[Any, int]) -> None:
     names = sorted(counts, key=lambda name: (-counts[name], str(name)))[::-1]
     ax.barh(range(len(names)), [counts[name] for name in names], color=BLUE, height=0.65)
     ax.set_yticks(range(len(names)), [str(name) for name in names], fontsize=9, parse_math=False)
-    for place, name in enumerate(names):
-        ax.text(counts[name], place, f" {counts[name]:,}", va="center", fontsize=8)
+    for row, name in enumerate(names):
+        ax.text(counts[name], row, f" {counts[name]:,}", va="center", fontsize=8)
     ax.set_xlim(0, 1.2 * max(counts.values()))
     middle, reach = (len(names) - 1) / 2, max(len(names), 4) / 2
     ax.set_ylim(middle - reach, middle + reach)
@@ -167,9 +162,9 @@ def plot_contact_sheet(tiles: Sequence[Tile], path: str | os.PathLike, title: st
     family = ["DejaVu Sans", *(font for font in FALLBACK_FONTS if font in {f.name for f in fontManager.ttflist})]
     top = height - 0.45
     for row, row_texts, row_height in zip(rows, texts, heights):
-        for place, (tile, lines) in enumerate(zip(row, row_texts)):
+        for column, (tile, lines) in enumerate(zip(row, row_texts)):
             inside = TILE_INCHES - 0.12
-            left, bottom = place * TILE_INCHES + 0.06, top - inside
+            left, bottom = column * TILE_INCHES + 0.06, top - inside
             ax = figure.add_axes((left / width, bottom / height, inside / width, inside / height))
             ax.set_axis_off()
             if tile.image is None:
@@ -196,7 +191,7 @@ def _draw_broken(ax: Axes, reason: str) -> None:
 
 
 def _lines(tile: Tile) -> list[str]:
-    """The captions, each wrapped, as many lines as fit; the rest is counted."""
+    """The captions, each wrapped, as many lines as fit; then the number of the others."""
     lines: list[str] = []
     for number, text in enumerate(tile.texts):
         text = _printable(text)
@@ -205,7 +200,7 @@ def _lines(tile: Tile) -> list[str]:
         width = (CHARACTERS_ACROSS - len(BULLET) * several) // (2 if wide else 1)
         found = wrapped(text, width, 3 if several else MAX_LINES).split("\n")
         if several:
-            found = [f"{'  ' if place else BULLET}{line}" for place, line in enumerate(found)]
+            found = [f"{'  ' if row else BULLET}{line}" for row, line in enumerate(found)]
         if len(lines) + len(found) > MAX_LINES - (not last):
             return [*lines, f"and {len(tile.texts) - number} more"]
         lines += found

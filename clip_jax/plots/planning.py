@@ -1,13 +1,13 @@
-"""The memory of a device by part, as a picture."""
+"""Picture of a device's memory by part."""
 
 import os
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from clip_jax.planning.step import GIB
 from clip_jax.plots.training import save_figure
 
+GIB = 2**30
 PARTS = {
     "parameters": ("parameters", "#4c72b0"),
     "optimizer": ("moments and average", "#8172b3"),
@@ -22,7 +22,7 @@ def plot_memory(
 ) -> None:
     """A bar a plan, stacked by part, beside the device's memory and XLA's peak, in GiB.
 
-    plans: StepPlan.memory by the plan's name. memory_bytes: of a device, where it is known.
+    plans: bytes by part (PARTS and peak), by the plan's name. memory_bytes: of a device, where it is known.
     """
     figure = Figure(figsize=(9, 1.6 + 0.5 * len(plans)))
     ax = figure.add_subplot()

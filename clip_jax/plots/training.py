@@ -1,7 +1,7 @@
 """Pictures of a run, each one PNG: curves, similarity matrix, retrieval, confusion.
 
 Drawn through matplotlib's objects, never pyplot: no global state, no display, safe beside a notebook's own figures.
-A PNG appears under its name only when it is complete.
+A PNG gets its name only when it is complete.
 """
 
 import os
@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentForm
 
 from input_pipeline.storage import atomic_path
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, PINK, SKY, GOLD = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 GREY = "#767676"
 SMOOTHED_ABOVE = 200  # points
@@ -50,7 +50,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     _draw_smoothed(axes["loss"], metrics, "loss", BLUE, "loss")
     axes["loss"].plot(*_series(metrics, "chance_loss"), color=GREY, linestyle="--", label="chance")
     if predicts_tokens:
-        _draw_smoothed(axes["accuracy"], metrics, "token_accuracy", BLUE, "words or tokens foretold")
+        _draw_smoothed(axes["accuracy"], metrics, "token_accuracy", BLUE, "words or tokens predicted")
     else:
         _draw_smoothed(axes["accuracy"], metrics, "image_to_text_accuracy", BLUE, "image to text")
         _draw_smoothed(axes["accuracy"], metrics, "text_to_image_accuracy", ORANGE, "text to image")
@@ -131,8 +131,8 @@ def plot_retrieval(
     """Queries with their best matches: image to text on the left, text to image on the right.
 
     Args:
-      image_queries: pairs of an image, uint8 [H, W, 3], and its matches, best first: (caption, score, is it right).
-      text_queries: pairs of a text and its matches, best first: (image uint8 [H, W, 3], score, is it right).
+      image_queries: pairs of an image, uint8 [H, W, 3], and its matches, best first: (caption, score, is right).
+      text_queries: pairs of a text and its matches, best first: (image uint8 [H, W, 3], score, is right).
       path: the PNG to write; a row a query, meant for about six of three matches each.
 
     Raises:
@@ -149,8 +149,8 @@ def plot_retrieval(
     for row, (image, captions) in enumerate(image_queries):
         show_image(figure.add_subplot(grid[row, 0]), image)
         ax = _text_axes(figure, grid[row, 1], "Image to text" if row == 0 else "")
-        for place, (caption, score, right) in enumerate(captions):
-            y = 1 - (place + 0.5) / len(captions)
+        for position, (caption, score, right) in enumerate(captions):
+            y = 1 - (position + 0.5) / len(captions)
             colour = GREEN if right else GREY
             ax.text(0.0, y, f"{'✓' if right else '✗'} {score:.2f}", color=colour, va="center", fontsize=9)
             weight = "bold" if right else "normal"
@@ -159,8 +159,8 @@ def plot_retrieval(
     for row, (text, found) in enumerate(text_queries):
         ax = _text_axes(figure, grid[row, 3], "Text to image" if row == 0 else "")
         ax.text(0.0, 0.5, wrapped(text, 28, 6), va="center", fontsize=9, parse_math=False)
-        for place, (image, score, right) in enumerate(found):
-            ax = figure.add_subplot(grid[row, 4 + place])
+        for position, (image, score, right) in enumerate(found):
+            ax = figure.add_subplot(grid[row, 4 + position])
             show_image(ax, image, GREEN if right else None)
             ax.set_xlabel(
                 f"{'✓' if right else '✗'} {score:.2f}", color=GREEN if right else GREY, fontsize=9, labelpad=3

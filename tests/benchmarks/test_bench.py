@@ -1,4 +1,4 @@
-"""Each kind through its own main, on a tiny model and with few runs; one process imports everything and forks."""
+"""Each kind of `clip-jax bench`, and the scripts beside, on tiny sizes; one process imports everything and forks."""
 
 import itertools
 import json
@@ -16,12 +16,18 @@ from input_pipeline.vocabulary import train_sentencepiece
 
 ROOT = Path(__file__).parent.parent.parent
 RUNNER = """
-import json, os, sys
+import json, os, runpy, sys
 import clip_jax.runs.setup, clip_jax.inference.encoder
 from clip_jax.cli import command
 
 for argv in json.loads(sys.argv[1]):
     if os.fork() == 0:
+        if argv[0].endswith(".py"):
+            sys.argv, sys.path[0] = argv, os.path.dirname(argv[0])
+            try:
+                runpy.run_path(argv[0], run_name="__main__")
+            except SystemExit as ended:
+                os._exit(ended.code or 0)
         sys.argv = ["/usr/bin/clip-jax", "bench", *argv]
         command.main()
         os._exit(0)
@@ -53,9 +59,9 @@ def reports(tmp_path_factory):
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     (folder / "a.txt").write_text("a red cat\nthe quick brown fox jumps over\n" * 20)
     tokenizer = f"--config.data.tokenizer_file={folder / 'tokenizer.model'}"
-    ways = "--ways=remat=none,remat=full+num_microbatches=2+block_size=8,text=packed"
+    variants = f"--variants=remat=none,{PARTS},text=packed"
     kinds = {
-        "step": [*SMALL, "--config.text.context_length=32", "--batch_size=32", ways, "--num_devices=2"],
+        "step": [*SMALL, "--config.text.context_length=32", "--batch_size=32", variants, "--num_devices=2"],
         "encode": [*SMALL, "--batch_size=16", "--num_devices=1"],
         "loss": [
             "--num_pairs=64",
@@ -66,7 +72,12 @@ def reports(tmp_path_factory):
             "--num_devices=2",
         ],
         "input": [*SMALL, tokenizer, "--batch_size=4", "--num_batches=2", "--num_records=5", "--images_per_s=700"],
-        "tokenizers": ["--source=folder", f"--path={folder}", f"--vocabulary={folder / 'merges'}", *SMALL_WORDS],
+        "peers/tokenization.py": [
+            "--source=folder",
+            f"--path={folder}",
+            f"--vocabulary={folder / 'merges'}",
+            *SMALL_WORDS,
+        ],
         "decode": [
             f"--path={folder / 'pictures'}",
             "--image_size=24",
@@ -79,7 +90,11 @@ def reports(tmp_path_factory):
     for number, side in enumerate((150, 31)):
         noise = np.random.default_rng(number).integers(0, 256, (side, side + 4, 3), np.uint8)
         Image.fromarray(noise).save(folder / "pictures" / f"{number}.jpg")
-    commands = [[kind, *flags, f"--json={folder / kind}.json"] for kind, flags in kinds.items()]
+    (folder / "peers").mkdir()
+    commands = [
+        [str(Path(__file__).parent / kind) if kind.endswith(".py") else kind, *flags, f"--json={folder / kind}.json"]
+        for kind, flags in kinds.items()
+    ]
     flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the devices are the commands' own
     subprocess.run(
         [sys.executable, "-c", RUNNER, json.dumps(commands)], check=True, cwd=ROOT, env={**os.environ, **flags}
@@ -87,17 +102,17 @@ def reports(tmp_path_factory):
     return {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in kinds}
 
 
-def test_a_step_is_measured_in_every_way(reports):
+def test_a_step_is_measured_for_every_variant(reports):
     report = reports["step"]
     assert (report["batch_size"], report["devices"]) == (32, ["cpu"] * 2)
-    assert report["settings"]["ways"] == ["remat=none", PARTS, "text=packed"]
+    assert report["settings"]["variants"] == ["remat=none", PARTS, "text=packed"]
     assert report["config"]["model"]["vision"]["width"] == 16
     (table,) = report["tables"]
     figures = table["figures"]
-    assert set(figures) == set(report["settings"]["ways"])
+    assert set(figures) == set(report["settings"]["variants"])
     assert set(table["seconds"]) == {*figures, "product, float32"}
     assert {len(series) for series in table["seconds"].values()} == {2}
-    assert table["verdict"] == "too few runs to tell the noise: 2 turns, and 8 are needed"
+    assert table["verdict"] == "too few runs to judge the noise: 2 rounds, and 8 are needed"
     flops = {name: row["model GFLOP a pair"] for name, row in figures.items()}
     assert flops["remat=none"] == flops[PARTS] > flops["text=packed"]
     again = {name: row["executed over model"] for name, row in figures.items()}
@@ -128,7 +143,7 @@ def test_a_loss_is_measured_in_both_forms(reports):
     assert table["title"] == "64 pairs, 8 channels, 2 devices"
 
 
-def test_the_input_tells_stages_and_cores(reports):
+def test_the_input_has_stages_and_cores(reports):
     stages, pipeline = reports["input"]["tables"]
     other = "the same, data.decode=exact"
     assert list(stages["figures"]) == ["read", "decode, crop", "tokenise", "stack", other, "the rest"]
@@ -142,18 +157,18 @@ def test_the_input_tells_stages_and_cores(reports):
 
 
 def test_tokenizers_are_compared_on_equal_captions(reports):
-    (table,) = reports["tokenizers"]["tables"]
+    (table,) = reports["peers/tokenization.py"]["tables"]
     assert table["title"] == "40 captions, one core"
     assert list(table["seconds"]) == ["byte pairs, warm", "byte pairs, cold", "byte pairs, no cache", "SentencePiece"]
     assert table["rates"] == {"captions": 40}
 
 
-def test_decoding_is_measured_both_ways_with_the_difference_of_the_pixels(reports):
+def test_both_decoders_are_measured_with_the_difference_of_the_pixels(reports):
     (table,) = reports["decode"]["tables"]
     assert table["title"].endswith("KiB, median 40 x 37, to 24, one core")
     assert table["rates"] == {"images": 2}
     assert list(table["seconds"]) == ["fast", "exact"]
-    (speeds,) = reports["decode"]["fast is so many times as quick as"].values()
+    (speeds,) = reports["decode"]["speed of fast over that of"].values()
     exact, fast = (np.array(table["seconds"][name]) for name in ("exact", "fast"))
     assert speeds == {"exact": pytest.approx(np.median(exact / fast))}
     (pixels,) = reports["decode"]["pixels, of 255"].values()
@@ -162,7 +177,7 @@ def test_decoding_is_measured_both_ways_with_the_difference_of_the_pixels(report
 
 MEMORY = """
 import json, numpy as np
-from clip_jax.benchmarks.memory import watch_memory
+from clip_jax.benchmarks.input import watch_memory
 
 held = []
 def batches():
@@ -174,11 +189,11 @@ print(json.dumps(watch_memory(batches(), 397, 4)))
 """
 
 
-def test_memory_is_told_at_ten_places_of_the_way():
+def test_memory_is_reported_at_ten_points_on_the_way():
     """In a process of its own: this one frees what other tests held."""
     ran = subprocess.run([sys.executable, "-c", MEMORY], check=True, cwd=ROOT, capture_output=True, text=True)
-    told = json.loads(ran.stdout)
-    assert list(told) == [f"{count} records" for count in range(40, 401, 40)]
-    sizes = [row["process"] for row in told.values()]
+    found = json.loads(ran.stdout)
+    assert list(found) == [f"{count} records" for count in range(40, 401, 40)]
+    sizes = [row["process"] for row in found.values()]
     assert 85 < sizes[-1] - sizes[0] < 110  # 90 batches
-    assert {row["workers"] for row in told.values()} == {0}
+    assert {row["workers"] for row in found.values()} == {0}

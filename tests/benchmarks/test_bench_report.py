@@ -7,7 +7,7 @@ from clip_jax.benchmarks.report import Report, timing_table
 from clip_jax.benchmarks.timing import Timings
 
 TIMINGS = Timings(
-    seconds={"none": np.full(8, 0.5), "full": np.full(8, 0.75), "product": np.ones(8)}, aside=frozenset({"product"})
+    seconds={"none": np.full(8, 0.5), "full": np.full(8, 0.75), "product": np.ones(8)}, excluded=frozenset({"product"})
 )
 
 
@@ -26,13 +26,13 @@ def test_the_table_has_times_rates_and_ratios():
 
 def test_the_file_has_settings_versions_devices_times_and_verdict(tmp_path, capsys):
     file = tmp_path / "a.json"
-    report = Report("step", {"ways": ["none", "full"]}, file, 8, 0)
+    report = Report("step", {"variants": ["none", "full"]}, file, 8, 0)
     report.add("tiny", {"none": {"MiB": 1.5}, "full": {"MiB": 0.25, "left": None}}, TIMINGS, {"images": 60})
-    report.tell("peaks", {"float32": {"TFLOP/s": 0.125}})
+    report.note("peaks", {"float32": {"TFLOP/s": 0.125}})
     assert not file.exists()
     report.write()
     read = json.loads(file.read_text())
-    assert (read["benchmark"], read["settings"]) == ("step", {"ways": ["none", "full"]})
+    assert (read["benchmark"], read["settings"]) == ("step", {"variants": ["none", "full"]})
     assert {"jax", "flax", "numpy"} <= set(read["versions"])
     assert read["devices"] == ["cpu"] * 8
     assert read["commit"] is None or len(read["commit"].removesuffix("-dirty")) == 40
@@ -41,7 +41,7 @@ def test_the_file_has_settings_versions_devices_times_and_verdict(tmp_path, caps
     assert table["seconds"] == {name: series.tolist() for name, series in TIMINGS.seconds.items()}
     assert table["figures"] == {"none": {"MiB": 1.5}, "full": {"MiB": 0.25, "left": None}}
     assert table["ratios"]["full"]["median"] == pytest.approx(1.5)
-    assert (table["is_quiet"], table["verdict"]) == (True, TIMINGS.verdict)
+    assert (table["is_low_noise"], table["verdict"]) == (True, TIMINGS.verdict)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert TIMINGS.verdict in capsys.readouterr().out.splitlines()
 

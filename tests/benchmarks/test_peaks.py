@@ -22,9 +22,9 @@ def test_a_device_without_a_published_peak_is_measured():
     assert list(peaks.runners) == ["product, float32", "product, bfloat16"]
     seconds = {"product, float32": np.array([0.5, 0.25]), "product, bfloat16": np.array([1.0])}
     assert peaks.of("c", seconds) == 2 * 1024**3 / 0.25
-    told = peaks.describe(seconds)["bfloat16"]
-    assert told["TFLOP/s"] == 2 * 1024**3 / 1e12
-    assert told["source"] == "measured: the fastest product of 1024 rows a device and 1024 columns"
+    described = peaks.describe(seconds)["bfloat16"]
+    assert described["TFLOP/s"] == 2 * 1024**3 / 1e12
+    assert described["source"] == "measured: the fastest product of 1024 rows a device and 1024 columns"
 
 
 def test_the_product_is_of_every_device():

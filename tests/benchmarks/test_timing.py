@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from clip_jax.benchmarks.timing import MAX_SPREAD, Timed, Timings, alternate, compare
+from clip_jax.benchmarks.timing import MAX_SPREAD, Timed, Timings, compare, interleave
 
 
 class Clock:
@@ -29,10 +29,10 @@ class Clock:
         return run
 
 
-def test_ways_take_turns_and_every_run_is_kept():
+def test_runs_are_interleaved_and_all_are_kept():
     clock, log = Clock(), []
     runners = {name: clock.runner(times, log, name) for name, times in {"a": [1, 2, 3], "b": [5, 7, 11]}.items()}
-    timings = alternate(runners, 3, clock=clock)
+    timings = interleave(runners, 3, clock=clock)
     assert log == ["a", "b"] * 3
     assert {name: series.tolist() for name, series in timings.seconds.items()} == {"a": [1, 2, 3], "b": [5, 7, 11]}
 
@@ -43,29 +43,30 @@ def test_ratios_are_of_the_fastest_runs_and_the_median_of_the_pairs():
     assert ratio.median == pytest.approx(3.0, abs=1e-12)  # of 1.5, 4 and 3
 
 
-def test_noise_that_both_ways_share_leaves_the_ratio_quiet():
+def test_noise_that_both_variants_share_does_not_move_the_ratio():
     reference = np.array([1.0, 5.0, 1.0, 1.7, 2.0, 1.0, 1.0, 9.0])
     ratio = compare(1.3 * reference, reference)
     assert ratio.spread == pytest.approx(0, abs=1e-12)
     timings = Timings(seconds={"a": reference, "b": 1.3 * reference})
-    assert timings.is_quiet
+    assert timings.is_low_noise
     assert (
-        timings.verdict == "quiet: the ratio of 'b' may differ by 0.0% from one measurement to the next, after 8 turns"
+        timings.verdict
+        == "noise below 5%: the ratio of 'b' may differ by 0.0% from one measurement to the next, after 8 rounds"
     )
 
 
-def test_a_machine_that_changes_in_the_course_is_too_noisy():
+def test_a_machine_that_changes_meanwhile_is_noise_above_the_limit():
     reference = np.ones(20)
     slower = np.where(np.arange(20) < 10, 1.0, 1.08)
     assert compare(slower, reference).spread >= 0.08
     mostly = np.where(np.arange(20) < 10, np.tile([1.0, 1.08, 1.08, 1.08, 1.08], 4), 1.08)
     assert compare(mostly, reference).spread == pytest.approx(0.08, rel=1e-6)  # of the fastest, not of the medians
     timings = Timings(seconds={"a": reference, "b": slower})
-    assert not timings.is_quiet
-    assert timings.verdict.startswith("too noisy: the ratio of 'b' may differ by 10.1% from one")
+    assert not timings.is_low_noise
+    assert timings.verdict.startswith("noise above 5%: the ratio of 'b' may differ by 10.1% from one")
 
 
-def test_scattered_pairs_are_too_noisy_though_the_quarters_agree():
+def test_scattered_pairs_are_noise_above_the_limit_though_the_quarters_agree():
     scattered = np.tile([1.0, 1.6, 1.6, 1.0, 1.3], 4)
     ratio = compare(scattered, np.ones(20))
     assert {np.median(scattered[i : i + 5]) for i in range(0, 20, 5)} == {1.3}
@@ -73,7 +74,7 @@ def test_scattered_pairs_are_too_noisy_though_the_quarters_agree():
 
 
 def test_the_spread_holds_what_a_second_measurement_shows():
-    """Of 200 pairs of measurements of a known ratio with 4 % of noise, how many differ by more than was foretold."""
+    """Of 200 pairs of measurements of a known ratio with 4 % of noise, how many differ by more than predicted."""
     rng = np.random.default_rng(0)
     beyond = 0
     for _ in range(200):
@@ -82,44 +83,44 @@ def test_the_spread_holds_what_a_second_measurement_shows():
     assert beyond <= 10  # five in a hundred
 
 
-def test_what_is_called_quiet_is_found_again_within_five_percent():
-    """The figure that the verdict is there for, on measurements of a known ratio with independent noise of 2 %."""
+def test_a_ratio_with_noise_below_the_limit_is_found_again_within_it():
+    """What the verdict promises, on measurements of a known ratio with independent noise of 2 %."""
     rng = np.random.default_rng(1)
-    quiet = beyond = 0
+    judged_low = beyond = 0
     for _ in range(200):
         noise = np.exp(rng.normal(0, 0.02, (2, 2, 20)))
         first, second = (compare(1.5 * a, b) for a, b in noise)
         differences = [abs(first.median / second.median - 1), abs(first.fastest / second.fastest - 1)]
-        quiet += first.spread <= MAX_SPREAD
+        judged_low += first.spread <= MAX_SPREAD
         beyond += first.spread <= MAX_SPREAD and max(differences) > MAX_SPREAD
-    assert quiet > 100
-    assert beyond <= 0.05 * quiet
+    assert judged_low > 100
+    assert beyond <= 0.05 * judged_low
 
 
-def test_few_turns_are_not_judged():
+def test_few_rounds_are_not_judged():
     timings = Timings(seconds={"a": np.ones(7), "b": np.ones(7)})
-    assert not timings.is_quiet
-    assert timings.verdict == "too few runs to tell the noise: 7 turns, and 8 are needed"
+    assert not timings.is_low_noise
+    assert timings.verdict == "too few runs to judge the noise: 7 rounds, and 8 are needed"
 
 
-def test_a_way_that_is_alone_is_judged_by_its_times():
-    timings = Timings(seconds={"a": np.full(8, 2.0), "product": np.arange(1.0, 9.0)}, aside=frozenset({"product"}))
+def test_a_single_variant_is_judged_by_its_times():
+    timings = Timings(seconds={"a": np.full(8, 2.0), "product": np.arange(1.0, 9.0)}, excluded=frozenset({"product"}))
     assert timings.ratios["a"].fastest == 2.0
-    assert timings.verdict.startswith("quiet: the time of 'a' may differ by 0.0%")
+    assert timings.verdict.startswith("noise below 5%: the time of 'a' may differ by 0.0%")
 
 
-def test_a_noisy_measurement_goes_on_by_doubling_until_it_is_quiet():
+def test_the_rounds_are_doubled_until_the_noise_is_low():
     clock = Clock()
     noisy_at_first = itertools.chain([1, 3, 1, 3, 1, 3, 1, 3], itertools.repeat(1))
     runners = {"a": clock.runner([1.0]), "b": lambda: float(next(noisy_at_first))}
-    assert alternate(runners, 8, max_s=1000, clock=clock).num_turns == 64  # at 32 the first quarter is still unlike
+    assert interleave(runners, 8, max_s=1000, clock=clock).num_rounds == 64  # at 32 the first quarter is still unlike
 
 
 def test_it_gives_up_when_the_time_is_over_and_never_measures_less_than_asked():
     clock = Clock()
     runners = {"a": clock.runner([1.0]), "b": clock.runner([1.0, 3.0])}
-    assert alternate(runners, 8, max_s=40, clock=clock).num_turns == 14  # of 3 s a turn, on average
-    assert alternate(runners, 8, max_s=0, clock=clock).num_turns == 8
+    assert interleave(runners, 8, max_s=40, clock=clock).num_rounds == 14  # of 3 s a round, on average
+    assert interleave(runners, 8, max_s=0, clock=clock).num_rounds == 8
 
 
 def test_short_work_is_repeated_within_a_run():

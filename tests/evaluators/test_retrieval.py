@@ -2,8 +2,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from benchmarks.retrieval import whole_matrix_ranks
 
-from clip_jax.benchmarks.retrieval import whole_matrix_ranks
 from clip_jax.evaluation.metrics.retrieval import _ranks, caption_embeddings, recall_at_k, top_matches
 
 

@@ -3,12 +3,12 @@ import dataclasses
 import jax
 import pytest
 
-from clip_jax.cli import plan as plan_module
-from clip_jax.cli.plan import plan, plan_fitting
 from clip_jax.config.experiment import make_config
 from clip_jax.models import ResNetConfig
+from clip_jax.planning import plan as plan_module
 from clip_jax.planning.fit import HEADROOM, Fitter, Setting
 from clip_jax.planning.params import param_table
+from clip_jax.planning.plan import plan, plan_fitting
 from clip_jax.planning.step import DoesNotFitError, compile_step
 from configs import clip_vit_l14, tiny
 
@@ -60,7 +60,7 @@ def test_a_resnets_filters_limit_fsdp_and_its_batch_norms_the_parts():
 
 
 class Rigged:
-    """compile_step of devices with some memory, of which a step takes 1.1 times the guess; remembers what was tried."""
+    """compile_step of devices with some memory, of which a step takes 1.1 times the guess; keeps what was tried."""
 
     def __init__(self, fitter, available):
         self.fitter, self.available, self.tried = fitter, available, []
@@ -91,7 +91,7 @@ def test_where_nothing_fits_that_is_said(monkeypatch):
         plan_fitting(TINY, jax.devices())
 
 
-def test_a_step_that_does_not_fit_is_answered_with_what_should(monkeypatch):
+def test_the_refusal_of_a_step_names_settings_that_should_fit(monkeypatch):
     config = make_config(clip_vit_l14.get_config().to_dict())
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="dots"))
 

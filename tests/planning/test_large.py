@@ -9,7 +9,7 @@ from clip_jax.planning.fit import Setting
 from clip_jax.planning.step import GIB, compile_step
 from clip_jax.planning.topology import topology_devices
 
-# Settings that `clip-jax plan --fit` found, the peak, and the FLOPs over those of a step that computes nothing twice.
+# Settings that `clip-jax plan --fit` found, the peak, and the FLOPs relative to no recomputation.
 PLANS = {
     "clip_vit_b32": ("v5e:4x4", Setting("attention", 1, 1), 12.7, 1.194),
     "clip_vit_l14": ("v5e:16x16", Setting("named", 2, 1), 14.3, 1.093),

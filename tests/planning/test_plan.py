@@ -6,9 +6,9 @@ import sys
 import jax
 from PIL import Image
 
-from clip_jax.cli.plan import describe
 from clip_jax.config.experiment import make_config
 from clip_jax.planning.fit import Setting
+from clip_jax.planning.plan import describe
 from clip_jax.planning.step import compile_step
 from clip_jax.planning.topology import CHIPS
 from configs import tiny
@@ -30,14 +30,14 @@ def test_the_command_writes_what_it_prints(tmp_path, compile_once):
     assert done.stderr.startswith("compiling for 8 cpu --config.model.remat=full --config.sharding.fsdp=2")
 
 
-def test_a_person_reads_three_digits():
+def test_the_table_has_three_digits():
     config = make_config(tiny.get_config().to_dict())
     step = compile_step(config, jax.devices()[:1])
     step = dataclasses.replace(
         step, chip=CHIPS["TPU v5 lite"], executed_flops=123_456 * 10**12, bytes_moved=819 * 10**6
     )
     rows = [line.rsplit("  ", 1) for line in describe(config, "here", Setting.of(config), step).splitlines()]
-    told = {row[0].strip(): row[1].strip() for row in rows[2:] if len(row) == 2}
-    assert told["TFLOPs of a step, all devices"] == "123,456"
-    assert told["GB to and from a device's memory in a step"] == "0.819"
-    assert told["least time of a step, s: compute, memory, network"].startswith("627, 0.00100, ")
+    table = {row[0].strip(): row[1].strip() for row in rows[2:] if len(row) == 2}
+    assert table["TFLOPs of a step, all devices"] == "123,456"
+    assert table["GB to and from a device's memory in a step"] == "0.819"
+    assert table["lower bound of a step, s: compute, memory, network"].startswith("627, 0.00100, ")

@@ -43,10 +43,10 @@ def test_flops_of_captions_predicted_are_counted_by_hand(kind):
         return 2 * config.depth * length * (projections + 2 * length * config.width)
 
     image = 2 * 16 * 3 * 8**2 * vision.width + blocks(vision, 17) + 2 * vision.width * E
-    places = text.context_length - 1
+    positions = text.context_length - 1
     expected = {
         "bag_of_words": 2 * E * text.vocab_size,
-        "language_model": 2 * E * text.width + blocks(text, places) + 2 * places * text.width * text.vocab_size,
+        "language_model": 2 * E * text.width + blocks(text, positions) + 2 * positions * text.width * text.vocab_size,
     }
     assert forward_flops(model) == image + expected[kind]
     # The backward pass takes two products for each one, but none for the pixels.
@@ -118,11 +118,11 @@ def test_what_the_towers_keep_grows_with_the_rows_alone():
 
 
 def test_a_refusal_is_read():
-    told = (
+    message = (
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (24.91G) exceeds available HBM (15.75G). HLO module: jit_train_step."
     )
-    error = read_refusal(RuntimeError(told))
+    error = read_refusal(RuntimeError(message))
     assert isinstance(error, DoesNotFitError)
     assert (error.needed_bytes, error.available_bytes) == (24.91 * 2**30, 15.75 * 2**30)
     assert str(error) == "needs 24.91 GiB of a device, which has 15.75"
@@ -158,6 +158,6 @@ def test_xla_refuses_what_does_not_fit_a_slice():
         ({"train__global_batch_size": 12}, "train.global_batch_size=12 is not divisible by the 8 devices"),
     ],
 )
-def test_what_does_not_divide_is_told_before_anything_is_compiled(changes, message):
+def test_what_does_not_divide_is_refused_before_anything_is_compiled(changes, message):
     with pytest.raises(ValueError, match=message):
         compile_step(tiny_config(**changes), jax.devices())

@@ -32,7 +32,7 @@ def perceptual_embedding(image: np.ndarray) -> np.ndarray:
     the higher it is. It is the perceptual hash, with colour and not rounded to bits. It forgives resizing, another
     aspect ratio, recompression, other colours and brightness, slight turns, and crops that leave 90 % of the area; not
     mirroring (compare `image[:, ::-1]` too) and not crops that leave 80 % or less (use a model's features); measured by
-    `python -m clip_jax.benchmarks.duplicates`.
+    `python tests/benchmarks/duplicates.py`.
 
     Args:
       image: uint8 [H, W, 3], any H and W.

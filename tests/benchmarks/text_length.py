@@ -1,7 +1,7 @@
-"""How much text encoding gains when rows end at their longest caption: `python -m clip_jax.benchmarks.text_length
+"""Text encoding with rows cut at their longest caption, against full length: `python tests/benchmarks/text_length.py
 --source=webdataset --path=DIR --vocabulary=bpe_simple_vocab_16e6.txt.gz`.
 
-Real captions, random weights of a published text tower; both ways in one process, by turns.
+Real captions, random weights of a published text tower; both forms interleaved in one process.
 """
 
 import sys
@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from clip_jax.benchmarks.options import SHARED, make_report
 from clip_jax.benchmarks.timing import Timed
 from clip_jax.cli import common_flags
+from clip_jax.cli.bench.options import SHARED, make_report
 from clip_jax.cli.parsing import run_command
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.inference.encoder import Encoder
@@ -25,12 +25,12 @@ from input_pipeline.tokenizers import make_tokenizer
 
 for flag in SHARED:
     flags.declare_key_flag(flag)
-MODEL = flags.DEFINE_enum("model", "ViT-B/32", list(PUBLISHED), "Whose text tower.")
+MODEL = flags.DEFINE_enum("model", "ViT-B/32", list(PUBLISHED), "Published model of the text tower.")
 SOURCE = flags.DEFINE_string("source", "webdataset", "Kind of the data: webdataset, table, tfds, ...")
-PATH = flags.DEFINE_string("path", None, "Where the captions lie.")
-SPLIT = flags.DEFINE_string("split", "", "Of a tfds data set.")
+PATH = flags.DEFINE_string("path", None, "Path of the captions.")
+SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.")
 VOCABULARY = flags.DEFINE_string("vocabulary", None, "CLIP's byte-pair vocabulary; by default the Hub's cache.")
-NUM_CAPTIONS = flags.DEFINE_integer("num_captions", 1024, "How many captions are encoded in a run.")
+NUM_CAPTIONS = flags.DEFINE_integer("num_captions", 1024, "Captions encoded in a run.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Texts encoded at once.")
 
 
@@ -55,7 +55,7 @@ def main() -> int:
     print(f"positions a caption: mean {lengths.mean():.1f}, longest {lengths.max()} of {text.shape[1]}")
     timings = report.measure({name: Timed(partial(encoder.texts, text)) for name, encoder in encoders.items()})
     report.add(f"{len(text)} captions, {MODEL.value}", {}, timings, {"texts": len(text)})
-    report.tell("equality", {"largest difference of the unit features": {"is": float(np.abs(full - short).max())}})
+    report.note("equality", {"largest difference of the unit features": {"is": float(np.abs(full - short).max())}})
     report.write()
     return 0
 

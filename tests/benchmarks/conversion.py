@@ -1,4 +1,4 @@
-"""Seconds and memory of reading weights and of writing them anew: `python -m clip_jax.benchmarks.conversion`.
+"""Seconds and memory of reading weights and writing them in another layout: `python tests/benchmarks/conversion.py`.
 
 Zeros in the shapes of a published model are written as open_clip would; a fresh process reads them and writes them for
 the other format. Peak memory is of the whole process, mapped file pages and JAX itself included, over the file's size.
@@ -21,8 +21,8 @@ from clip_jax.models.variables import init_variables
 from clip_jax.pretrained import ImageTransform, Pretrained, load_pretrained, save_pretrained
 from clip_jax.tables import format_table
 
-PUBLISHED_NAME = flags.DEFINE_enum("published", "ViT-L/14", list(PUBLISHED), "Whose shapes.")
-FOLDER = flags.DEFINE_string("folder", None, "Used by the fresh process.")
+PUBLISHED_NAME = flags.DEFINE_enum("published", "ViT-L/14", list(PUBLISHED), "Published model of the shapes.")
+FOLDER = flags.DEFINE_string("folder", None, "Folder of the weights; used by the fresh process.")
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         pretrained = Pretrained(config=config, variables=variables, transform=ImageTransform(), folder=Path(folder))
         save_pretrained(pretrained, Path(folder) / "in", "open_clip")
-        command = [sys.executable, "-m", "clip_jax.benchmarks.conversion", f"--published={PUBLISHED_NAME.value}"]
+        command = [sys.executable, __file__, f"--published={PUBLISHED_NAME.value}"]
         subprocess.run([*command, f"--folder={folder}"], check=True)
     return 0
 

@@ -1,10 +1,10 @@
-"""Captions a second that a core turns into ids: `python -m clip_jax.benchmarks.tokenizers --path=DIR
---vocabulary=bpe_simple_vocab_16e6.txt.gz --peer_python=PYTHON`.
+"""Captions to ids on one core, ours beside open_clip's: `python tests/benchmarks/peers/tokenization.py
+--path=DIR --vocabulary=bpe_simple_vocab_16e6.txt.gz --peer_python=PYTHON`.
 
 CLIP's byte pairs warm, as in all of a training but its first seconds; cold, with no word in the cache; and with no
 cache at all, which is the Rust library by itself; SentencePiece of --vocab_size pieces trained on the captions. With
---peer_python, the interpreter of an environment that has open_clip, its pure-Python tokenizer takes part in turns, its
-ids of all captions are compared with ours, and one that differs ends the run.
+--peer_python, the interpreter of an environment that has open_clip, its pure-Python tokenizer is interleaved with ours;
+it must give all captions the same ids.
 """
 
 import json
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from peer import PEER_PYTHON, tokenize_peers
 
-from clip_jax.benchmarks.options import PEER_PYTHON, SHARED, make_report
-from clip_jax.benchmarks.peer import tokenize_peers
 from clip_jax.benchmarks.timing import Runner, Timed
 from clip_jax.cli import common_flags
+from clip_jax.cli.bench.options import SHARED, make_report
 from clip_jax.cli.parsing import run_command
 from input_pipeline.sources import make_source
 from input_pipeline.storage import checksum_json
@@ -28,11 +28,11 @@ from input_pipeline.vocabulary import sample_captions, train_sentencepiece
 for flag in (*SHARED, "peer_python"):
     flags.declare_key_flag(flag)
 SOURCE = flags.DEFINE_string("source", "webdataset", "Kind of the data: webdataset, table, tfds, ...")
-PATH = flags.DEFINE_string("path", None, "Where the captions lie.")
-SPLIT = flags.DEFINE_string("split", "", "Of a tfds data set.")
+PATH = flags.DEFINE_string("path", None, "Path of the captions.")
+SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.")
 VOCABULARY = flags.DEFINE_string("vocabulary", None, "CLIP's byte-pair vocabulary; by default the Hub's cache.")
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 8000, "Pieces of the SentencePiece vocabulary.", lower_bound=8)
-NUM_RECORDS = flags.DEFINE_integer("num_records", 6000, "Whose captions are encoded.", lower_bound=1)
+NUM_RECORDS = flags.DEFINE_integer("num_records", 6000, "Records whose captions are encoded.", lower_bound=1)
 
 
 def main() -> int:
@@ -72,7 +72,7 @@ def main() -> int:
             state: float(np.median(seconds[f"open_clip, {state}"] / seconds[f"byte pairs, {state}"]))
             for state in ("warm", "cold")
         }
-        report.tell("byte pairs over open_clip's, captions/s", {"equal ids, median of pairs": gains})
+        report.note("byte pairs over open_clip's, captions/s", {"equal ids, median of pairs": gains})
         for peer in peers.values():
             peer.close()
     report.write()

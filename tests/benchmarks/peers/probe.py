@@ -1,5 +1,5 @@
-"""The linear probe's sweep of 97 strengths beside scikit-learn's LogisticRegression, by turns in one process:
-`python -m clip_jax.benchmarks.probe` (needs scikit-learn, extra `test`).
+"""The linear probe's sweep of 97 strengths beside scikit-learn's LogisticRegression, interleaved in one process:
+`python tests/benchmarks/peers/probe.py` (needs scikit-learn, extra `test`).
 
 Features are drawn: classes whose means lie close in a space of a falling spectrum, off the origin, as an encoder's
 are. scikit-learn runs as the paper's code calls it (lbfgs, max_iter=1000, its default tolerance, float32), and in a
@@ -24,8 +24,8 @@ from clip_jax.tables import format_table
 
 NUM_IMAGES = flags.DEFINE_integer("num_images", 3500, "Rows of features to fit; as many more are scored.")
 WIDTH = flags.DEFINE_integer("width", 512, "Channels of the features.")
-NUM_CLASSES = flags.DEFINE_integer("num_classes", 10, "Classes.")
-NUM_RUNS = flags.DEFINE_integer("num_runs", 2, "Runs of each form, by turns.")
+NUM_CLASSES = flags.DEFINE_integer("num_classes", 10, "Number of classes.")
+NUM_RUNS = flags.DEFINE_integer("num_runs", 2, "Runs of each form, interleaved.")
 
 
 class Sweep(NamedTuple):

@@ -1,4 +1,4 @@
-"""Time of zero-shot classification after encoding: `python -m clip_jax.benchmarks.zero_shot`.
+"""Time of zero-shot classification after encoding: `python tests/benchmarks/zero_shot.py`.
 
 Random unit vectors stand for the embeddings of 50,000 images and of 1,000 classes x 80 prompts. Timed is all that a
 report needs of them: class embeddings, scores, ranks, confidences, top-1, top-5, per class, calibration, the bootstrap
@@ -16,11 +16,11 @@ from clip_jax.evaluation.metrics.classification import classify, confusion, sing
 from clip_jax.evaluation.metrics.zero_shot import class_embeddings
 from clip_jax.tables import format_table
 
-NUM_IMAGES = flags.DEFINE_integer("num_images", 50_000, "Images.", lower_bound=1)
-NUM_CLASSES = flags.DEFINE_integer("num_classes", 1_000, "Classes.", lower_bound=2)
-NUM_TEMPLATES = flags.DEFINE_integer("num_templates", 80, "Prompts a class.", lower_bound=1)
-EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "Channels.", lower_bound=1)
-NUM_RUNS = flags.DEFINE_integer("num_runs", 3, "The fastest counts.", lower_bound=1)
+NUM_IMAGES = flags.DEFINE_integer("num_images", 50_000, "Number of images.", lower_bound=1)
+NUM_CLASSES = flags.DEFINE_integer("num_classes", 1_000, "Number of classes.", lower_bound=2)
+NUM_TEMPLATES = flags.DEFINE_integer("num_templates", 80, "Number of prompts of a class.", lower_bound=1)
+EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "Channels of an embedding.", lower_bound=1)
+NUM_RUNS = flags.DEFINE_integer("num_runs", 3, "Runs, of which the fastest counts.", lower_bound=1)
 
 
 def main() -> int:

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clip_jax.benchmarks.ways import draw_captions, make_ways, shape_text
+from clip_jax.benchmarks.variants import draw_captions, make_variants, shape_text
 from clip_jax.config.experiment import make_config
 from clip_jax.models import PUBLISHED, PackedText
 from configs.tiny import get_config
@@ -12,11 +12,11 @@ from input_pipeline.packing import caption_lengths
 CONFIG = make_config(get_config().to_dict())
 
 
-def test_a_way_is_the_config_with_its_settings():
-    ways = make_ways(
-        CONFIG, ["as configured", "remat=named+num_microbatches=4+block_size=32", "patch_dropout=0.5+text=9"]
+def test_a_variant_is_the_config_with_its_settings():
+    variants = make_variants(
+        CONFIG, ["baseline", "remat=named+num_microbatches=4+block_size=32", "patch_dropout=0.5+text=9"]
     )
-    first, second, third = ways.values()
+    first, second, third = variants.values()
     assert (first.config, first.text) == (CONFIG, "padded")
     assert (second.config.model.remat, second.config.train.num_microbatches, second.config.loss.block_size) == (
         *("named", 4),
@@ -24,7 +24,7 @@ def test_a_way_is_the_config_with_its_settings():
     )
     assert (third.config.model.vision.patch_dropout, third.text) == (0.5, 9)
     assert third.config.model.remat == CONFIG.model.remat
-    assert list(make_ways(CONFIG, [])) == ["as configured"]
+    assert list(make_variants(CONFIG, [])) == ["baseline"]
 
 
 def test_captions_are_as_long_as_people_s():
@@ -40,8 +40,8 @@ def test_text_is_padded_short_cut_or_packed():
     config = dataclasses.replace(CONFIG, model=PUBLISHED["ViT-B/32"])
     captions, eot_token = draw_captions(config.model.text, 48), config.model.text.eot_token
     padded, short, cut, packed = (
-        shape_text(way, captions, 2)
-        for way in make_ways(
+        shape_text(variant, captions, 2)
+        for variant in make_variants(
             config, [f"text={form}" for form in ("padded", "short", 12, "packed+num_microbatches=3")]
         ).values()
     )
@@ -60,4 +60,4 @@ def test_a_tower_that_reads_its_padding_takes_padded_text_alone():
     config = dataclasses.replace(CONFIG, model=PUBLISHED["SigLIP-B/16"], loss=base)
     captions = draw_captions(config.model.text, 8)
     with pytest.raises(ValueError, match="text=packed needs a causal text tower that is read at the end token"):
-        shape_text(make_ways(config, ["text=packed"])["text=packed"], captions, 1)
+        shape_text(make_variants(config, ["text=packed"])["text=packed"], captions, 1)

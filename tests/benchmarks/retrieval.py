@@ -1,5 +1,5 @@
-"""Seconds and peak memory of recall at k, in tiles against the whole matrix at once: `python -m
-clip_jax.benchmarks.retrieval --num_images=10000`; only in tiles, for sizes whose matrix does not fit:
+"""Seconds and peak memory of recall at k, in tiles against the whole matrix at once: `python
+tests/benchmarks/retrieval.py --num_images=10000`; only in tiles, for sizes whose matrix does not fit:
 `--num_images=20000 --form=tiles`. On a busy machine the seconds of all cores tell more than those of the clock.
 
 Random embeddings, five texts an image unless said. Each form runs in a process of its own, so that peak memory is its
@@ -19,11 +19,11 @@ from clip_jax.cli.parsing import run_command
 from clip_jax.evaluation.metrics.retrieval import CHUNK_SIZE, recall_at_k
 from clip_jax.tables import format_table
 
-NUM_IMAGES = flags.DEFINE_integer("num_images", 4000, "Images.")
-TEXTS_PER_IMAGE = flags.DEFINE_integer("texts_per_image", 5, "Texts of each.")
-EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "Channels.")
+NUM_IMAGES = flags.DEFINE_integer("num_images", 4000, "Number of images.")
+TEXTS_PER_IMAGE = flags.DEFINE_integer("texts_per_image", 5, "Texts of each image.")
+EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "Channels of an embedding.")
 CHUNKS = flags.DEFINE_integer("chunk_size", CHUNK_SIZE, "Images, and texts, of a tile.")
-FORM = flags.DEFINE_enum("form", "both", ["both", "tiles", "whole"], "Which.")
+FORM = flags.DEFINE_enum("form", "both", ["both", "tiles", "whole"], "Form to measure.")
 CHILD = flags.DEFINE_bool("child", False, "Used by the processes that are measured.")
 
 
@@ -35,7 +35,7 @@ def main() -> int:
     N, M = NUM_IMAGES.value, NUM_IMAGES.value * TEXTS_PER_IMAGE.value
     rows, results = [], []
     for form in ["tiles", "whole"] if FORM.value == "both" else [FORM.value]:
-        command = [sys.executable, "-m", "clip_jax.benchmarks.retrieval", *sys.argv[1:], f"--form={form}", "--child"]
+        command = [sys.executable, __file__, *sys.argv[1:], f"--form={form}", "--child"]
         ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         measured = json.loads(ran.stdout)
         speed = 2 * N * M * EMBED_DIM.value / measured["cpu_s"] / 1e9
@@ -81,8 +81,8 @@ def _measure(form: str) -> dict:
         metrics = {name: value for name, value in metrics.items() if not name.endswith("_chance")}
     else:
         ranks = dict(zip(("image_to_text", "text_to_image"), whole_matrix_ranks(images, texts, image_of_text)))
-        metrics = {f"{way}_r@{k}": float(np.mean(rank < k)) for k in (1, 5, 10) for way, rank in ranks.items()}
-        metrics |= {f"{way}_median_rank": float(np.median(rank)) + 1 for way, rank in ranks.items()}
+        metrics = {f"{name}_r@{k}": float(np.mean(rank < k)) for k in (1, 5, 10) for name, rank in ranks.items()}
+        metrics |= {f"{name}_median_rank": float(np.median(rank)) + 1 for name, rank in ranks.items()}
     seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"s": seconds, "cpu_s": cpu_s, "peak": peak, "metrics": metrics}

@@ -1,7 +1,7 @@
-"""What packed captions save of the text tower's time: `python -m clip_jax.benchmarks.packed_text
+"""The text tower's time with packed captions, against padded and cut ones: `python tests/benchmarks/packed_text.py
 --source=webdataset --path=DIR --vocabulary=bpe_simple_vocab_16e6.txt.gz`.
 
-Real captions, random weights of a published text tower in float32; four ways in one process, by turns, encoding and
+Real captions, random weights of a published text tower in float32; four forms interleaved in one process, encoding and
 encoding with the gradient of every text parameter:
 padded, each batch at the full context length; cut, at its longest row, as training could; sorted and cut, over all
 captions first, as the Encoder does and training cannot; packed, into as many rows as training would give a batch.
@@ -18,9 +18,9 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from clip_jax.benchmarks.options import SHARED, make_report
 from clip_jax.benchmarks.timing import Timed
 from clip_jax.cli import common_flags
+from clip_jax.cli.bench.options import SHARED, make_report
 from clip_jax.cli.parsing import run_command
 from clip_jax.inference.encoder import TEXT_LENGTHS
 from clip_jax.losses import normalize
@@ -33,12 +33,12 @@ from input_pipeline.tokenizers import make_tokenizer
 
 for flag in SHARED:
     flags.declare_key_flag(flag)
-MODEL = flags.DEFINE_enum("model", "ViT-B/32", list(PUBLISHED), "Whose text tower.")
+MODEL = flags.DEFINE_enum("model", "ViT-B/32", list(PUBLISHED), "Published model of the text tower.")
 SOURCE = flags.DEFINE_string("source", "webdataset", "Kind of the data: webdataset, table, tfds, ...")
-PATH = flags.DEFINE_string("path", None, "Where the captions lie.")
-SPLIT = flags.DEFINE_string("split", "", "Of a tfds data set.")
+PATH = flags.DEFINE_string("path", None, "Path of the captions.")
+SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.")
 VOCABULARY = flags.DEFINE_string("vocabulary", None, "CLIP's byte-pair vocabulary; by default the Hub's cache.")
-NUM_CAPTIONS = flags.DEFINE_integer("num_captions", 128, "How many captions are encoded in a run.")
+NUM_CAPTIONS = flags.DEFINE_integer("num_captions", 128, "Captions encoded in a run.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Texts encoded at once.")
 
 Text = np.ndarray | PackedText
@@ -107,7 +107,7 @@ def main() -> int:
         "unit features, packed from padded": {"at most": float(np.abs(packed - padded).max())},
         "a gradient, over its largest entry": {"at most": max(jax.tree.leaves(errors))},
     }
-    report.tell("difference", differences)
+    report.note("difference", differences)
     report.write()
     return 0
 

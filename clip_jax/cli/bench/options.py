@@ -1,4 +1,4 @@
-"""The flags that benchmarks share, and what they ask for."""
+"""The flags that several kinds of `clip-jax bench` share, and what they ask for."""
 
 import dataclasses
 import sys
@@ -17,32 +17,36 @@ from clip_jax.models import PUBLISHED
 from configs import clip_vit_b32, tiny
 
 NUM_RUNS = flags.DEFINE_integer(
-    "num_runs", 10, "Runs of each way, at least; more follow while it is noisy. 0 only compiles.", lower_bound=0
+    "num_runs",
+    10,
+    "Runs of each variant, at least; more follow while the noise is high. 0 only compiles.",
+    lower_bound=0,
 )
-MAX_MINUTES = flags.DEFINE_float("max_minutes", 2.0, "When to give up on a noisy machine.", lower_bound=0)
-JSON = flags.DEFINE_string("json", None, "File for settings, versions, all times and the verdict.")
+MAX_MINUTES = flags.DEFINE_float(
+    "max_minutes", 2.0, "Minutes for a table after which a noisy machine is measured no longer.", lower_bound=0
+)
+JSON = flags.DEFINE_string("json", None, "File for settings, versions, all times and the verdict on the noise.")
 PUBLISHED_NAME = flags.DEFINE_enum(
-    "published", None, list(PUBLISHED), "A published model, in float32 without remat, in the place of a config's."
+    "published", None, list(PUBLISHED), "Published model, in float32 without remat, instead of a config's."
 )
 NUM_DEVICES = flags.DEFINE_integer(
-    "num_devices", None, "Devices, by default all; on CPU as many as are wished.", lower_bound=1
+    "num_devices", None, "Number of devices, default: all; on CPU any number.", lower_bound=1
 )
-PEER_PYTHON = flags.DEFINE_string("peer_python", None, "Interpreter that has the peers to compare with.")
-# For `declare_key_flag`, which a module has to call itself.
+# For `declare_key_flag`, which each module has to call itself.
 SHARED = ("num_runs", "max_minutes", "json")
 SUBJECT = ("config", "published", "num_devices", *SHARED)
 
 
 def make_report(benchmark: str, main: Callable[[], int]) -> Report:
-    """The report that the flags ask for, with the command's flags as its settings."""
+    """The report that the flags ask for; its settings are the flags of main's module."""
     own = flags.FLAGS.get_key_flags_for_module(sys.modules[main.__module__])
     settings: dict[str, Any] = {flag.name: flag.value for flag in own if flag.name != "config"}
     return Report(benchmark, settings, Path(JSON.value) if JSON.value else None, NUM_RUNS.value, 60 * MAX_MINUTES.value)
 
 
 def chosen_config() -> tuple[str, Config]:
-    """Name and config of what is measured: --config, by default tiny, or the base config with the published model,
-    which neither recomputes nor computes in bfloat16. Raises ValueError for both."""
+    """Name and config of what is measured: --config, by default tiny, or the base config with the --published model, in
+    float32 and without remat. Raises ValueError when both are given."""
     if PUBLISHED_NAME.value is None and common_flags.CONFIG.value is None:
         return "tiny", make_config(tiny.get_config().to_dict())
     if PUBLISHED_NAME.value is None:
@@ -57,7 +61,7 @@ def chosen_config() -> tuple[str, Config]:
 
 
 def chosen_devices() -> list[jax.Device]:
-    """The first of this machine's devices, as many as --num_devices says."""
+    """The first --num_devices of this machine's devices."""
     if NUM_DEVICES.value:
         jax.config.update("jax_num_cpu_devices", NUM_DEVICES.value)
     devices = jax.devices()

@@ -1,9 +1,13 @@
-"""What peers take for the same work, each in the interpreter of another environment that has it."""
+"""Runners of other packages' work, each in the interpreter of an environment that has it."""
 
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+from absl import flags
+
+PEER_PYTHON = flags.DEFINE_string("peer_python", None, "Interpreter that has the packages to compare with.")
 
 # Given name, batch size and image size it answers each line with "done", a step later.
 OPEN_CLIP_STEP = """

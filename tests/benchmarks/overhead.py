@@ -1,7 +1,7 @@
-"""What Python costs a step of `tiny`: `python -m clip_jax.benchmarks.overhead`.
+"""The host's time in a step of `tiny`: `python tests/benchmarks/overhead.py`.
 
-The host's share of a step: placing the batch, calling the jitted step until it returns, with its work still to be done,
-and logging a step that is done. Also how many programs were compiled after the first step.
+Placing the batch; calling the jitted step until it returns, before its work is done; logging a step that is done. Also
+the number of programs that were compiled for the step.
 """
 
 import sys

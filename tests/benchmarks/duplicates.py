@@ -1,9 +1,9 @@
-"""How many planted near-duplicates `perceptual_embedding` finds: `python -m clip_jax.benchmarks.duplicates --path=DIR`.
+"""How many planted near-duplicates `perceptual_embedding` finds: `python tests/benchmarks/duplicates.py --path=DIR`.
 
 Photographs of a WebDataset are the training set. Some of them, changed in one way, are evaluation images with a known
 duplicate; the same ones unchanged, with themselves left out of the training set, are evaluation images without. The
-table gives the share found at the thresholds that call 1 % and none of the unchanged ones duplicates. Those nearest to
-the first threshold are drawn with what was taken for their duplicate if --output is given: look whether it is one.
+table gives the share found at the thresholds that call 1 % and none of the unchanged ones duplicates. With --output
+those nearest to the first threshold are drawn beside what was taken for their duplicate, to be judged by eye.
 """
 
 import io
