@@ -153,18 +153,9 @@ def _draw_scatter(ax: Axes, spec: FigureSpec, observations: pd.DataFrame, series
     names = [name for name in distinct(select(observations, on_x), "set") if name in on_both]
     for k, name in enumerate(names):
         x, y = (_mean_and_error(by_seed(observations, {**where, "set": name})) for where in (on_x, on_y))
-        ax.errorbar(
-            x[0],
-            y[0],
-            xerr=x[1],
-            yerr=y[1],
-            label=name.removeprefix("scenes/"),
-            color=COLOURS[k % len(COLOURS)],
-            marker=MARKERS[k // len(COLOURS) % len(MARKERS)],
-            markersize=6,
-            linestyle="",
-            capsize=2,
-        )
+        style: dict[str, Any] = {"linestyle": "", "markersize": 6, "capsize": 2, "color": COLOURS[k % len(COLOURS)]}
+        style |= {"marker": MARKERS[k // len(COLOURS) % len(MARKERS)], "label": name.removeprefix("scenes/")}
+        ax.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], **style)
     if spec.unit == "percent":
         ax.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
     else:
@@ -194,21 +185,14 @@ def _draw_bars(ax: Axes, spec: FigureSpec, observations: pd.DataFrame, series: S
         ys = np.arange(len(names)) - BETWEEN / 2 + thick * (len(series) - k - 0.5)
         means, errors = np.array([bars[name][k] for name in names]).reshape(-1, 2).T
         for y in ys[np.isnan(means)]:
-            side = ax.get_yaxis_transform()  # x from 0 at the left end: an axis of logarithms has no 0
-            ax.text(0.01, y, "not measured", transform=side, va="center", fontsize=7, color=GREY)
+            left = ax.get_yaxis_transform()  # x from 0 at the left end: an axis of logarithms has no 0
+            ax.text(0.01, y, "not measured", transform=left, va="center", fontsize=7, color=GREY)
         ys, means, errors = (values[~np.isnan(means)] for values in (ys, means, errors))
         ax.barh(ys, means, thick, color=colour, xerr=errors, ecolor="#444444", label=label)
         for y, mean, error in zip(ys, means, errors):
-            sign = np.sign(mean or 1)
-            ax.annotate(
-                number(mean, spec.unit, bare=True),
-                (mean + sign * error, y),
-                (3 * sign, 0),
-                textcoords="offset points",
-                ha="left" if sign > 0 else "right",
-                va="center",
-                fontsize=7,
-            )
+            sign, words = np.sign(mean or 1), number(mean, spec.unit, bare=True)
+            side: dict[str, Any] = {"ha": "left" if sign > 0 else "right", "va": "center", "fontsize": 7}
+            ax.annotate(words, (mean + sign * error, y), (3 * sign, 0), textcoords="offset points", **side)
     ax.set_yticks(range(len(names)), [name.removeprefix("scenes/") for name in names], parse_math=False)
     ax.margins(x=0.15)
     if spec.log_x:

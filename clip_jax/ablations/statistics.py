@@ -25,9 +25,8 @@ class Bound(NamedTuple):
     relation: Relation
 
 
-Found: TypeAlias = (
-    Mapping[int, float | Bound | str] | pd.Series
-)  # of each seed; words are the reason why it has no number
+# A number of each seed, or the reason why it has none.
+Found: TypeAlias = Mapping[int, float | Bound | str] | pd.Series
 Statistic = Callable[[Finding, pd.DataFrame], Found]
 
 

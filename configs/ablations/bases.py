@@ -73,22 +73,11 @@ def world_config(scale: str, *measures: str, steps: int = 1000) -> ConfigDict:
     return config
 
 
-def finding(
-    words: str,
-    statistic: str,
-    a: dict,
-    b: dict | None = None,
-    *,
-    low: float = float("-inf"),
-    high: float = float("inf"),
-    unit: str = "points",
-    x: str = "",
-    nothing: str = "",
-) -> dict:
+def finding(words: str, statistic: str, a: dict, b: dict | None = None, **keys: float | str) -> dict:
     """A number a seed, and the range in which the paper's finding holds; see clip_jax/ablations/statistics.py. Without
     low and high it is reported only and decides nothing; nothing: what it means that there is no number."""
-    keys = {"words": words, "statistic": statistic, "a": a, "b": b or {}, "x": x, "nothing": nothing}
-    return {**keys, "low": low, "high": high, "unit": unit}
+    defaults = {"low": float("-inf"), "high": float("inf"), "unit": "points", "x": "", "nothing": ""}
+    return {"words": words, "statistic": statistic, "a": a, "b": b or {}, **defaults, **keys}
 
 
 def zero_shot_difference(words: str, arm: str, other: str, **ends: float) -> dict:
