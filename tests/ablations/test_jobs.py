@@ -130,6 +130,7 @@ def test_a_real_run_and_suite(tmp_path, monkeypatch):
     assert results.findings[0].values[0] == pytest.approx(difference)
     environment = json.loads((runs[0].folder / "environment.json").read_text())
     assert environment["command"][1:] == [
+        "train",
         f"--config={runs[0].folder / 'config.py'}",
         f"--workdir={runs[0].folder}",
     ]
