@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from clip_jax.ablations.findings import number
 from clip_jax.ablations.observations import by_seed, distinct, select
 from clip_jax.ablations.spec import Ablation, FigureSpec, Paper, Where
-from clip_jax.ablations.statistics import Summary, less, log_fit, summarize
+from clip_jax.ablations.statistics import less, log_fit, summarize
 from clip_jax.plots.training import BLUE, GOLD, GREEN, GREY, ORANGE, PINK, SKY, save_figure, wrapped
 
 COLOURS = [BLUE, ORANGE, GREEN, PINK, SKY, GOLD, "black"]
@@ -63,13 +63,19 @@ def _shown(spec: FigureSpec, values: pd.Series) -> pd.Series:
     return 1 - values if spec.error else values
 
 
+def _mean_and_error(values: pd.Series) -> tuple[float, float]:
+    """The mean, NaN of no values, and two standard errors."""
+    found = summarize(values)
+    return np.nan if found.mean is None else found.mean, found.error
+
+
 def _draw_seeds(ax: Axes, spec: FigureSpec, x: float, of_seed: pd.Series, colour: str, marker: str) -> float:
     """Seeds, mean and error at x; returns the height of the mean."""
     values = _shown(spec, of_seed)
-    found = summarize(values)
+    mean, error = _mean_and_error(values)
     ax.plot([x] * len(values), list(values), linestyle="", marker=".", markersize=5, color=colour, alpha=0.4)
-    ax.errorbar(x, found.mean, yerr=found.error, color=colour, marker=marker, markersize=6, capsize=3, linestyle="")
-    return found.mean if found.mean is not None else np.nan
+    ax.errorbar(x, mean, yerr=error, color=colour, marker=marker, markersize=6, capsize=3, linestyle="")
+    return mean
 
 
 def _draw_arms(ax: Axes, spec: FigureSpec, observations: pd.DataFrame, series: Series) -> None:
@@ -98,7 +104,7 @@ def _draw_lines(ax: Axes, spec: FigureSpec, observations: pd.DataFrame, series: 
         xs = sorted(distinct(chosen, spec.x))
         if not xs:  # what does not depend on x, as zero-shot on shots, is a level
             if len(chosen):
-                level = summarize(_shown(spec, by_seed(chosen, {}))).mean
+                level, _ = _mean_and_error(_shown(spec, by_seed(chosen, {})))
                 ax.axhline(level, color=colour, linestyle="--", label=label)
             continue
         means = [_draw_seeds(ax, spec, x, by_seed(chosen, {spec.x: x}), colour, marker) for x in xs]
@@ -146,19 +152,10 @@ def _draw_scatter(ax: Axes, spec: FigureSpec, observations: pd.DataFrame, series
     on_both = distinct(select(observations, on_y), "set")
     names = [name for name in distinct(select(observations, on_x), "set") if name in on_both]
     for k, name in enumerate(names):
-        x, y = (summarize(by_seed(observations, {**where, "set": name})) for where in (on_x, on_y))
-        ax.errorbar(
-            x.mean,
-            y.mean,
-            xerr=x.error,
-            yerr=y.error,
-            label=name.removeprefix("scenes/"),
-            color=COLOURS[k % len(COLOURS)],
-            marker=MARKERS[k // len(COLOURS) % len(MARKERS)],
-            markersize=6,
-            linestyle="",
-            capsize=2,
-        )
+        x, y = (_mean_and_error(by_seed(observations, {**where, "set": name})) for where in (on_x, on_y))
+        style: dict[str, Any] = {"linestyle": "", "markersize": 6, "capsize": 2, "color": COLOURS[k % len(COLOURS)]}
+        style |= {"marker": MARKERS[k // len(COLOURS) % len(MARKERS)], "label": name.removeprefix("scenes/")}
+        ax.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], **style)
     if spec.unit == "percent":
         ax.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
     else:
@@ -173,29 +170,29 @@ def _draw_scatter(ax: Axes, spec: FigureSpec, observations: pd.DataFrame, series
 
 
 def _draw_bars(ax: Axes, spec: FigureSpec, observations: pd.DataFrame, series: Series) -> None:
-    def summary(where: Where, name: str) -> Summary:
-        own = by_seed(observations, {**where, "set": name})
-        return summarize(less(own, by_seed(observations, {**where, **spec.minus, "set": name})) if spec.minus else own)
+    def bar(where: Where, name: str) -> tuple[float, float]:
+        values = by_seed(observations, {**where, "set": name})
+        if spec.minus:
+            values = less(values, by_seed(observations, {**where, **spec.minus, "set": name}))
+        return _mean_and_error(values)
 
-    bars = {name: [summary(where, name) for _, where in series] for name in distinct(observations, "set")}
-    means = {name: [bar.mean for bar in of_set if bar.mean is not None] for name, of_set in bars.items()}
-    names = sorted((name for name in bars if means[name]), key=lambda name: means[name][0])
+    bars = {name: np.array([bar(where, name) for _, where in series]) for name in distinct(observations, "set")}
+    measured = {name: of_set[~np.isnan(of_set[:, 0]), 0] for name, of_set in bars.items()}
+    names = sorted((name for name in bars if len(measured[name])), key=lambda name: measured[name][0])
     thick = BETWEEN / len(series)
     for k, (label, _) in enumerate(series):
         colour, _ = _style(k)
         ys = np.arange(len(names)) - BETWEEN / 2 + thick * (len(series) - k - 0.5)
-        drawn = [(y, bars[name][k]) for y, name in zip(ys, names)]
-        for y in (y for y, bar in drawn if bar.mean is None):
-            side = ax.get_yaxis_transform()  # x from 0 at the left end: an axis of logarithms has no 0
-            ax.text(0.01, y, "not measured", transform=side, va="center", fontsize=7, color=GREY)
-        drawn = [(y, bar) for y, bar in drawn if bar.mean is not None]
-        widths, errors = [bar.mean for _, bar in drawn], [bar.error for _, bar in drawn]
-        ax.barh([y for y, _ in drawn], widths, thick, color=colour, xerr=errors, ecolor="#444444", label=label)
-        for y, bar in drawn:
-            side = np.sign(bar.mean or 1)
-            look = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 7}
-            end = (bar.mean + side * bar.error, y)
-            ax.annotate(number(bar.mean, spec.unit, bare=True), end, (3 * side, 0), textcoords="offset points", **look)
+        means, errors = np.array([bars[name][k] for name in names]).reshape(-1, 2).T
+        for y in ys[np.isnan(means)]:
+            left = ax.get_yaxis_transform()  # x from 0 at the left end: an axis of logarithms has no 0
+            ax.text(0.01, y, "not measured", transform=left, va="center", fontsize=7, color=GREY)
+        ys, means, errors = (values[~np.isnan(means)] for values in (ys, means, errors))
+        ax.barh(ys, means, thick, color=colour, xerr=errors, ecolor="#444444", label=label)
+        for y, mean, error in zip(ys, means, errors):
+            sign, words = np.sign(mean or 1), number(mean, spec.unit, bare=True)
+            side: dict[str, Any] = {"ha": "left" if sign > 0 else "right", "va": "center", "fontsize": 7}
+            ax.annotate(words, (mean + sign * error, y), (3 * sign, 0), textcoords="offset points", **side)
     ax.set_yticks(range(len(names)), [name.removeprefix("scenes/") for name in names], parse_math=False)
     ax.margins(x=0.15)
     if spec.log_x:

@@ -1,4 +1,4 @@
-"""What the paper's settings ask before they start: data, accelerators, and the chip-hours of each run."""
+"""What the paper's settings need before they start: data, accelerators, and the chip-hours of each run."""
 
 import json
 import subprocess
@@ -27,16 +27,16 @@ def check_data(ablation: Ablation) -> None:
 
 
 def accelerators() -> str:
-    """Kind and number of them, asked by a process of its own: who asks holds a TPU. Raises ValueError without any."""
-    asked = subprocess.run(
+    """Their kind and number, from another process, as this one would hold a TPU. Raises ValueError without any."""
+    found = subprocess.run(
         [sys.executable, "-c", DEVICES], env=child_environment(), capture_output=True, text=True, check=False
     )
-    platform, _, rest = asked.stdout.strip().rpartition("\n")[2].partition(" ")
-    if asked.returncode or platform == "cpu":
+    platform, _, rest = found.stdout.strip().rpartition("\n")[2].partition(" ")
+    if found.returncode or platform == "cpu":
         raise ValueError(
             "--scale=full needs accelerators, and JAX sees none here"
-            f"{': ' + asked.stderr.strip().splitlines()[-1] if asked.returncode and asked.stderr.strip() else ''}: "
-            "--dry_run --topology=v5e:16x16 tells what it would take, --scale=mini runs on a CPU"
+            f"{': ' + found.stderr.strip().splitlines()[-1] if found.returncode and found.stderr.strip() else ''}: "
+            "--dry_run --topology=v5e:16x16 shows what it would take, --scale=mini runs on a CPU"
         )
     return rest
 
@@ -55,13 +55,13 @@ def plan_runs(
             commands(run)
             words = [sys.executable, "-m", PROGRAM, "plan", f"--config={run.folder / 'config.py'}", "--json"]
             words += [f"--topology={topology}"] if topology else []
-            told = subprocess.run(words, env=child_environment(), capture_output=True, text=True, check=False)
-            if told.returncode:
-                lines = told.stderr.strip().splitlines()
+            planned = subprocess.run(words, env=child_environment(), capture_output=True, text=True, check=False)
+            if planned.returncode:
+                lines = planned.stderr.strip().splitlines()
                 words = [line for line in lines if line.startswith("clip-jax: error: ")] or lines[-1:]
                 raise ValueError(f"run {run.arm!r} cannot be planned: {words[-1].removeprefix('clip-jax: error: ')}")
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, json.loads(told.stdout))
+            write_json(file, json.loads(planned.stdout))
         plans[run.arm] = json.loads(file.read_text())
     return plans
 
@@ -78,8 +78,8 @@ def as_table(runs: list[AblationRun], plans: dict[str, dict[str, Any]]) -> str:
         missing = sum(run.arm == arm and not run.trained for run in runs)
         hours = plan["chip_hours"]
         total += missing * (hours if hours is not None else float("nan"))
-        told = ["-", "-"] if hours is None else [f"{hours:,.0f}", f"{missing * hours:,.0f}"]
-        rows.append([arm, f"{plan['parameters']:,}", plan["num_devices"], plan["topology"], missing, *told])
+        shown = ["-", "-"] if hours is None else [f"{hours:,.0f}", f"{missing * hours:,.0f}"]
+        rows.append([arm, f"{plan['parameters']:,}", plan["num_devices"], plan["topology"], missing, *shown])
     rows.append(["all", "", "", "", sum(row[4] for row in rows), "", "-" if total != total else f"{total:,.0f}"])
     header = ["run", "parameters", "devices", "kind", "to train", "chip-hours each, at least", "chip-hours, at least"]
     return format_table(header, rows)

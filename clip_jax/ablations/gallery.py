@@ -21,14 +21,12 @@ def write_gallery(workdir: Path, folder: Path, say: Callable[[str], None] = prin
         raise ValueError(f"{workdir} has no finished ablations: run clip-jax ablate all --workdir={workdir} first")
     folder.mkdir(parents=True, exist_ok=True)
     for name in found:
-        source, target = workdir / name / "figure.png", folder / f"{name}.png"
-        if not target.is_file() or target.read_bytes() != source.read_bytes():
-            write_bytes(target, source.read_bytes())
+        figure, target = (workdir / name / "figure.png").read_bytes(), folder / f"{name}.png"
+        if not target.is_file() or target.read_bytes() != figure:
+            write_bytes(target, figure)
     results = [json.loads((workdir / name / "results.json").read_text()) for name in found]
     missing = [name for name in ablation_names() if name not in found]
-    template = files(__package__).joinpath("gallery.md.j2").read_text(encoding="utf-8")
-    text = (
-        Environment(trim_blocks=True, lstrip_blocks=True).from_string(template).render(results=results, missing=missing)
-    )
-    write_text(folder / "README.md", text)
+    source = files(__package__).joinpath("gallery.md.j2").read_text(encoding="utf-8")
+    template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+    write_text(folder / "README.md", template.render(results=results, missing=missing))
     say(f"gallery of {len(found)} ablations: {folder / 'README.md'}")

@@ -178,7 +178,7 @@ def run_all(runs: Sequence[AblationRun], say: Callable[[str], None] = print) -> 
             say(f"  done in {took}")
         else:
             run.failed_file.write_text(f"{reason}\n")
-            say(f"  FAILED after {took}: {reason}\n  its words are in {run.folder / 'log.txt'}")
+            say(f"  FAILED after {took}: {reason}\n  its output is in {run.folder / 'log.txt'}")
 
 
 def commands(run: AblationRun) -> dict[str, list[str]]:
@@ -214,7 +214,7 @@ def _make(run: AblationRun) -> str | None:
 
 
 def _call(what: str, words: Sequence[str], folder: Path) -> str | None:
-    """Runs a command; its last words when it fails. Adds the seconds that it took to those of the folder."""
+    """Runs a command; its last message when it fails. Adds the seconds that it took to those of the folder."""
     started = time.perf_counter()
     with (folder / "log.txt").open("ab") as log:
         # A session of its own, so that Ctrl-C reaches it once, from here: at the second it would not save.
@@ -233,7 +233,9 @@ def _call(what: str, words: Sequence[str], folder: Path) -> str | None:
         raise StoppedError(received[0])
     if code == 0:
         return None
-    return _last_words(folder / "log.txt") if code > 0 else f"killed by {signal.Signals(-code).name}, as for its memory"
+    return (
+        _last_message(folder / "log.txt") if code > 0 else f"killed by {signal.Signals(-code).name}, as for its memory"
+    )
 
 
 def child_environment() -> dict[str, str]:
@@ -258,10 +260,10 @@ def _passing_on_signals(process: subprocess.Popen):
             signal.signal(number, previous)
 
 
-def _last_words(log: Path) -> str:
+def _last_message(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("clip-jax: error: ", "FAILED: ", "ABSENT: "))]
-    return errors[-1].removeprefix("clip-jax: error: ") if errors else lines[-1] if lines else "no words"
+    return errors[-1].removeprefix("clip-jax: error: ") if errors else lines[-1] if lines else "no output"
 
 
 def _read_seconds(folder: Path) -> dict[str, float]:

@@ -22,13 +22,13 @@ def facts_of(ablation: Ablation) -> dict[str, Facts]:
     """What is known of each arm before it runs: compute, FLOPs of encoding one pair; image_compute, of its image alone,
     where something is over it; pairs, seen in training; total_compute, 3 * compute * pairs; family and size, the parts
     of an arm named family/size; and the config keys that figures and findings are over."""
-    facts = {}
+    facts: dict[str, Facts] = {}
     for arm, sections in ablation.arms.items():
         config = make_config(sections)
         compute, pairs = _compute(config.model), config.train.global_batch_size * config.train.total_steps
         family, _, size = arm.partition("/")
-        facts[arm] = {"compute": compute, "pairs": pairs, "total_compute": 3 * compute * pairs}  # backward: two forward
-        facts[arm] |= {"family": family, "size": size}
+        total = 3 * compute * pairs  # a backward pass is two forward ones
+        facts[arm] = {"compute": compute, "pairs": pairs, "total_compute": total, "family": family, "size": size}
         for section, _, key in (name.partition(".") for name in ablation.needed_facts):
             facts[arm][f"{section}.{key}"] = sections[section][key]
         if "image_compute" in ablation.axes:

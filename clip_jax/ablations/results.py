@@ -83,17 +83,14 @@ def conclude_runs(
     command: str,
 ) -> Results:
     """The results of runs that are done or failed; command: what makes them again."""
-    about, done = ablation.about, [run for run in runs if run.done]
+    done = [run for run in runs if run.done]
     expected = as_table([{"arm": run.arm, "seed": run.seed, **facts[run.arm]} for run in runs])
     findings = tuple(judge(finding, observations, expected) for finding in ablation.findings)
     environments = [json.loads((run.folder / "environment.json").read_text()) for run in done]
     return Results(
         name=ablation.name,
         scale=ablation.scale,
-        question=about.question,
-        place=about.place,
-        finding=about.finding,
-        note=about.note,
+        **vars(ablation.about),
         verdict=overall(findings),
         sentence=sentence(findings),
         findings=findings,
@@ -111,8 +108,8 @@ def conclude_runs(
 
 
 def _state(run: AblationRun, workdir: Path) -> RunState:
-    state, folder = "done" if run.done else "failed", str(run.folder.relative_to(workdir))
-    return RunState(run.arm, run.seed, state, run.minutes, folder)
+    state = "done" if run.done else "failed"
+    return RunState(run.arm, run.seed, state, run.minutes, str(run.folder.relative_to(workdir)))
 
 
 def _cells(observations: pd.DataFrame) -> list[Cell]:

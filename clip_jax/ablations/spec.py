@@ -44,7 +44,7 @@ class FigureSpec:
     """How the observations are drawn; see `clip_jax.ablations.figures`.
 
     Attributes:
-      kind: "arms", a place an arm; "lines" over a number; "scatter", a point a set; "bars", a row a set.
+      kind: "arms", a position an arm; "lines" over a number; "scatter", a point a set; "bars", a row a set.
       x: of lines, the key over which they go: a fact of a run (compute, image_compute, samples_seen), a key of its
         config (train.global_batch_size), or of its observations (shots).
       series: pairs of a label and which observations; of "arms" and "lines" what is drawn, of "scatter" exactly two,
@@ -90,7 +90,7 @@ class Finding:
       a, b: which observations.
       x: the key that a slope or a ratio is over.
       unit: of the number: points (of a share), times, or a plain number.
-      low, high: ends of the range; a number without one is told and decides nothing.
+      low, high: ends of the range; a number without one is reported only and decides nothing.
       nothing: what it means that nothing was measured.
     """
 

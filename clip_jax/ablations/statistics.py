@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,8 @@ class Bound(NamedTuple):
     relation: Relation
 
 
-Found = Mapping[int, float | Bound | str] | pd.Series  # of each seed; words are the reason why it has no number
+# A number of each seed, or the reason why it has none.
+Found: TypeAlias = Mapping[int, float | Bound | str] | pd.Series
 Statistic = Callable[[Finding, pd.DataFrame], Found]
 
 
@@ -85,7 +86,7 @@ def _difference_to(end: Callable, finding: Finding, observations: pd.DataFrame) 
     return less(by_seed(observations, finding.a), end(rivals, key=np.mean)) if rivals else {}
 
 
-def _over_sets(value: Callable[[np.ndarray, np.ndarray], float], least: int = 1) -> Statistic:
+def _over_sets(value: Callable[[np.ndarray, np.ndarray], float | np.floating], least: int = 1) -> Statistic:
     """A statistic of the values of a and b on the sets that have both, at least so many; without b these are 0."""
 
     def statistic(finding: Finding, observations: pd.DataFrame) -> Found:

@@ -29,15 +29,21 @@ ALL = "all"
 
 flags.declare_key_flag("workdir")
 flags.declare_key_flag("config")
-SCALE = flags.DEFINE_enum("scale", "mini", ["mini", "full"], "On drawn scenes and two cores, or the paper's settings.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each arm.", lower_bound=1)
-SHARD = flags.DEFINE_string("shard", "0/1", "i/n, 0 <= i < n: every n-th run only; who ends last makes the report.")
-REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Run nothing; make the reports of what is there.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Run nothing; list the runs, with the commands that make them.")
+SCALE = flags.DEFINE_enum(
+    "scale", "mini", ["mini", "full"], "mini: drawn scenes on two cores; full: the paper's settings."
+)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Number of runs of each arm, a seed each.", lower_bound=1)
+SHARD = flags.DEFINE_string(
+    "shard", "0/1", "Part of the runs, i/n with 0 <= i < n; the last part to end makes the report."
+)
+REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Make the reports of finished runs, without running anything.")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "List the runs with the commands that make them, without running anything."
+)
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "With --scale=full: TPU slice to plan for, such as v5e:16x16.", allow_override=True
 )
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared sets to measure on lie.", allow_override=True)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the prepared data sets to measure on.", allow_override=True)
 GALLERY = flags.DEFINE_string("gallery", None, "Folder for a README.md of all that is finished, with its figures.")
 
 
@@ -52,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     # The processes of the runs take the accelerators; this one only counts and draws.
     jax.config.update("jax_platforms", "cpu")
     names = ablation_names() if arguments[0] == ALL else (arguments[0],)
-    place, number = _shard(SHARD.value)
+    index, number = _shard(SHARD.value)
     overrides = common_flags.config_changes(DEFAULT_CONFIG)
     ablations = [load_ablation(name, SCALE.value, overrides, DATA_DIR.value) for name in names]
     if SCALE.value == "full":
@@ -63,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     workdir = Path(common_flags.required(common_flags.WORKDIR, "runs/ablations"))
     runs = {ablation.name: prepare(ablation, SEEDS.value, workdir) for ablation in ablations}
     every = unique([run for of_one in runs.values() for run in of_one])
-    own = {run.folder for run in shard(every, place, number)}
+    own = {run.folder for run in shard(every, index, number)}
     if SCALE.value == "full" and not REPORT_ONLY.value:
         _show_plans(ablations, runs, workdir)
     if DRY_RUN.value:

@@ -1,7 +1,4 @@
-"""Random square crops of several sizes, beside none.
-
-clip-jax ablate augmentation --workdir=runs/ablations
-"""
+"""Random square crops of several sizes, beside none: clip-jax ablate augmentation --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
@@ -21,7 +18,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
     )
     if scale == "mini":
         config.about.note += " Drawn pictures are square: the whole side is no crop at all. No picture is seen twice."
-    config.measure.sets = bases.sets(scale)
     names = ("whole side", *(f"{share:g} and more" for share in (SMALLEST[scale][-1], SMALLEST[scale][0])))
     whole, strongest, mildest = ({**ZERO_SHOT, "arm": name} for name in names)
     config.findings = (

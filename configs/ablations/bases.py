@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs import clip_rn50, clip_vit_b32, tiny
+from configs.model_sizes import MODEL_SIZES
 from configs.suites import paper
 
 PAIR_SETS = ("scenes/compositions", "scenes/held_out")  # of shape and colour: captions name them, or never do
@@ -34,7 +35,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
 
     config.measure = ConfigDict()
     config.measure.kind = "final"  # the last evaluation of a run; "curve": all; "suite": config.suite
-    config.measure.sets = ()  # labelled sets that count; () for all there are
+    config.measure.sets = MINI_SETS if scale == "mini" else FULL_SETS  # labelled sets that count; () for all there are
 
     config.figure = ConfigDict()
     config.figure.kind = "arms"  # "lines", "scatter" or "bars"
@@ -63,22 +64,25 @@ def get_config(scale: str = "mini") -> ConfigDict:
     return config
 
 
-def finding(
-    words: str,
-    statistic: str,
-    a: dict,
-    b: dict | None = None,
-    *,
-    low: float = float("-inf"),
-    high: float = float("inf"),
-    unit: str = "points",
-    x: str = "",
-    nothing: str = "",
-) -> dict:
+def world_config(scale: str, *measures: str, steps: int = 1000) -> ConfigDict:
+    """An ablation of runs that see every kind of scene, measured by these of the suite's measures or by all."""
+    config = get_config(scale)
+    config.measure.kind, config.measure.sets = "suite", ()
+    config.suite = suite(scale, *(measures or ("zero_shot", "linear_probe", "few_shot", "robustness", "overlap")))
+    config.base = world(scale, steps)
+    return config
+
+
+def finding(words: str, statistic: str, a: dict, b: dict | None = None, **keys: float | str) -> dict:
     """A number a seed, and the range in which the paper's finding holds; see clip_jax/ablations/statistics.py. Without
-    low and high it is told and decides nothing; nothing: what it means that there is no number."""
-    keys = {"words": words, "statistic": statistic, "a": a, "b": b or {}, "x": x, "nothing": nothing}
-    return {**keys, "low": low, "high": high, "unit": unit}
+    low and high it is reported only and decides nothing; nothing: what it means that there is no number."""
+    defaults = {"low": float("-inf"), "high": float("inf"), "unit": "points", "x": "", "nothing": ""}
+    return {"words": words, "statistic": statistic, "a": a, "b": b or {}, **defaults, **keys}
+
+
+def zero_shot_difference(words: str, arm: str, other: str, **ends: float) -> dict:
+    """The zero-shot accuracy of a run less that of another, as a finding."""
+    return finding(words, "difference", {**ZERO_SHOT, "arm": arm}, {**ZERO_SHOT, "arm": other}, **ends)
 
 
 def mini() -> ConfigDict:
@@ -114,14 +118,14 @@ def world(scale: str, steps: int = 1000) -> ConfigDict:
     return config
 
 
-def sets(scale: str) -> tuple[str, ...]:
-    """The labelled sets that training measures."""
-    return MINI_SETS if scale == "mini" else FULL_SETS
-
-
 def same(config: ConfigDict) -> ConfigDict:
     """The base as it is."""
     return config
+
+
+def one_run(scale: str) -> dict:
+    """The arms of an ablation that asks about one model."""
+    return {"world": same}
 
 
 def changed(**changes: object):
@@ -151,28 +155,20 @@ def sized(width: int, depth: int):
     return change
 
 
-# Table 19: blocks, channels of the stem, heads of the pooling, image size, embed_dim, text width, learning rate.
-RESNETS = {
-    "RN50": ((3, 4, 6, 3), 64, 32, 224, 1024, 512, 5e-4),
-    "RN101": ((3, 4, 23, 3), 64, 32, 224, 512, 512, 5e-4),
-    "RN50x4": ((4, 6, 10, 6), 80, 40, 288, 640, 640, 5e-4),
-    "RN50x16": ((6, 8, 18, 8), 96, 48, 384, 768, 768, 4e-4),
-    "RN50x64": ((3, 15, 36, 10), 128, 64, 448, 1024, 1024, 3.6e-4),
-}
+RESNETS = {"RN50": 5e-4, "RN101": 5e-4, "RN50x4": 5e-4, "RN50x16": 4e-4, "RN50x64": 3.6e-4}  # learning rates, table 19
 
 
 def published(name: str):
     """The base with one of the paper's ResNets; all else of it stays."""
-    stages, stem_width, num_heads, image_size, embed_dim, text_width, learning_rate = RESNETS[name]
+    sizes = MODEL_SIZES[name]
 
     def change(config: ConfigDict) -> ConfigDict:
         resnet = clip_rn50.get_config()
         config.vision = resnet.vision
-        config.vision.stages, config.vision.stem_width, config.vision.num_heads = stages, stem_width, num_heads
-        config.vision.image_size = image_size
-        config.model.embed_dim = embed_dim
-        config.text.width, config.text.num_heads = text_width, text_width // 64
-        config.optimizer.learning_rate = learning_rate
+        config.vision.update(sizes["vision"])
+        config.model.embed_dim = sizes["model"]["embed_dim"]
+        config.text.width, config.text.num_heads = sizes["text"]["width"], sizes["text"]["num_heads"]
+        config.optimizer.learning_rate = RESNETS[name]
         config.optimizer.b2, config.optimizer.eps = resnet.optimizer.b2, resnet.optimizer.eps
         return config
 
@@ -204,8 +200,3 @@ def suite(scale: str, *measures: str) -> ConfigDict:
     config.robustness.reference, config.robustness.shifts = "scenes/shape", SHIFTED_SETS
     config.overlap.num_training = 5_000
     return config
-
-
-def world_suite(scale: str) -> ConfigDict:
-    """All that is asked of a model of the world, once for several ablations."""
-    return suite(scale, "zero_shot", "linear_probe", "few_shot", "robustness", "overlap")

@@ -1,7 +1,4 @@
-"""Batches of three sizes over the same pairs.
-
-clip-jax ablate batch_size --workdir=runs/ablations
-"""
+"""Batches of three sizes over the same pairs: clip-jax ablate batch_size --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
@@ -18,7 +15,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "All runs see the same pairs in the same order. The learning rate falls with the square root of the batch; a "
         "smaller batch takes more steps."
     )
-    config.measure.sets = bases.sets(scale)
     config.figure.kind, config.figure.x, config.figure.log_x = "lines", "train.global_batch_size", True
     config.figure.x_label = "pairs a batch"
     if scale == "mini":

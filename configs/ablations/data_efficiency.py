@@ -1,19 +1,16 @@
-"""Labels a class that match zero-shot, set by set.
-
-clip-jax ablate data_efficiency --workdir=runs/ablations
-"""
+"""Labels a class that match zero-shot, set by set: clip-jax ablate data_efficiency --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
 from configs.ablations import bases
-from configs.ablations.bases import finding, same
+from configs.ablations.bases import finding
 
 LABELS = {"what": "labels_to_match"}
 PAPER = (("least", 1.0), ("median", 5.4), ("ImageNet", 16.0), ("mean", 20.8), ("most", 184.0))
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
-    config = bases.get_config(scale)
+    config = bases.world_config(scale)
     config.about.question = "How many labels a class is zero-shot worth, set by set?"
     config.about.place = "fig. 7"
     config.about.finding = "from 1 to 184, 5.4 in the median, 20.8 on average, 16 on ImageNet."
@@ -21,9 +18,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "A set whose probe with one label is above zero-shot counts 1, one whose probe stays below counts all labels. "
         "Asked: a median of more than one label."
     )
-    config.measure.kind = "suite"
-    config.suite = bases.world_suite(scale)
-    config.base = bases.world(scale)
     config.figure.kind, config.figure.unit, config.figure.y_label = "bars", "number", ""
     config.figure.log_x = True
     config.figure.series = (("labels a class", LABELS),)
@@ -34,5 +28,4 @@ def get_config(scale: str = "mini") -> ConfigDict:
     return config
 
 
-def arms(scale: str) -> dict:
-    return {"world": same}
+arms = bases.one_run

@@ -1,7 +1,4 @@
-"""Two sources of the same size.
-
-clip-jax ablate dataset --workdir=runs/ablations
-"""
+"""Two sources of the same size: clip-jax ablate dataset --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
@@ -13,7 +10,7 @@ MEASURES = {"zero-shot": ZERO_SHOT, "linear probe": PROBE}
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
-    config = bases.get_config(scale)
+    config = bases.world_config(scale, "zero_shot", "linear_probe", steps=1000)
     config.about.question = "How much does the source of the pairs matter at the same size?"
     config.about.place = "table 12 (appendix D)"
     config.about.finding = (
@@ -29,9 +26,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
         f"The sources: {sources}. Asked: averages within five points, the largest difference of a set beyond ten, "
         "both zero-shot and by linear probe."
     )
-    config.measure.kind = "suite"
-    config.suite = bases.suite(scale, "zero_shot", "linear_probe")
-    config.base = bases.world(scale, steps=1000)
     config.figure.kind, config.figure.unit, config.figure.y_label = "bars", "points", ""
     config.figure.x_label = "first source less second, accuracy"
     config.figure.series = tuple((name, {**measure, "arm": "first"}) for name, measure in MEASURES.items())

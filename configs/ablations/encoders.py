@@ -1,7 +1,4 @@
-"""ResNets and ViTs: linear probe against compute.
-
-clip-jax ablate encoders --workdir=runs/ablations
-"""
+"""ResNets and ViTs: linear probe against compute: clip-jax ablate encoders --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
@@ -17,7 +14,7 @@ RESNETS = {"S": (6, 1), "M": (8, 1), "L": (10, 1)}  # channels of the stem, bloc
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
-    config = bases.get_config(scale)
+    config = bases.world_config(scale, "linear_probe", steps=350)
     config.about.question = "Are ViTs more compute-efficient image encoders than ResNets?"
     config.about.place = "figs. 10 to 12"
     config.about.finding = "by linear probes over 12 and 27 sets, ViTs are about three times as compute-efficient."
@@ -27,9 +24,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
         + "Adam's b2 and eps are those of the kind (table 18). The ratio is the least compute of a ResNet's image "
         "tower with the accuracy of the largest one over that of a ViT's with the same. Asked: a ratio above 1."
     )
-    config.measure.kind = "suite"
-    config.suite = bases.suite(scale, "linear_probe")
-    config.base = bases.world(scale, steps=350)
     if scale == "mini":
         config.suite.suite.datasets = bases.WORLD_SETS[:8]
         config.base.vision.image_size, config.base.vision.patch_size = 64, 16

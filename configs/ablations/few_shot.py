@@ -1,27 +1,21 @@
-"""Few-shot probes beside zero-shot, averaged over sets.
-
-clip-jax ablate few_shot --workdir=runs/ablations
-"""
+"""Few-shot probes beside zero-shot, averaged over sets: clip-jax ablate few_shot --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
 from configs.ablations import bases
-from configs.ablations.bases import FEW_SHOT, ZERO_SHOT, finding, same
+from configs.ablations.bases import FEW_SHOT, ZERO_SHOT, finding
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
-    config = bases.get_config(scale)
+    config = bases.world_config(scale)
     config.about.question = "How many labels a class does a probe need to match zero-shot on average?"
     config.about.place = "fig. 6"
     config.about.finding = "four on average over 20 sets; one or two labels a class are worse than none."
     config.about.note = "Asked: one label a class below zero-shot, and a match at 16 or fewer."
-    config.measure.kind = "suite"
     if scale == "mini":
         config.about.note = f"Of nine of the drawn world's sets. {config.about.note}"
         # Without the shifts, and compositions, of which some classes have nothing to train on.
         config.measure.sets = bases.WORLD_SETS[:-1]
-    config.suite = bases.world_suite(scale)
-    config.base = bases.world(scale)
     config.figure.kind, config.figure.x, config.figure.log_x = "lines", "shots", True
     config.figure.series = (("few-shot probe", FEW_SHOT), ("zero-shot", ZERO_SHOT))
     config.figure.x_label, config.figure.y_label = "labels a class", "accuracy, average over sets"
@@ -31,5 +25,4 @@ def get_config(scale: str = "mini") -> ConfigDict:
     return config
 
 
-def arms(scale: str) -> dict:
-    return {"world": same}
+arms = bases.one_run

@@ -1,16 +1,13 @@
-"""Where zero-shot is weak: counting, relations, handwritten digits; zero-shot to few-shot.
-
-clip-jax ablate limitations --workdir=runs/ablations
-"""
+"""Where zero-shot is weak: counts, relations, digits: clip-jax ablate limitations --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
 from configs.ablations import bases
-from configs.ablations.bases import FEW_SHOT, PROBE, ZERO_SHOT, finding, same
+from configs.ablations.bases import FEW_SHOT, PROBE, ZERO_SHOT, finding
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
-    config = bases.get_config(scale)
+    config = bases.world_config(scale)
     config.about.question = "Where does zero-shot fail although a probe of the same features does not?"
     config.about.place = "sec. 3.1.5 and 6"
     config.about.finding = (
@@ -23,9 +20,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
     )
     if scale == "mini":
         config.about.note += " The digits are scikit-learn's; counts, relations and drawn digits are in the captions."
-    config.measure.kind = "suite"
-    config.suite = bases.world_suite(scale)
-    config.base = bases.world(scale)
     abstract, digits = (
         (("scenes/count", "scenes/relation"), bases.DIGITS) if scale == "mini" else (("clevr_counts", "kitti"), "mnist")
     )
@@ -41,5 +35,4 @@ def get_config(scale: str = "mini") -> ConfigDict:
     return config
 
 
-def arms(scale: str) -> dict:
-    return {"world": same}
+arms = bases.one_run

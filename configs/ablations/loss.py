@@ -1,12 +1,9 @@
-"""The paper's softmax loss beside SigLIP's sigmoid loss.
-
-clip-jax ablate loss --workdir=runs/ablations
-"""
+"""The paper's softmax loss beside SigLIP's sigmoid loss: clip-jax ablate loss --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
 from configs.ablations import bases
-from configs.ablations.bases import ZERO_SHOT, changed, finding, same
+from configs.ablations.bases import changed, same, zero_shot_difference
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
@@ -15,9 +12,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.about.place = "sec. 2.3; Zhai et al. 2023 (SigLIP), sec. 4.1"
     config.about.finding = "SigLIP: the sigmoid loss is ahead at small batches, and level at large ones."
     config.about.note = "Asked: the sigmoid loss at most three points below the softmax."
-    config.measure.sets = bases.sets(scale)
-    sides = ({**ZERO_SHOT, "arm": arm} for arm in ("sigmoid", "softmax"))
-    config.findings = (finding("sigmoid less softmax:", "difference", *sides, low=-0.03),)
+    config.findings = (zero_shot_difference("sigmoid less softmax:", "sigmoid", "softmax", low=-0.03),)
     return config
 
 

@@ -1,7 +1,4 @@
-"""Three objectives on one image encoder: contrast, a bag of the caption's words, a language model of the caption.
-
-clip-jax ablate objective --workdir=runs/ablations
-"""
+"""Contrast, bag of words or language model: clip-jax ablate objective --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 

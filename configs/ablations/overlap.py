@@ -1,19 +1,16 @@
-"""What near-duplicates of test images among the training images add to accuracy.
-
-clip-jax ablate overlap --workdir=runs/ablations
-"""
+"""What near-duplicates add to accuracy: clip-jax ablate overlap --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
 from configs.ablations import bases
-from configs.ablations.bases import finding, same
+from configs.ablations.bases import finding
 
 SHARE, GAIN = {"what": "overlap_share"}, {"what": "overlap_gain"}
 DIFFERENCE, BEYOND = {"what": "overlap_difference"}, {"what": "overlap_beyond"}
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
-    config = bases.get_config(scale)
+    config = bases.world_config(scale)
     config.about.question = "Does overlap with the training images inflate zero-shot accuracy?"
     config.about.place = "fig. 17"
     config.about.finding = "2.2 % of a set overlap in the median, which adds rarely more than 0.1 points, 0.6 at most."
@@ -24,9 +21,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "images that overlap are right more often than the clean ones of their set by less than five points, and "
         "beyond the interval of 99.5 % on less than a quarter of the sets."
     )
-    config.measure.kind = "suite"
-    config.suite = bases.world_suite(scale)
-    config.base = bases.world(scale)
     config.figure.kind, config.figure.unit = "scatter", "points"
     config.figure.series = (("overlap", SHARE), ("difference", DIFFERENCE))
     config.figure.x_label, config.figure.y_label = "share of the set that overlaps", "accuracy, overlapping less clean"
@@ -42,5 +36,4 @@ def get_config(scale: str = "mini") -> ConfigDict:
     return config
 
 
-def arms(scale: str) -> dict:
-    return {"world": same}
+arms = bases.one_run

@@ -1,12 +1,9 @@
-"""Patches left out in training.
-
-clip-jax ablate patch_dropout --workdir=runs/ablations
-"""
+"""Patches left out in training: clip-jax ablate patch_dropout --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
 from configs.ablations import bases
-from configs.ablations.bases import ZERO_SHOT, changed, finding, same
+from configs.ablations.bases import changed, same, zero_shot_difference
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
@@ -18,9 +15,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "Over the same pairs, at the same batch, without FLIP's last steps on whole images. Asked: half of the patches "
         "cost less than three points."
     )
-    config.measure.sets = bases.sets(scale)
-    sides = ({**ZERO_SHOT, "arm": arm} for arm in ("half", "none"))
-    config.findings = (finding("half of the patches left out less none:", "difference", *sides, low=-0.03),)
+    config.findings = (zero_shot_difference("half of the patches left out less none:", "half", "none", low=-0.03),)
     return config
 
 

@@ -1,12 +1,9 @@
-"""Activations in bfloat16 beside float32.
-
-clip-jax ablate precision --workdir=runs/ablations
-"""
+"""Activations in bfloat16 beside float32: clip-jax ablate precision --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
 from configs.ablations import bases
-from configs.ablations.bases import ZERO_SHOT, changed, finding
+from configs.ablations.bases import changed, zero_shot_difference
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
@@ -18,9 +15,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "bfloat16 here, float16 in the paper; parameters, moments and the loss are float32 in both runs. Asked: a "
         "difference of less than three points either way."
     )
-    config.measure.sets = bases.sets(scale)
-    sides = ({**ZERO_SHOT, "arm": arm} for arm in ("bfloat16", "float32"))
-    config.findings = (finding("bfloat16 less float32:", "difference", *sides, low=-0.03, high=0.03),)
+    config.findings = (zero_shot_difference("bfloat16 less float32:", "bfloat16", "float32", low=-0.03, high=0.03),)
     return config
 
 

@@ -1,12 +1,9 @@
-"""Linear and non-linear projections into the joint space.
-
-clip-jax ablate projection --workdir=runs/ablations
-"""
+"""Linear and non-linear projections into the joint space: clip-jax ablate projection --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
 from configs.ablations import bases
-from configs.ablations.bases import ZERO_SHOT, changed, finding, same
+from configs.ablations.bases import changed, same, zero_shot_difference
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
@@ -15,9 +12,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.about.place = "sec. 2.3"
     config.about.finding = "no difference in training efficiency between the two versions."
     config.about.note = "Asked: a difference of less than three points either way."
-    config.measure.sets = bases.sets(scale)
-    sides = ({**ZERO_SHOT, "arm": arm} for arm in ("non-linear", "linear"))
-    config.findings = (finding("non-linear less linear:", "difference", *sides, low=-0.03, high=0.03),)
+    config.findings = (zero_shot_difference("non-linear less linear:", "non-linear", "linear", low=-0.03, high=0.03),)
     return config
 
 

@@ -1,7 +1,4 @@
-"""Bare names, one prompt, a set's own and an ensemble of 80, over sets and model sizes.
-
-clip-jax ablate prompts --workdir=runs/ablations
-"""
+"""Bare names, one prompt, a set's own and 80: clip-jax ablate prompts --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
@@ -14,7 +11,7 @@ PAPER = (("prompts and ensembles, 36 sets", 5.0), ("one prompt, ImageNet", 1.3),
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
-    config = bases.get_config(scale)
+    config = bases.world_config(scale, "zero_shot", steps=700)  # the runs of scaling.py
     config.about.question = "How much do prompts and their ensembles add to bare class names?"
     config.about.place = "fig. 4 and sec. 3.1.4"
     config.about.finding = "almost five points on average over 36 sets; on ImageNet one prompt 1.3, 80 another 3.5."
@@ -24,9 +21,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
             " Names of the drawn sets are phrases with an article already, as captions have them, and their own "
             "prompts are the captions' own; prompts about photographs are strange to these models."
         )
-    config.measure.kind = "suite"
-    config.suite = bases.suite(scale, "zero_shot")
-    config.base = bases.world(scale, steps=700)  # the runs of scaling.py
     config.figure.kind, config.figure.x, config.figure.log_x = "lines", "compute", True
     config.figure.series = tuple((name, PROMPTS[prompts]) for prompts, name in NAMES.items())
     config.figure.x_label = "FLOPs of encoding one pair"

@@ -1,12 +1,9 @@
-"""Accuracy under shifts, zero-shot and adapted to the source set.
-
-clip-jax ablate robustness --workdir=runs/ablations
-"""
+"""Accuracy under shifts, zero-shot and adapted: clip-jax ablate robustness --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
 from configs.ablations import bases
-from configs.ablations.bases import ZERO_SHOT, finding, same
+from configs.ablations.bases import ZERO_SHOT, finding
 
 ADAPTED = {"what": "adapted"}
 SETS = ("A", "Sketch", "ObjectNet", "R", "V2", "ImageNet")
@@ -17,7 +14,7 @@ PAPER = {
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
-    config = bases.get_config(scale)
+    config = bases.world_config(scale)
     config.about.question = "Does adapting to the source set help under distribution shift?"
     config.about.place = "fig. 14"
     config.about.finding = (
@@ -35,9 +32,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
         )
         config.figure.chance = 1 / 8  # of eight shapes
     source, shifts = ("scenes/shape", bases.SHIFTED_SETS) if scale == "mini" else ("imagenet", bases.SHIFTED_IMAGENET)
-    config.measure.kind, config.measure.sets = "suite", (source, *shifts)
-    config.suite = bases.world_suite(scale)
-    config.base = bases.world(scale)
+    config.measure.sets = (source, *shifts)
     config.figure.kind, config.figure.y_label = "bars", ""
     config.figure.series = (("zero-shot", ZERO_SHOT), ("probe adapted to the source", ADAPTED))
     config.figure.x_label = "accuracy"
@@ -52,5 +47,4 @@ def get_config(scale: str = "mini") -> ConfigDict:
     return config
 
 
-def arms(scale: str) -> dict:
-    return {"world": same}
+arms = bases.one_run

@@ -1,7 +1,4 @@
-"""Five sizes: error against compute.
-
-clip-jax ablate scaling --workdir=runs/ablations
-"""
+"""Five sizes: error against compute: clip-jax ablate scaling --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
@@ -19,7 +16,7 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.about.finding = "over five ResNets and 44 times the compute, the average error of 36 sets is log-log linear."
     here = "five ViTs on the drawn sets" if scale == "mini" else "the paper's ResNets on ImageNet"
     config.about.note = f"Here {here}. Asked: a falling line, with R² of at least 0.9."
-    config.base = bases.world(scale, steps=700)
+    config.base, config.measure.sets = bases.world(scale, steps=700), ()
     config.figure.kind, config.figure.x, config.figure.error = "lines", "compute", True
     config.figure.log_x = config.figure.log_y = True
     config.figure.x_label = "FLOPs of encoding one pair"

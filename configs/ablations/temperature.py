@@ -1,7 +1,4 @@
-"""A learned temperature beside fixed ones.
-
-clip-jax ablate temperature --workdir=runs/ablations
-"""
+"""A learned temperature beside fixed ones: clip-jax ablate temperature --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
@@ -22,7 +19,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
     config.about.note = "Asked: the learned one at most three points below the best fixed one, and above the worst."
     if scale == "mini":
         config.about.note += " In 1,000 steps the learned scale moves from 14.3 to about 16 only."
-    config.measure.sets = bases.sets(scale)
     learned = {**ZERO_SHOT, "arm": "learned"}
     fixed = {**ZERO_SHOT, "arm": tuple(f"fixed {value}" for value in FIXED)}
     config.findings = (

@@ -1,7 +1,4 @@
-"""Zero-shot beside linear probes, set by set.
-
-clip-jax ablate zero_vs_linear --workdir=runs/ablations
-"""
+"""Zero-shot beside linear probes, set by set: clip-jax ablate zero_vs_linear --workdir=runs/ablations"""
 
 from ml_collections import ConfigDict
 
@@ -10,7 +7,7 @@ from configs.ablations.bases import PROBE, ZERO_SHOT, changed, finding, same
 
 
 def get_config(scale: str = "mini") -> ConfigDict:
-    config = bases.get_config(scale)
+    config = bases.world_config(scale)
     config.about.question = "How does zero-shot compare with a linear probe, set by set?"
     config.about.place = "figs. 5 and 8"
     config.about.finding = (
@@ -22,9 +19,6 @@ def get_config(scale: str = "mini") -> ConfigDict:
         "photographs of objects (at full scale a CLIP ResNet-50 of the same data). Asked: zero-shot above its probe on "
         "more than half of the sets; below the probe of its own features on average, and correlated with it."
     )
-    config.measure.kind = "suite"
-    config.suite = bases.world_suite(scale)
-    config.base = bases.world(scale)
     own, probe = {**ZERO_SHOT, "arm": "world"}, {**PROBE, "arm": "world"}
     rival = {**PROBE, "arm": "objects" if scale == "mini" else "ResNet-50"}
     config.figure.kind = "scatter"

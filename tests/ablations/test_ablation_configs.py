@@ -16,7 +16,7 @@ def test_objectives_are_judged_where_all_of_them_can_score():
     assert {side["set"] for one in asked for side in (one.a, one.b)} == {"scenes/compositions"}
     assert {where["set"] for _, where in ablation.figure.series} == {"scenes/compositions", "scenes/held_out"}
     train = ablation.arms["contrastive"]["train"]
-    assert (train["total_steps"], train["evaluate_every"]) == (1200, 75)  # tells ratios up to 16
+    assert (train["total_steps"], train["evaluate_every"]) == (1200, 75)  # distinguishes ratios up to 16
 
 
 @pytest.mark.parametrize("path", ["", "tars"])

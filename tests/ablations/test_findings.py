@@ -91,7 +91,7 @@ def test_one_seed_decides_nothing():
     assert sentence([nothing]) == "Undecided here: w: nothing was measured."
 
 
-def test_the_sentence_tells_by_how_much_and_how_sure():
+def test_the_sentence_says_by_how_much_and_how_sure():
     results = [judge(finding(a=NEW, b=OLD, low=0, words="new less old:"), PAIRS)]
     assert sentence(results) == (
         "Holds here: new less old: +16.7 points (+10.0 to +23.3 by two standard errors over 3 seeds; asked: more than "
@@ -150,8 +150,8 @@ def test_how_much_less_reaches_the_same():
 
 def curves(fast, slow, seeds=3, chance=0.1):
     """Evaluations at 100, 200 and 400 images."""
-    places = (100, 200, 400)
-    rows = [("fast", *row) for row in zip(places, fast)] + [("slow", *row) for row in zip(places, slow)]
+    xs = (100, 200, 400)
+    rows = [("fast", *row) for row in zip(xs, fast)] + [("slow", *row) for row in zip(xs, slow)]
     return saw(
         *((arm, k, "s", value, {"samples_seen": x, "chance": chance}) for k in range(seeds) for arm, x, value in rows)
     )

@@ -1,4 +1,4 @@
-"""Runs as processes of their own: what they say when they fail, signals, and one that is real."""
+"""Runs as processes of their own: their messages when they fail, signals, and one that is real."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def command(tmp_path, monkeypatch):
     return put
 
 
-def test_what_a_failed_run_said_is_told_and_the_others_finish(runs, command):
+def test_the_last_message_of_a_failed_run_is_kept_and_the_others_finish(runs, command):
     command(
         f"""
 if (arm, seed) == ("contrastive", 0):
@@ -130,6 +130,7 @@ def test_a_real_run_and_suite(tmp_path, monkeypatch):
     assert results.findings[0].values[0] == pytest.approx(difference)
     environment = json.loads((runs[0].folder / "environment.json").read_text())
     assert environment["command"][1:] == [
+        "train",
         f"--config={runs[0].folder / 'config.py'}",
         f"--workdir={runs[0].folder}",
     ]

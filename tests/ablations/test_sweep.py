@@ -70,7 +70,7 @@ def test_a_sweep_ends_in_results_figure_report_and_one_sentence(tmp_path, monkey
     }
     again, said = sweep("loss", tmp_path, command="clip-jax ablate loss --workdir=runs/a")
     assert len(pretended.calls) == 6  # nothing ran
-    assert said == [f"loss: everything was done, nothing changed\n{results['sentence']}"]
+    assert said == [f"loss: everything was done, nothing changed\n{results.sentence}"]
     assert again == results
     for name, (content, time) in before.items():
         file = tmp_path / "loss" / name
@@ -98,12 +98,12 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_named(tmp_path, monkeyp
 def test_shards_run_everything_once_and_the_last_one_reports(tmp_path, monkeypatch):
     pretended = pretend(monkeypatch, sigmoid_is_better)
     ablation = load_ablation("loss", "mini")
-    for place in (0, 1):
+    for index in (0, 1):
         runs = prepare(ablation, 3, tmp_path)
-        run_all(shard(unique(runs), place, 2), lambda _: None)
+        run_all(shard(unique(runs), index, 2), lambda _: None)
         said = []
         results = conclude(ablation, runs, tmp_path, "command", said.append)
-        if place == 0:
+        if index == 0:
             assert results is None
             assert said == ["loss: 3 of 6 runs are not there yet; the report comes with the last"]
             assert not (tmp_path / "loss" / "results.json").exists()
@@ -115,7 +115,7 @@ def test_no_two_machines_train_in_one_folder(tmp_path):
     trained, measured = (prepare(load_ablation(name, "mini"), 1, tmp_path) for name in ("scaling", "prompts"))
     every = unique([*trained, *measured])
     assert len(every) == 10  # five runs, each with a suite and without
-    parts = [{run.folder for run in shard(every, place, 3)} for place in range(3)]
+    parts = [{run.folder for run in shard(every, index, 3)} for index in range(3)]
     assert [len(part) for part in parts] == [2, 2, 1]
     assert set.union(*parts) == {run.folder for run in every}
 
@@ -217,7 +217,7 @@ def test_chip_hours_are_those_of_what_is_still_to_train(tmp_path, monkeypatch):
     assert full_scale.as_table(runs, unknown).splitlines()[4].split() == ["all", "5", "-"]
 
 
-def test_a_curve_tells_how_many_images_less_reach_the_same(tmp_path, monkeypatch):
+def test_a_curve_shows_how_many_images_less_reach_the_same(tmp_path, monkeypatch):
     pretend(monkeypatch, lambda sections, name: 0.5 if sections["loss"]["kind"] == "sigmoid" else 0.4)
     ablation = load_ablation("loss", "mini")
     sides = [{"what": "zero_shot", "arm": arm} for arm in ("sigmoid", "softmax")]
@@ -298,13 +298,13 @@ def test_a_bar_that_was_not_measured_is_not_drawn_at_zero(tmp_path, monkeypatch)
     drawn, written = [], []
     barh, text = Axes.barh, Axes.text
 
-    def watched_barh(ax, y, width, *more, **look):
+    def watched_barh(ax, y, width, *more, **style):
         drawn.append(list(width))
-        return barh(ax, y, width, *more, **look)
+        return barh(ax, y, width, *more, **style)
 
-    def watched_text(ax, x, y, words, **look):
+    def watched_text(ax, x, y, words, **style):
         written.append(words)
-        return text(ax, x, y, words, **look)
+        return text(ax, x, y, words, **style)
 
     monkeypatch.setattr(Axes, "barh", watched_barh)
     monkeypatch.setattr(Axes, "text", watched_text)
