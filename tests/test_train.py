@@ -69,8 +69,9 @@ def miniature(**changes) -> dict:
 @pytest.fixture
 def no_pictures(monkeypatch):
     """They take longer than the training."""
-    for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
-        monkeypatch.setattr(in_training, name, lambda *args: None)
+    monkeypatch.setattr(in_training, "plot_confusion", lambda *args: None)
+    for name in ("plot_similarity", "plot_retrieval"):
+        monkeypatch.setattr(in_training.retrieval, name, lambda *args: None)
     monkeypatch.setattr(loop, "plot_curves", lambda *args: None)
 
 

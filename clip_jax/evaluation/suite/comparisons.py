@@ -8,20 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.evaluation.in_training import draw_retrieval
 from clip_jax.evaluation.metrics.bias import bias_metrics, read_people
 from clip_jax.evaluation.metrics.overlap import contamination, nearest_images, pairs_around
-from clip_jax.evaluation.metrics.retrieval import caption_embeddings, recall_at_k
 from clip_jax.evaluation.metrics.robustness import check_reference_models, robustness_metrics
+from clip_jax.evaluation.pictures import thumbnail
+from clip_jax.evaluation.retrieval import measure_retrieval
 from clip_jax.evaluation.suite.config import BiasSection, RobustnessSection
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
 from clip_jax.evaluation.suite.measures import THUMBNAIL, Bench, data_key, headline_classified
 from clip_jax.evaluation.suite.result_store import Results, file_name
 from clip_jax.evaluation.suite.sources import FilesSource
 from clip_jax.plots.robustness import plot_bias, plot_contamination, plot_duplicates, plot_robustness
-from input_pipeline.examples import load_image
 from input_pipeline.sources import Source
-from input_pipeline.transforms import resize_and_center_crop
 
 ALL = "all"  # name of a result that is not of one set
 
@@ -44,17 +42,19 @@ def retrieval(bench: Bench, source: Source) -> Results:
             raise ValueError(f"retrieval.source={settings.source!r} has no captions")
         captions_of = [captions_of[i] for i in captioned]
         images, index = features.embeddings[captioned], features.index[captioned]
-        captions = [caption for captions in captions_of for caption in captions]
-        image_of_text = np.repeat(np.arange(len(images)), [len(captions) for captions in captions_of])
-        texts = caption_embeddings(bench.features.texts, bench.features.tokenizer, captions, settings.prompt_prefix)
-        draw_retrieval(
-            source, index, captions, image_of_text, images, texts, bench.results.picture("retrieval.png").parent
+        measured = measure_retrieval(
+            source,
+            index,
+            captions_of,
+            images,
+            bench.features.texts,
+            bench.features.tokenizer,
+            prompt_prefix=settings.prompt_prefix,
+            pictures=bench.results.picture("retrieval.png").parent,
         )
         skipped = features.skipped
         return {
-            **recall_at_k(images, texts, image_of_text),
-            "images": len(images),
-            "captions": len(captions),
+            **measured,
             "num_skipped": len(skipped) + len(features.index) - len(captioned),
             "first_skipped": [list(pair) for pair in skipped[:5]],
             "prompt_prefix": settings.prompt_prefix,
@@ -119,9 +119,10 @@ def overlap(bench: Bench, labelled: LabelledSet, training: Source) -> Results:
         theirs, places = _similar_by(bench, training, "training images", settings.num_training)
         nearest, similarity = nearest_images(ours, theirs)
         picture = bench.results.picture(f"{file_name(labelled.name)}-duplicates.png")
+        drawn = pairs_around(similarity, settings.threshold, settings.num_pairs)
         pairs = [
-            (_thumbnail(test, index[i]), _thumbnail(training, places[nearest[i]]), float(similarity[i]))
-            for i in pairs_around(similarity, settings.threshold, settings.num_pairs).tolist()
+            (thumbnail(test, i, THUMBNAIL), thumbnail(training, j, THUMBNAIL), float(s))
+            for i, j, s in zip(index[drawn], places[nearest[drawn]], similarity[drawn])
         ]
         plot_duplicates(pairs, settings.threshold, picture)
         return {
@@ -151,10 +152,6 @@ def _similar_by(bench: Bench, source: Source, title: str, num_examples: int) -> 
         features = bench.features.images(source, title, num_examples)
         return features.embeddings, features.index
     return bench.features.perceptual(source, f"{title}, perceptual", num_examples)
-
-
-def _thumbnail(source: Source, index: int) -> np.ndarray:
-    return resize_and_center_crop(load_image(source[int(index)]), THUMBNAIL)
 
 
 def listed_people(settings: BiasSection) -> tuple[list[Path], dict[str, list[str]]]:

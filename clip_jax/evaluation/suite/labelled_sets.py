@@ -63,6 +63,27 @@ class LabelledSet:
         """A string a class."""
         return tuple(map(shown_name, self.class_names))
 
+    def classes_of(self, split: str, labels: np.ndarray | None, index: np.ndarray) -> np.ndarray:
+        """The classes, int64 [N] or bool [N, C], of the source's own labels, whose order may be another.
+
+        index: int [N], the records' positions in the split. Raises ValueError where labels are missing, or outside
+        the names.
+        """
+        if labels is None:
+            raise ValueError(f"{self.name} has pictures without labels in its {split} split")
+        class_of = self.class_of[split]
+        if labels.ndim == 2:
+            ordered = np.zeros((len(labels), len(self.class_names)), bool)
+            ordered[:, class_of] = labels
+            return ordered
+        if (outside := np.flatnonzero((labels < 0) | (labels >= len(class_of)))).size:
+            i = outside[0]
+            raise ValueError(
+                f"label {labels[i]} of record {index[i]} of {self.name} is outside 0..{len(class_of) - 1}, the range "
+                f"of its {len(class_of)} labels"
+            )
+        return class_of[labels]
+
 
 def open_labelled_set(name: str, data_dir: Path, image_size: int, num_examples: int = 0) -> LabelledSet:
     """Opens a set and checks that its labels fit its names; reads no image.

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from clip_jax.evaluation.metrics.classification import (
     multi_label_metrics,
     single_label_metrics,
 )
+from clip_jax.evaluation.pictures import thumbnail
 from clip_jax.evaluation.prompts import load_templates
 from clip_jax.evaluation.suite.config import OWN, SuiteConfig
 from clip_jax.evaluation.suite.feature_store import FeatureStore, ImageFeatures
@@ -25,9 +25,6 @@ from clip_jax.evaluation.suite.result_store import Results, ResultStore, file_na
 from clip_jax.inference.api import Model
 from clip_jax.plots.probes import plot_reliability
 from clip_jax.plots.training import plot_confusion
-from input_pipeline.examples import load_image
-from input_pipeline.sources import Source
-from input_pipeline.transforms import resize_and_center_crop
 
 THUMBNAIL = 96  # pixels
 SKIPPED_NAMED = 5  # in results; the count is of all
@@ -69,28 +66,13 @@ class LabelledFeatures:
 
 def labelled_features(bench: Bench, labelled: LabelledSet, split: str) -> LabelledFeatures:
     """Raises ValueError where labels are missing or outside the names."""
-    source, class_of = labelled.splits[split], labelled.class_of[split]
     title = labelled.title if split == "test" else f"{labelled.title}, {split}"
-    features = bench.features.images(source, title, bench.config.suite.num_examples)
-    if features.labels is None:
-        raise ValueError(f"{labelled.name} has pictures without labels in its {split} split")
-    if features.labels.ndim == 2:
-        C = len(labelled.class_names)
-
-        def in_order(matrix: np.ndarray) -> np.ndarray:
-            ordered = np.zeros((len(matrix), C), bool)
-            ordered[:, class_of] = matrix
-            return ordered
-
-        difficult = None if features.difficult is None else in_order(features.difficult)
-        return LabelledFeatures(features=features, labels=in_order(features.labels), difficult=difficult)
-    if (outside := np.flatnonzero((features.labels < 0) | (features.labels >= len(class_of)))).size:
-        i = outside[0]
-        raise ValueError(
-            f"label {features.labels[i]} of record {features.index[i]} of {labelled.name} is outside "
-            f"0..{len(class_of) - 1}, the range of its {len(class_of)} labels"
-        )
-    return LabelledFeatures(features=features, labels=class_of[features.labels], difficult=None)
+    features = bench.features.images(labelled.splits[split], title, bench.config.suite.num_examples)
+    labels = labelled.classes_of(split, features.labels, features.index)
+    difficult = features.difficult
+    if difficult is not None:
+        difficult = labelled.classes_of(split, difficult, features.index)
+    return LabelledFeatures(features=features, labels=labels, difficult=difficult)
 
 
 def data_key(bench: Bench, labelled: LabelledSet, splits: Sequence[str]) -> dict[str, Any]:
@@ -183,10 +165,11 @@ def _pictures(bench: Bench, labelled: LabelledSet, test: LabelledFeatures, resul
     for place, i in enumerate(confident_mistakes(found, bench.config.zero_shot.num_mistakes).tolist()):
         what = f"mistake {place}"
         pictures[what] = bench.results.picture(f"{name}-mistake-{place}.jpg")
-        record_id = save_thumbnail(labelled.splits["test"], int(test.features.index[i]), pictures[what])
+        source, index = labelled.splits["test"], int(test.features.index[i])
+        Image.fromarray(thumbnail(source, index, THUMBNAIL)).save(pictures[what], quality=85)
         mistakes.append(
             {
-                "id": record_id,
+                "id": str(source[index]["id"]),
                 "picture": what,
                 "label": names[found.labels[i]],
                 "predicted": names[found.predicted[i]],
@@ -194,11 +177,3 @@ def _pictures(bench: Bench, labelled: LabelledSet, test: LabelledFeatures, resul
             }
         )
     return {"mistakes": mistakes, "pictures": pictures}
-
-
-def save_thumbnail(source: Source, index: int, file: Path) -> str:
-    """Writes the centre of a record's picture as a small JPEG; returns its id."""
-    record = source[index]
-    thumbnail = resize_and_center_crop(load_image(record), THUMBNAIL)
-    Image.fromarray(thumbnail).save(file, quality=85)
-    return str(record["id"])

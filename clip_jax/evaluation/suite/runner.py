@@ -11,6 +11,7 @@ from clip_jax.config.record import environment, write_json
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.evaluation.datasets import dataset_names, load_card
 from clip_jax.evaluation.report.page import write_report
+from clip_jax.evaluation.retrieval import as_table as retrieval_table
 from clip_jax.evaluation.suite.array_files import content_hash
 from clip_jax.evaluation.suite.comparisons import (
     bias,
@@ -141,10 +142,7 @@ def as_table(report: Results) -> str:
             notes.append(f"{found['state'].upper()}: {measure}: {found['reason']}")
     tables = [format_table(header, cells)] if cells else []
     if "images" in (found := report.get("retrieval", {})):
-        ways = {"image to text": "image_to_text_r@{}", "text to image": "text_to_image_r@{}"}
-        title = f"retrieval ({found['images']} images, {found['captions']} captions)"
-        recalls = [[words, *(found[key.format(k)] for k in (1, 5, 10))] for words, key in ways.items()]
-        tables.append(format_table([title, "R@1", "R@5", "R@10"], recalls))
+        tables.append(retrieval_table(found))
     return "\n\n".join([*tables, *notes])
 
 
