@@ -244,7 +244,7 @@ def test_evaluate_takes_other_sets_and_sizes(finished, tmp_path, no_pictures):
     results = evaluate(finished, tmp_path, zero_shot=("scenes/shape",), num_examples=7, templates="bare")
     assert list(results["zero_shot"]) == ["scenes/shape"]
     assert results["zero_shot"]["scenes/shape"]["count"] == results["retrieval"]["images"] == 7
-    with pytest.raises(ValueError, match=r"evaluation\.zero_shot set 'digit' is unknown: use 'scenes/NAME' or"):
+    with pytest.raises(ValueError, match="data set 'digit' is unknown: use a name of the paper's sets, 'scenes/NAME'"):
         evaluate(finished, tmp_path, zero_shot=("digit",))
 
 

@@ -36,7 +36,7 @@ def _checked(file: Path) -> dict[str, np.ndarray]:
     with np.load(file, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     if str(arrays.pop("sha256")) != _checksum(arrays):
-        raise ValueError("its checksum does not fit")
+        raise ValueError("its checksum does not match")
     return arrays
 
 

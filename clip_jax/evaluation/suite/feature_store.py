@@ -181,7 +181,7 @@ class FeatureStore:
             try:
                 return read_arrays(file)
             except (ValueError, OSError) as error:
-                self._say(f"the cache {file.name} of {title} is damaged ({error}): it is made again")
+                self._say(f"the cache {file.name} of {title} is damaged ({error}): computing it again")
         arrays = make()
         self._folder.mkdir(parents=True, exist_ok=True)
         write_arrays(file, arrays)

@@ -1,0 +1,218 @@
+"""What a suite measured, as dataclasses, and the one place where these become JSON and come back from it.
+
+In JSON a field that is None by default is left out while it is None, and the content of `metrics`, a dict that a module
+of `clip_jax.evaluation.metrics` describes, stands beside the other fields.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Result = TypeVar("Result")
+Skipped = Sequence[tuple[str, str]]  # (id, reason) of each picture that cannot be used
+Pictures = Mapping[str, Path | str]  # what it shows: the file, in JSON relative to the suite's folder
+SKIPPED_NAMED = 5  # in results; the count is of all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """Why a measure of a set has no numbers, such as a probe of a set without training split."""
+
+    absent: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmeasured:
+    """Why a measure over several sets has no numbers."""
+
+    state: Literal["absent", "failed"]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A number in [0, 1] with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """Numbers of the headline's prompts: see `single_label_metrics` and `multi_label_metrics`.
+
+    prompts: {prompt set: its number of templates, value, low and high}. mistakes: the most confident ones.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    chance: float
+    per_class: Mapping[str, float | None]
+    images_per_class: Sequence[int]
+    count: int
+    prompts: Mapping[str, Mapping[str, float]]
+    headline: str
+    num_skipped: int
+    first_skipped: Skipped
+    top1: Interval | None = None
+    top5: Interval | None = None
+    mean_per_class: Interval | None = None
+    calibration: Mapping[str, Any] | None = None
+    mistakes: Sequence[Mapping[str, Any]] | None = None
+    pictures: Pictures | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """See `linear_probe`, and low and high of the score's interval. num_skipped: {split: pictures}."""
+
+    score: float
+    low: float
+    high: float
+    count: int
+    strength: float
+    validation_score: float
+    objective: float
+    iterations: int
+    converged: bool
+    num_train: int
+    num_validation: int
+    sweep: Sequence[Mapping[str, Any]]
+    num_skipped: Mapping[str, int]
+    features: str
+    pictures: Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    """See `few_shot` and `labels_to_match`. left_out_shots: those that a class has too few images for."""
+
+    count: int
+    shots: Sequence[Mapping[str, Any]]
+    matches_zero_shot: Mapping[str, Any]
+    left_out_shots: Sequence[int]
+    features: str
+    pictures: Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """metrics: see `measure_retrieval`. Pictures without captions count as skipped."""
+
+    metrics: Mapping[str, Any]
+    num_skipped: int
+    first_skipped: Skipped
+    prompt_prefix: str
+    pictures: Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """metrics: see `robustness_metrics`. adapted: {set: accuracy of a probe that was trained on the reference}."""
+
+    metrics: Mapping[str, Any]
+    pictures: Pictures
+    adapted: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """metrics: {set: accuracy}."""
+
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """metrics: see `contamination`. training_images: how many were compared."""
+
+    metrics: Mapping[str, Any]
+    embedding: str
+    training_images: int
+    pictures: Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapPicture:
+    """The overlaps of all sets in one picture."""
+
+    pictures: Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bias:
+    """metrics: see `bias_metrics`."""
+
+    metrics: Mapping[str, Any]
+    num_skipped: int
+    first_skipped: Skipped
+    pictures: Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResults:
+    """All measures of one data set. hashes: of its splits, and of its class names and prompts."""
+
+    name: str
+    title: str
+    state: Literal["done", "absent", "failed"]
+    reason: str | None = None
+    metric: str | None = None
+    note: str | None = None
+    classes: int | None = None
+    hashes: Mapping[str, str] | None = None
+    zero_shot: ZeroShot | None = None
+    linear_probe: LinearProbe | Absent | None = None
+    few_shot: FewShot | Absent | None = None
+    overlap: Overlap | Absent | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What report.json holds."""
+
+    title: str
+    model: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    sets: Sequence[SetResults]
+    retrieval: Retrieval | Unmeasured | None = None
+    robustness: Robustness | Unmeasured | None = None
+    overlap: OverlapPicture | Unmeasured | None = None
+    bias: Bias | Unmeasured | None = None
+
+
+def count_skipped(skipped: Skipped, more: int = 0) -> dict[str, Any]:
+    """The fields num_skipped, `more` pictures included, and first_skipped."""
+    return {"num_skipped": len(skipped) + more, "first_skipped": [list(pair) for pair in skipped[:SKIPPED_NAMED]]}
+
+
+def to_json(value: Any) -> Any:
+    """Ready for JSON but for the paths in it; see the module."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: (getattr(value, field.name), field.default) for field in dataclasses.fields(value)}
+        found = {name: to_json(x) for name, (x, default) in fields.items() if x is not None or default is not None}
+        return {**found.pop("metrics", {}), **found}
+    if isinstance(value, Mapping):
+        return {name: to_json(x) for name, x in value.items()}
+    return [to_json(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(kind: type[Result], stored: Mapping[str, Any]) -> Result | Absent:
+    """What `to_json` wrote of a dataclass of one measure."""
+    if set(stored) == {"absent"}:
+        return Absent(**stored)
+    types = typing.get_type_hints(kind)
+    values = {name: x for name, x in stored.items() if name in types}
+    if "metrics" in types:
+        values["metrics"] = {name: x for name, x in stored.items() if name not in types}
+    for name in values:
+        if Interval in typing.get_args(types[name]):
+            values[name] = Interval(**values[name])
+    return kind(**values)
