@@ -1,4 +1,4 @@
-"""Scores to the numbers of a report: the metric the paper has for a set, its interval, calibration, what went wrong.
+"""Scores to the numbers of a report: the metric the paper has for a set, its interval, calibration, mistakes.
 
 Images go in chunks, so the N×C scores are never held whole unless the metric ranks images (ROC AUC, mAP).
 
@@ -195,7 +195,7 @@ def multi_label_metrics(
 
     Args:
       scores: [N, C], higher is likelier.
-      labels, difficult: bool [N, C]; what is difficult counts neither way.
+      labels, difficult: bool [N, C]; difficult ones are excluded.
       class_names, resampling: as for `single_label_metrics`.
 
     Returns:
@@ -257,7 +257,7 @@ def _statistic(metric: MetricName, labels: np.ndarray, scores: np.ndarray) -> tu
 
 
 def _of_ranks(metric: Kind, rank: np.ndarray, labels: np.ndarray, C: int) -> tuple[Statistic, np.ndarray]:
-    """A metric as a function of how many examples there are of each kind that it tells apart, [r, K], and these."""
+    """A metric as a function of the numbers of examples of each kind it distinguishes, [r, K], and these."""
     if metric == "mean_per_class":
         right = np.bincount(labels, weights=rank == 0, minlength=C)
         is_right, of_class = np.repeat([True, False], C), np.tile(np.arange(C), 2)

@@ -1,4 +1,4 @@
-"""Arrays on the disk, named by what decides them and with a checksum."""
+"""Arrays on the disk with a checksum, and hashes of what decides them."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ def content_hash(value: Any) -> str:
 
 
 def write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an npz with a checksum; whole, or not at all."""
+    """Writes an npz with a checksum, atomically."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     with partial.open("wb") as stream:
         np.savez(stream, **arrays, sha256=np.array(_checksum(arrays)))  # type: ignore[arg-type]

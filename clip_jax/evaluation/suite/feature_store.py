@@ -31,7 +31,7 @@ class ImageFeatures:
     """Features of the pictures of a source that could be used.
 
     pooled: float32 [N, D], before the projection. embeddings: float32 [N, E], of unit length.
-    index: int64 [N], their records' places in the source. skipped: (id, reason) of the others.
+    index: int64 [N], their records' positions in the source. skipped: (id, reason) of the others.
     labels: int64 [N] of labelled records; of records with several, bool [N, C], and `difficult`, bool [N, C], says
     which of them count neither way. None where the source has no labels.
     """
@@ -47,7 +47,7 @@ class ImageFeatures:
 class FeatureStore:
     """Encodes with one model and keeps what it encoded in a folder.
 
-    Names of files are hashes of all that decides their content; what is damaged is told by its checksum, reported
+    Names of files are hashes of all that decides their content; a damaged file is detected by its checksum, reported
     through `say`, and computed again.
     """
 
@@ -73,7 +73,7 @@ class FeatureStore:
         self._source_ids: dict[int, tuple[Source, dict[str, Any]]] = {}  # by id(), which lasts as long as the source
 
     def source_id(self, source: Source) -> dict[str, Any]:
-        """Its fingerprint, and a digest of pictures spread over it: a folder's tells names and sizes alone, which all
+        """Its fingerprint, and a digest of pictures spread over it: a folder's has names and sizes alone, which all
         pictures of one form may share. Ready for JSON."""
         if id(source) not in self._source_ids:
             found = {
@@ -155,7 +155,7 @@ class FeatureStore:
         }
 
     def perceptual(self, source: Source, title: str, num_examples: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings that tell near-duplicates without any model, float32 [N, P], and their places in the source [N].
+        """`perceptual_embedding` of the pictures, float32 [N, P], and their positions in the source [N].
 
         Arguments as for `images`.
         """
@@ -189,7 +189,7 @@ class FeatureStore:
 
 
 def _spread(length: int, num_examples: int) -> np.ndarray:
-    """num_examples places, or all for 0, spread evenly over a source, whose order may be that of its classes."""
+    """num_examples positions, or all for 0, spread evenly over a source, whose order may be that of its classes."""
     count = min(num_examples or length, length)
     return (np.arange(count) * length // count).astype(np.int64)
 
