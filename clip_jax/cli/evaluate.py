@@ -27,7 +27,7 @@ from input_pipeline.data_config import make_sources
 for flag in ("workdir", "config", "model", "activation", *command.HOST_FLAGS):
     flags.declare_key_flag(flag)
 flags.declare_key_flag("output")  # by default WORKDIR/evaluation, of a suite WORKDIR/suite
-ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, as scenes/NAME, tfds/NAME/SPLIT; by default the run's.")
+ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, as scenes/shape, folder:DIR; by default the run's.")
 TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluation/prompts; by default the run's.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds sets; by default the run's.")
 DATA_PATH = flags.DEFINE_string("data_path", None, "Present path of the run's data, if it has moved.")
