@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from clip_jax.evaluation.suite.result_store import file_name
 from clip_jax.evaluation.suite.results import (
     Absent,
     Bias,
+    Measured,
     Overlap,
-    OverlapPicture,
     Retrieval,
     Robustness,
     ZeroShot,
@@ -37,7 +38,7 @@ def retrieval(context: SuiteContext, source: Source) -> Retrieval | Absent:
     """Recall in both directions over captioned pictures, with a picture of queries and their best matches."""
     settings = context.config.retrieval
 
-    def make() -> Retrieval:
+    def make() -> dict[str, Any]:
         features = context.features.images(source, "retrieval", settings.num_examples)
         captions_of = [source.captions(index) for index in features.index.tolist()]
         captioned = np.flatnonzero([len(captions) > 0 for captions in captions_of])
@@ -55,7 +56,7 @@ def retrieval(context: SuiteContext, source: Source) -> Retrieval | Absent:
             pictures=pictures["retrieval"].parent,
         )
         skipped = count_skipped(features.skipped, more=len(features.index) - len(captioned))
-        return Retrieval(metrics=measured, **skipped, prompt_prefix=settings.prompt_prefix, pictures=pictures)
+        return {**measured, **skipped, "prompt_prefix": settings.prompt_prefix, "pictures": pictures}
 
     return context.results.result(Retrieval, "retrieval", ALL, context.source_key(source, settings), make)
 
@@ -69,7 +70,7 @@ def robustness(context: SuiteContext, zero_shot: Mapping[str, ZeroShot]) -> Robu
     others = [name for name in settings.shifts if classes[name] != classes[settings.reference]]
     scores = {name: (round(of.top1.value * of.count), of.count) for name, of in found.items() if of.top1}
 
-    def make() -> Robustness:
+    def make() -> dict[str, Any]:
         result = robustness_metrics(settings.reference, scores, models, settings.baseline)
         for name in others:
             shift = result["shifts"][name]
@@ -77,7 +78,7 @@ def robustness(context: SuiteContext, zero_shot: Mapping[str, ZeroShot]) -> Robu
             shift["note"] = "; ".join(filter(None, [shift["note"], note]))
         picture = context.results.picture("robustness.png")
         plot_robustness(result, models, picture)
-        return Robustness(metrics=result, pictures={"robustness": picture})
+        return {**result, "pictures": {"robustness": picture}}
 
     key = {"scores": scores, "models": models, "other_classes": others, "settings": dataclasses.asdict(settings)}
     result = context.results.result(Robustness, "robustness", ALL, key, make)
@@ -112,7 +113,7 @@ def overlap(context: SuiteContext, labelled: LabelledSet, training: Source) -> O
         "settings": dataclasses.asdict(settings),
     }
 
-    def make() -> Overlap:
+    def make() -> dict[str, Any]:
         test = labelled.splits["test"]
         classified = headline_classified(context, labelled, context.labelled_features(labelled, "test"))
         ours, index = _embedded(context, test, labelled.title, context.config.suite.num_examples)
@@ -125,25 +126,25 @@ def overlap(context: SuiteContext, labelled: LabelledSet, training: Source) -> O
             for i, j, s in zip(index[drawn], positions[nearest[drawn]], similarity[drawn])
         ]
         plot_duplicates(pairs, settings.threshold, picture)
-        return Overlap(
-            metrics=contamination(classified.rank == 0, similarity, settings.threshold),
-            embedding=settings.embedding,
-            training_images=len(theirs),
-            pictures={"duplicates": picture},
-        )
+        return {
+            **contamination(classified.rank == 0, similarity, settings.threshold),
+            "embedding": settings.embedding,
+            "training_images": len(theirs),
+            "pictures": {"duplicates": picture},
+        }
 
     return context.results.result(Overlap, "overlap", labelled.name, key, make)
 
 
-def overlap_picture(context: SuiteContext, overlaps: Mapping[str, Overlap]) -> OverlapPicture | Absent:
+def overlap_picture(context: SuiteContext, overlaps: Mapping[str, Overlap]) -> Measured | Absent:
     """The picture over all sets, as the paper's fig. 17."""
 
-    def make() -> OverlapPicture:
+    def make() -> dict[str, Any]:
         picture = context.results.picture("overlap.png")
         plot_contamination({title: found.metrics for title, found in overlaps.items()}, picture)
-        return OverlapPicture(pictures={"overlap": picture})
+        return {"pictures": {"overlap": picture}}
 
-    return context.results.result(OverlapPicture, "overlap", ALL, {"overlaps": to_json(overlaps)}, make)
+    return context.results.result(Measured, "overlap", ALL, {"overlaps": to_json(overlaps)}, make)
 
 
 def _embedded(context: SuiteContext, source: Source, title: str, num_examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +167,7 @@ def bias(context: SuiteContext) -> Bias | Absent:
     source = FilesSource(paths)
     key = {**context.source_key(source, settings), "groups": groups}
 
-    def make() -> Bias:
+    def make() -> dict[str, Any]:
         features = context.features.images(source, "pictures of people")
         kept = {column: [of[i] for i in features.index.tolist()] for column, of in groups.items()}
 
@@ -177,6 +178,6 @@ def bias(context: SuiteContext) -> Bias | Absent:
         pictures = {f"bias {column}": context.results.picture(f"bias-{file_name(column)}.png") for column in groups}
         for column in groups:
             plot_bias(result, column, pictures[f"bias {column}"])
-        return Bias(metrics=result, **count_skipped(features.skipped), pictures=pictures)
+        return {**result, **count_skipped(features.skipped), "pictures": pictures}
 
     return context.results.result(Bias, "bias", ALL, key, make)

@@ -18,7 +18,7 @@ from clip_jax.evaluation.pictures import thumbnail
 from clip_jax.evaluation.suite.context import THUMBNAIL, LabelledFeatures, SuiteContext
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
 from clip_jax.evaluation.suite.result_store import file_name
-from clip_jax.evaluation.suite.results import Absent, Interval, ZeroShot, count_skipped
+from clip_jax.evaluation.suite.results import Absent, ZeroShot, count_skipped
 from clip_jax.plots.probes import plot_reliability
 from clip_jax.plots.training import plot_confusion
 
@@ -33,22 +33,20 @@ def zero_shot(context: SuiteContext, labelled: LabelledSet) -> ZeroShot:
         "settings": dataclasses.asdict(context.config.zero_shot),
     }
 
-    def make() -> ZeroShot:
+    def make() -> dict[str, Any]:
         test, headline = context.labelled_features(labelled, "test"), context.config.zero_shot.headline
         found = {}
         for name, templates in prompts.items():
             classes = context.features.classes(labelled.class_names, templates, labelled.title)
             found[name] = _measure(context, labelled, test, classes)
         scores = {name: {key: found[name][key] for key in ("value", "low", "high")} for name in prompts}
-        numbers = found[headline]
-        numbers |= {name: Interval(**numbers[name]) for name in ("top1", "top5", "mean_per_class") if name in numbers}
-        return ZeroShot(
-            **numbers,
-            prompts={name: {"templates": len(prompts[name]), **scores[name]} for name in prompts},
-            headline=headline,
+        return {
+            **found[headline],
+            "prompts": {name: {"templates": len(prompts[name]), **scores[name]} for name in prompts},
+            "headline": headline,
             **count_skipped(test.features.skipped),
-            **({} if labelled.multi_label else _pictures(context, labelled, test, numbers["calibration"])),
-        )
+            **({} if labelled.multi_label else _pictures(context, labelled, test, found[headline]["calibration"])),
+        }
 
     found = context.results.result(ZeroShot, "zero_shot", labelled.name, key, make)
     assert not isinstance(found, Absent)

@@ -27,11 +27,11 @@ def probe(context: SuiteContext, labelled: LabelledSet) -> LinearProbe | Absent:
     key = {**context.data_key(labelled, sorted(labelled.splits)), "settings": dataclasses.asdict(settings)}
     key |= {"resampling": resampling}
 
-    def make() -> LinearProbe | Absent:
+    def make() -> dict[str, Any]:
         found = {split: context.labelled_features(labelled, split) for split in labelled.splits}
         splits = _splits(context, labelled)
         if reason := _untrained(labelled, splits["train"]):
-            return Absent(absent=reason)
+            return {"absent": reason}
 
         def metric(labels: np.ndarray, logits: np.ndarray) -> float:
             return metric_score(labelled.metric, labels, logits)
@@ -41,14 +41,14 @@ def probe(context: SuiteContext, labelled: LabelledSet) -> LinearProbe | Absent:
         assert measured["value"] == result["score"]
         picture = context.results.picture(f"{file_name(labelled.name)}-sweep.png")
         plot_sweep(result["sweep"], result["strength"], picture, labelled.title)
-        return LinearProbe(
+        return {
             **result,
-            low=measured["low"],
-            high=measured["high"],
-            num_skipped={split: len(features.features.skipped) for split, features in found.items()},
-            features=settings.features,
-            pictures={"sweep": picture},
-        )
+            "low": measured["low"],
+            "high": measured["high"],
+            "num_skipped": {split: len(features.features.skipped) for split, features in found.items()},
+            "features": settings.features,
+            "pictures": {"sweep": picture},
+        }
 
     return context.results.result(LinearProbe, "linear_probe", labelled.name, key, make)
 
@@ -72,7 +72,7 @@ def adapted(context: SuiteContext, opened: Mapping[str, LabelledSet]) -> dict[st
         "settings": dataclasses.asdict(context.config.linear_probe),
     }
 
-    def make() -> Adapted:
+    def make() -> dict[str, Any]:
         tests = [_split(context, labelled, "test") for labelled in tested]
         test = Split(*(np.concatenate(parts) for parts in zip(*tests)))
 
@@ -81,7 +81,7 @@ def adapted(context: SuiteContext, opened: Mapping[str, LabelledSet]) -> dict[st
 
         _, logits = _probe(context, _splits(context, reference), test, len(reference.class_names), metric)
         parts = np.split(logits.argmax(axis=1) == test.labels, np.cumsum([len(part.labels) for part in tests])[:-1])
-        return Adapted(metrics={labelled.name: float(part.mean()) for labelled, part in zip(tested, parts)})
+        return {labelled.name: float(part.mean()) for labelled, part in zip(tested, parts)}
 
     found = context.results.result(Adapted, "adapted", reference.name, key, make)
     assert isinstance(found, Adapted)
@@ -109,19 +109,17 @@ def few_shot_curve(
         "probe": whole and whole.score,
     }
 
-    def make() -> FewShot | Absent:
+    def make() -> dict[str, Any]:
         splits, C = _splits(context, labelled), len(labelled.class_names)
         train, validation = splits["train"], splits.get("validation")
         if validation is None:
             train, validation = split_off_validation(train, context.config.suite.seed)
         if reason := _untrained(labelled, train):
-            return Absent(absent=reason)
+            return {"absent": reason}
         fewest = int(np.bincount(train.labels, minlength=C).min())
         shots = [number for number in settings.shots if number <= fewest]
         if not shots:
-            return Absent(
-                absent=f"a class has {fewest} training images, fewer than the fewest shots, {settings.shots[0]}"
-            )
+            return {"absent": f"a class has {fewest} training images, fewer than the fewest shots, {settings.shots[0]}"}
         result = few_shot(
             train,
             validation,
@@ -136,13 +134,13 @@ def few_shot_curve(
         end = ((whole.num_train + whole.num_validation) / C, whole.score) if whole else None
         picture = context.results.picture(f"{file_name(labelled.name)}-few-shot.png")
         plot_few_shot(result["shots"], zero_shot.value, end, picture, labelled.title)
-        return FewShot(
+        return {
             **result,
-            matches_zero_shot=labels_to_match(zero_shot.value, *zip(*curve, *([end] if end else []))),
-            left_out_shots=[number for number in settings.shots if number > fewest],
-            features=features,
-            pictures={"few_shot": picture},
-        )
+            "matches_zero_shot": labels_to_match(zero_shot.value, *zip(*curve, *([end] if end else []))),
+            "left_out_shots": [number for number in settings.shots if number > fewest],
+            "features": features,
+            "pictures": {"few_shot": picture},
+        }
 
     return context.results.result(FewShot, "few_shot", labelled.name, key, make)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from clip_jax.config.record import write_json
 from clip_jax.evaluation.suite.array_files import content_hash
-from clip_jax.evaluation.suite.results import Absent, Result, from_json, to_json
+from clip_jax.evaluation.suite.results import Absent, Result, from_json
 
 FORMAT = 1  # raise it when the same settings would give other numbers
 PICTURES = "pictures"
@@ -32,22 +32,22 @@ class ResultStore:
         return self._folder / PICTURES / name
 
     def result(
-        self, kind: type[Result], measure: str, name: str, key: dict[str, Any], make: Callable[[], Result | Absent]
+        self, kind: type[Result], measure: str, name: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]
     ) -> Result | Absent:
         """The result of a measure on a set.
 
         Args:
-          kind: its dataclass; `pictures` of what `make` returns are paths that `picture` gave.
+          kind: its dataclass.
           measure, name: of the measure and the set.
           key: all that decides the result, ready for JSON.
-          make: computes it.
+          make: computes the dataclass's names and values, or {"absent": reason}; `pictures` are paths from `picture`.
         """
         file = self._folder / "results" / f"{measure}-{file_name(name)}.json"
         wanted = content_hash({"format": FORMAT, "measure": measure, "name": name, **key})
         if (kept := self._read(file, wanted)) is not None:
             self.reused += 1
             return from_json(kind, kept)
-        result = to_json(make())
+        result = make()
         pictures = {what: str(path.relative_to(self._folder)) for what, path in result.get("pictures", {}).items()}
         result = json.loads(json.dumps({**result, **({"pictures": pictures} if pictures else {})}, allow_nan=False))
         file.parent.mkdir(parents=True, exist_ok=True)

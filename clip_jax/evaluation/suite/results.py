@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound="Measured")
 Skipped = Sequence[tuple[str, str]]  # (id, reason) of each picture that cannot be used
-Pictures = Mapping[str, Path | str]  # what it shows: the file, in JSON relative to the suite's folder
+Pictures = Mapping[str, Path | str]  # files, in JSON relative to the suite's folder
 SKIPPED_NAMED = 5  # in results; the count is of all
 
 
@@ -42,117 +42,63 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShot:
-    """Numbers of the headline's prompts: see `single_label_metrics` and `multi_label_metrics`.
+class Measured:
+    """metrics: numbers that the suite only passes on to the report. pictures: {what it shows: file}."""
 
-    prompts: {prompt set: its number of templates, value, low and high}. mistakes: the most confident ones.
-    """
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    chance: float
-    per_class: Mapping[str, float | None]
-    images_per_class: Sequence[int]
-    count: int
-    prompts: Mapping[str, Mapping[str, float]]
-    headline: str
-    num_skipped: int
-    first_skipped: Skipped
-    top1: Interval | None = None
-    top5: Interval | None = None
-    mean_per_class: Interval | None = None
-    calibration: Mapping[str, Any] | None = None
-    mistakes: Sequence[Mapping[str, Any]] | None = None
+    metrics: Mapping[str, Any]
     pictures: Pictures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbe:
-    """See `linear_probe`, and low and high of the score's interval. num_skipped: {split: pictures}."""
+class ZeroShot(Measured):
+    """Numbers of the headline's prompts: see `single_label_metrics` and `multi_label_metrics`."""
 
-    score: float
+    value: float
     low: float
     high: float
+    chance: float
     count: int
-    strength: float
-    validation_score: float
-    objective: float
-    iterations: int
-    converged: bool
+    per_class: Mapping[str, float | None]
+    num_skipped: int
+    top1: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe(Measured):
+    """See `linear_probe`. num_skipped: {split: pictures}."""
+
+    score: float
+    count: int
     num_train: int
     num_validation: int
-    sweep: Sequence[Mapping[str, Any]]
     num_skipped: Mapping[str, int]
-    features: str
-    pictures: Pictures
+
+
+class FewShot(Measured):
+    """metrics: see `few_shot`; matches_zero_shot, see `labels_to_match`; left_out_shots, above a class's images."""
+
+
+class Retrieval(Measured):
+    """metrics: see `measure_retrieval`; pictures without captions count as skipped."""
+
+
+class Adapted(Measured):
+    """metrics: {set: accuracy of a probe that was trained on the reference set}."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShot:
-    """See `few_shot` and `labels_to_match`. left_out_shots: those that a class has too few images for."""
+class Robustness(Measured):
+    """metrics: see `robustness_metrics`."""
 
-    count: int
-    shots: Sequence[Mapping[str, Any]]
-    matches_zero_shot: Mapping[str, Any]
-    left_out_shots: Sequence[int]
-    features: str
-    pictures: Pictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retrieval:
-    """metrics: see `measure_retrieval`. Pictures without captions count as skipped."""
-
-    metrics: Mapping[str, Any]
-    num_skipped: int
-    first_skipped: Skipped
-    prompt_prefix: str
-    pictures: Pictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Robustness:
-    """metrics: see `robustness_metrics`. adapted: {set: accuracy of a probe that was trained on the reference}."""
-
-    metrics: Mapping[str, Any]
-    pictures: Pictures
     adapted: Mapping[str, float] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Adapted:
-    """metrics: {set: accuracy}."""
-
-    metrics: Mapping[str, float]
+class Overlap(Measured):
+    """metrics: see `contamination`; training_images, how many were compared."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """metrics: see `contamination`. training_images: how many were compared."""
-
-    metrics: Mapping[str, Any]
-    embedding: str
-    training_images: int
-    pictures: Pictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverlapPicture:
-    """The overlaps of all sets in one picture."""
-
-    pictures: Pictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bias:
+class Bias(Measured):
     """metrics: see `bias_metrics`."""
-
-    metrics: Mapping[str, Any]
-    num_skipped: int
-    first_skipped: Skipped
-    pictures: Pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +130,7 @@ class Report:
     sets: Sequence[SetResults]
     retrieval: Retrieval | Unmeasured | None = None
     robustness: Robustness | Unmeasured | None = None
-    overlap: OverlapPicture | Unmeasured | None = None
+    overlap: Measured | Unmeasured | None = None
     bias: Bias | Unmeasured | None = None
 
 
@@ -205,13 +151,12 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[Result], stored: Mapping[str, Any]) -> Result | Absent:
-    """What `to_json` wrote of a dataclass of one measure."""
+    """The dataclass of one measure, from what `to_json` made of it or the same names and values."""
     if set(stored) == {"absent"}:
         return Absent(**stored)
     types = typing.get_type_hints(kind)
     values = {name: x for name, x in stored.items() if name in types}
-    if "metrics" in types:
-        values["metrics"] = {name: x for name, x in stored.items() if name not in types}
+    values["metrics"] = {name: x for name, x in stored.items() if name not in types}
     for name in values:
         if Interval in typing.get_args(types[name]):
             values[name] = Interval(**values[name])
