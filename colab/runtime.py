@@ -34,7 +34,7 @@ def prepare() -> None:
         )
     accelerator, cuda = find_accelerator()
     before = {name: sys.modules[name].__version__ for name in SHOWN if name in sys.modules}
-    if not _version("clip-jax"):
+    if not _version("jax-clip"):
         print("installing, about a minute ...", flush=True)
         command = [sys.executable, "-m", "pip", "install", "-q", *requirements(accelerator, cuda)]
         told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -46,7 +46,7 @@ def prepare() -> None:
         raise RuntimeError(f"installed, but this session still holds the old {', '.join(stale)}: {RESTART}")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of clip-jax
     number, platform, kind = find_devices()
-    versions = ", ".join(f"{name} {_version(name)}" for name in ("clip-jax", *SHOWN))
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("jax-clip", *SHOWN))
     print(f"Python {sys.version.split()[0]}, {versions}; {number} {platform} device(s): {kind}")
     if accelerator != "cpu" and platform == "cpu":
         print(f"There is a {accelerator} that JAX does not see: all will run, slowly. To mend it: {RESTART}")
@@ -131,7 +131,7 @@ def load_or_train(name: str):
       RuntimeError: the training was stopped.
     """
     import clip_jax
-    from clip_jax.cli.train import train
+    from clip_jax.runs.loop import train
     from configs import tiny
 
     try:

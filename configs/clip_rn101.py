@@ -9,12 +9,9 @@ Result, the paper's and not ours: zero-shot ImageNet top-1 62.2 % of the release
 from ml_collections import ConfigDict
 
 from configs import clip_rn50
+from configs.model_sizes import set_sizes
 
 
 def get_config() -> ConfigDict:
-    config = clip_rn50.get_config()
-
-    config.model.embed_dim = 512
-
-    config.vision.stages = (3, 4, 23, 3)
+    config = set_sizes(clip_rn50.get_config(), "RN101")
     return config

@@ -9,19 +9,15 @@ Result, the paper's and not ours: zero-shot ImageNet top-1 59.6 % of the release
 from ml_collections import ConfigDict
 
 from configs import clip_vit_b32
+from configs.model_sizes import MODEL_SIZES, set_sizes
 
 
 def get_config() -> ConfigDict:
     config = clip_vit_b32.get_config()
 
-    config.model.embed_dim = 1024
-
-    config.vision = ConfigDict()  # table 19
-    config.vision.image_size = 224  # pixels
-    config.vision.stages = (3, 4, 6, 3)  # blocks
-    config.vision.stem_width = 64  # channels; the last stage has 32 times as many
-    config.vision.num_heads = 32  # of the attention pooling
+    config.vision = ConfigDict(MODEL_SIZES["RN50"]["vision"])  # heads are those of the attention pooling
     config.vision.batch_norm = "per_device"  # statistics over the images of one device
+    set_sizes(config, "RN50")
 
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8

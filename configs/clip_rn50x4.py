@@ -9,18 +9,9 @@ Result, the paper's and not ours: zero-shot ImageNet top-1 65.8 % of the release
 from ml_collections import ConfigDict
 
 from configs import clip_rn50
+from configs.model_sizes import set_sizes
 
 
 def get_config() -> ConfigDict:
-    config = clip_rn50.get_config()
-
-    config.model.embed_dim = 640
-
-    config.vision.image_size = 288
-    config.vision.stages = (4, 6, 10, 6)
-    config.vision.stem_width = 80
-    config.vision.num_heads = 40
-
-    config.text.width = 640
-    config.text.num_heads = 10
+    config = set_sizes(clip_rn50.get_config(), "RN50x4")
     return config

@@ -9,18 +9,10 @@ Result, the paper's and not ours: zero-shot ImageNet top-1 73.6 % of the release
 from ml_collections import ConfigDict
 
 from configs import clip_rn50
+from configs.model_sizes import set_sizes
 
 
 def get_config() -> ConfigDict:
-    config = clip_rn50.get_config()
-
-    config.vision.image_size = 448
-    config.vision.stages = (3, 15, 36, 10)
-    config.vision.stem_width = 128
-    config.vision.num_heads = 64
-
-    config.text.width = 1024
-    config.text.num_heads = 16
-
+    config = set_sizes(clip_rn50.get_config(), "RN50x64")
     config.optimizer.learning_rate = 3.6e-4
     return config

@@ -9,9 +9,9 @@ Result, the paper's and not ours: zero-shot ImageNet top-1 68.6 % of the release
 from ml_collections import ConfigDict
 
 from configs import clip_vit_b32
+from configs.model_sizes import set_sizes
 
 
 def get_config() -> ConfigDict:
-    config = clip_vit_b32.get_config()
-    config.vision.patch_size = 16
+    config = set_sizes(clip_vit_b32.get_config(), "ViT-B/16")
     return config

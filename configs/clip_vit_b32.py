@@ -10,12 +10,14 @@ The 400M pairs are not public, and data.path has to name others.
 
 from ml_collections import ConfigDict, config_dict
 
+from configs.model_sizes import MODEL_SIZES
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
+    config, sizes = ConfigDict(), MODEL_SIZES["ViT-B/32"]
 
     config.model = ConfigDict()
-    config.model.embed_dim = 512  # channels of the joint space; table 20
+    config.model.embed_dim = sizes["model"]["embed_dim"]  # channels of the joint space; table 20
     config.model.activation = "quick_gelu"  # of the released weights
     config.model.layer_norm_eps = 1e-5
     config.model.projection = "linear"  # sec. 2.3; "mlp" is non-linear
@@ -28,25 +30,25 @@ def get_config() -> ConfigDict:
     config.model.remat = "full"  # gradient checkpointing, sec. 2.5; "named", "dots" and "none" take more memory
 
     config.vision = ConfigDict()  # table 20
-    config.vision.image_size = 224  # pixels
-    config.vision.patch_size = 32  # pixels
+    config.vision.image_size = sizes["vision"]["image_size"]  # pixels
+    config.vision.patch_size = sizes["vision"]["patch_size"]  # pixels
     config.vision.pooling = "class_token"
     config.vision.position_init_scale = 1.0  # times width^-0.5
     config.vision.patch_dropout = 0.0  # share of patches left out in training; 0.5 in Li et al. 2022 (FLIP)
-    config.vision.width = 768  # channels
-    config.vision.depth = 12  # blocks
-    config.vision.num_heads = 12
+    config.vision.width = sizes["vision"]["width"]  # channels
+    config.vision.depth = sizes["vision"]["depth"]  # blocks
+    config.vision.num_heads = sizes["vision"]["num_heads"]
     config.vision.mlp_dim = 4 * config.vision.get_ref("width")  # channels
 
     config.text = ConfigDict()  # table 20; sec. 2.4
-    config.text.context_length = 77  # tokens, start and end included
-    config.text.vocab_size = 49408  # table 18
+    config.text.context_length = sizes["text"]["context_length"]  # tokens, start and end included
+    config.text.vocab_size = sizes["text"]["vocab_size"]  # table 18
     config.text.causal = True
     config.text.pooling = "eot"
     config.text.projection_bias = False  # sec. 2.3
-    config.text.width = 512  # channels
-    config.text.depth = 12  # blocks
-    config.text.num_heads = 8
+    config.text.width = sizes["text"]["width"]  # channels
+    config.text.depth = sizes["text"]["depth"]  # blocks
+    config.text.num_heads = sizes["text"]["num_heads"]
     config.text.mlp_dim = 4 * config.text.get_ref("width")  # channels
 
     config.loss = ConfigDict()

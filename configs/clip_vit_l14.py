@@ -9,20 +9,10 @@ Result, the paper's and not ours: zero-shot ImageNet top-1 75.3 % of the release
 from ml_collections import ConfigDict
 
 from configs import clip_vit_b32
+from configs.model_sizes import set_sizes
 
 
 def get_config() -> ConfigDict:
-    config = clip_vit_b32.get_config()
-
-    config.model.embed_dim = 768
-
-    config.vision.patch_size = 14
-    config.vision.width = 1024
-    config.vision.depth = 24
-    config.vision.num_heads = 16
-
-    config.text.width = 768
-    config.text.num_heads = 12
-
+    config = set_sizes(clip_vit_b32.get_config(), "ViT-L/14")
     config.optimizer.learning_rate = 4e-4
     return config

@@ -11,11 +11,11 @@ Result, the paper's and not ours: zero-shot ImageNet top-1 76.2 % of the release
 from ml_collections import ConfigDict
 
 from configs import clip_vit_l14
+from configs.model_sizes import set_sizes
 
 
 def get_config() -> ConfigDict:
-    config = clip_vit_l14.get_config()
-    config.vision.image_size = 336
+    config = set_sizes(clip_vit_l14.get_config(), "ViT-L/14@336px")
     config.optimizer.learning_rate = 2e-5
     config.train.init_from = "ViT-L/14"
     config.train.total_steps = 12_207  # 400M pairs

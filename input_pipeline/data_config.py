@@ -215,11 +215,16 @@ def check_broken_share(
     broken: Sequence[tuple[str, str]],
     max_share: float,
     limit: str = "data.max_broken_share",
+    num_to_see: int = 0,
 ) -> None:
-    """Raises ValueError that names the first broken records when their share is over the limit, of that name."""
-    if num_broken > max_share * num_seen:
+    """Raises ValueError that names the first broken records when their share is over the limit, of that name.
+
+    num_to_see: records seen in the end; so many, at most FEW_RECORDS, count as seen from the start.
+    """
+    num_judged = max(num_seen, min(num_to_see, FEW_RECORDS))
+    if num_broken > max_share * num_judged:
         examples = "; ".join(f"{record_id}: {reason}" for record_id, reason in broken[:3])
         raise ValueError(
-            f"{num_broken} of {num_seen} records cannot be used, more than {limit}={max_share} "
-            f"({examples}): mend the data or raise {limit}"
+            f"{num_broken} of {num_judged} records cannot be used, more than {limit}={max_share} "
+            f"({examples}): fix the data or raise {limit}"
         )

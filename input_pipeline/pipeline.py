@@ -4,7 +4,6 @@ Which record stands at which place of which batch is a pure function of (seed, p
 workers or hosts, so the whole state of the iterator is the number of the next batch.
 """
 
-import itertools
 import json
 import multiprocessing
 import os
@@ -19,14 +18,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline.data_config import FEW_RECORDS, check_broken_share
+from input_pipeline.data_config import check_broken_share
 from input_pipeline.examples import Batch, Example, Examples, collate, decoder
+from input_pipeline.storage import differences, listed
 
 LAST_ROW = 2**62  # the stream has no end that a run could reach
 BROKEN_REMEMBERED = 20
 MAX_RESTARTS = 3  # of the worker processes in a run, when one was killed
-DIFFERENCES_NAMED = 10
-_MISSING = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +92,8 @@ class BatchIterator(Iterator[Batch]):
         if state:
             # Checkpoints that name neither are from before there were any: they have the first version's order.
             unnamed = {"version": 1, "decode": decoder("exact")}
-            differing = differences({**unnamed, **state["fingerprint"]}, fingerprint)
-            if differing:
-                raise ValueError(f"the data is not what the checkpoint was made with: {differing}")
+            if found := differences({**unnamed, **state["fingerprint"]}, fingerprint):
+                raise ValueError(f"the data is not what the checkpoint was made with: {listed(found)}")
         self._start = {**start, "fingerprint": fingerprint}
         self.progress: dict[str, Any] = {
             "batches": 0,
@@ -110,7 +107,6 @@ class BatchIterator(Iterator[Batch]):
         self._local_batch_size = len(rows)
         self._batch_size = global_batch_size
         self._max_broken_share = max_broken_share
-        self._few = min(len(examples.source), FEW_RECORDS)
         self._local = _LocalExamples(examples=examples, global_batch_size=global_batch_size, rows=rows)
         self._num_workers = num_workers
         self._batches = self._open_stream()
@@ -145,7 +141,8 @@ class BatchIterator(Iterator[Batch]):
         if batch["broken"]:
             seen = start["next_batch"] * self._batch_size + own["batches"] * self._local_batch_size
             met = [*start["first_broken"], *own["first_broken"]]
-            check_broken_share(start["broken"] + own["broken"], max(seen, self._few), met, self._max_broken_share)
+            num_broken, num_records = start["broken"] + own["broken"], len(self._examples.source)
+            check_broken_share(num_broken, seen, met, self._max_broken_share, num_to_see=num_records)
         return batch
 
     def _next_batch(self) -> Batch:
@@ -199,23 +196,3 @@ class BatchIterator(Iterator[Batch]):
         """Stops the worker processes."""
         if hasattr(self._batches, "close"):
             self._batches.close()
-
-
-def differences(old: Any, new: Any) -> str:
-    """What differs between two fingerprints, by dotted names; empty if nothing does. Long lists are cut."""
-    found = [f"{name} was {before}, is {after}" for name, before, after in _changes("", old, new)]
-    more = f"; and {len(found) - DIFFERENCES_NAMED} more" if len(found) > DIFFERENCES_NAMED else ""
-    return "; ".join(found[:DIFFERENCES_NAMED]) + more
-
-
-def _changes(name: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
-    if isinstance(old, list) and isinstance(new, list):
-        for i, (before, after) in enumerate(itertools.zip_longest(old, new, fillvalue=_MISSING)):
-            yield from _changes(f"{name}[{i}]", before, after)
-    elif isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            inner = f"{name}.{key}" if name else key
-            yield from _changes(inner, old.get(key, _MISSING), new.get(key, _MISSING))
-    elif old != new:
-        before, after = ("missing" if value is _MISSING else f"{value!r:.200}" for value in (old, new))
-        yield name, before, after

@@ -1,7 +1,6 @@
 """Text to int32 [context_length]: SentencePiece, trained on the run's captions, and CLIP's released byte pairs."""
 
 import gzip
-import hashlib
 import html
 import json
 import os
@@ -18,6 +17,8 @@ import tokenizers
 from sentencepiece import SentencePieceProcessor
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
+
+from input_pipeline.storage import checksum
 
 KINDS = ("sentencepiece", "clip_bpe", "siglip")
 
@@ -52,7 +53,7 @@ class Tokenizer(ABC):
         self.sot_token = sot_token
         self.eot_token = eot_token
         self.num_truncated = 0
-        self._sha256 = hashlib.sha256(vocabulary).hexdigest()
+        self._sha256 = checksum([vocabulary])
 
     @abstractmethod
     def token_ids(self, text: str) -> list[int]:

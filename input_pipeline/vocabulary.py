@@ -1,10 +1,8 @@
 """Trains a SentencePiece vocabulary on captions, and records what it was made from."""
 
-import hashlib
 import importlib.metadata
 import io
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +15,7 @@ from grain.experimental import index_shuffle
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from input_pipeline.sources import BrokenRecordError, Source
+from input_pipeline.storage import checksum, write_bytes, write_json
 from input_pipeline.tokenizers import without_surrogates
 
 MODEL_TYPE = "bpe"
@@ -112,7 +111,7 @@ def train_sentencepiece(
             ) from error
         raise ValueError(f"SentencePiece cannot train {vocab_size} pieces on these captions: {error}") from error
     record = {
-        "model_sha256": hashlib.sha256(model.getvalue()).hexdigest(),
+        "model_sha256": checksum([model.getvalue()]),
         "model_type": MODEL_TYPE,
         "normalisation": NORMALISATION,
         "byte_fallback": byte_fallback,
@@ -126,15 +125,6 @@ def train_sentencepiece(
     path = Path(model_file)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The record first: where there is a model, its record is not missing.
-    _write(path.with_name(f"{path.name}.json"), json.dumps(record, indent=2).encode() + b"\n")
-    _write(path, model.getvalue())
+    write_json(path.with_name(f"{path.name}.json"), record)
+    write_bytes(path, model.getvalue())
     return record
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -97,9 +97,8 @@ def whole_batch(config):
 
     def loss(params):
         model = nnx.merge(graph, join_variables(params, batch_stats))
-        features = model(rows["image"], rows["text"], train=True, keys=rows["key"])
-        images, texts = normalize(features.image_features), normalize(features.text_features)
-        return contrastive_loss(images, texts, features.logit_scale)[0]
+        images = normalize(model.encode_image(rows["image"], train=True, keys=rows["key"]))
+        return contrastive_loss(images, normalize(model.encode_text(rows["text"])), params["logit_scale"])[0]
 
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
 

@@ -9,7 +9,9 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from clip_jax.cli import classify as classify_module
-from clip_jax.cli.classify import classify, describe, make_prompts, read_image
+from clip_jax.cli.classify import describe
+from clip_jax.inference import api
+from clip_jax.inference.classify import classify, make_prompts, read_image
 from input_pipeline.transforms import resize_and_center_crop
 
 IMAGE_SIZE = 8
@@ -68,7 +70,7 @@ def command(monkeypatch):
             loaded.append(name)
             return model or StubModel(), lambda image: resize_and_center_crop(image, IMAGE_SIZE), tokenize
 
-        monkeypatch.setattr(classify_module, "load", load)
+        monkeypatch.setattr(api, "load", load)
         values = {"model": "some model", "labels": ["red", "green", "blue"], **values}
         try:
             with flagsaver.flagsaver(**values):

@@ -17,7 +17,7 @@ from PIL import Image
 from clip_jax.ablations.jobs import record_sweep
 from clip_jax.ablations.spec import load_ablation, questions
 from clip_jax.benchmarks import KINDS
-from clip_jax.cli.command import HOST_FLAGS
+from clip_jax.cli.host_flags import HOST_FLAGS
 from clip_jax.config.experiment import make_config
 from clip_jax.config.record import record_config
 from clip_jax.planning.params import as_table, param_table
@@ -212,10 +212,11 @@ def commands(place: Path) -> dict[str, list[str]]:
         "folder to classify": classify(photo, f"{place / 'photo'}"),
         "nowhere to prepare to": ["prepare", "--path=p"],
         "nothing to prepare": ["prepare", f"--output={place / 'new'}"],
-        "source to prepare": ["prepare", "--source=digits"],
+        "source to prepare": ["prepare", "--source=digits", "--output=o"],
         "nothing to inspect": ["inspect"],
         "data to inspect": ["inspect", "/nowhere"],
         "flag of another command": classify(photo, "--shard_size=5"),
+        "shared flag of other commands": embed("--captions_field=alt"),
         "vocabulary of nothing": ["tokenizer", f"--output={place / 'v.model'}"],
         "vocabulary that exists": ["tokenizer", "--path=p", f"--output={place / 'tokenizer.model'}"],
         "pieces": [
@@ -328,7 +329,7 @@ MESSAGES = {
     "no model to embed with": "--model is missing: for instance --model=ViT-B/32",
     "folder to embed": "no data at '{place}/photos', which does not exist: expected a folder of pictures",
     "empty folder to embed": "no usable record in {place}/empty: expected pictures (jpg, jpeg, png, webp, gif, bmp, ",
-    "source to embed": "flag --source=scenes: value should be one of <folder|webdataset|tfds|array_record|table>",
+    "source to embed": "--source=scenes must be one of folder, webdataset, tfds, array_record, table\n",
     "tfds to embed": "tfds needs a path and a split such as train; got path '{place}/photo' and split ''",
     "tar to embed": "no data at '/nowhere/at.tar', which does not exist: expected a tar",
     "part": "--part=2/2 must be i/n with 0 <= i < n: for instance --part=0/4 to --part=3/4",
@@ -347,10 +348,11 @@ MESSAGES = {
     "folder to classify": "{place}/photo is a folder: clip-jax embed is for folders, this command for single pictures",
     "nowhere to prepare to": "--output is missing: for instance --output=data_256",
     "nothing to prepare": "--path is missing: for instance --path=photos",
-    "source to prepare": "flag --source=digits: value should be one of <folder|webdataset|tfds|array_record|",
+    "source to prepare": "--source=digits must be one of folder, webdataset, tfds, array_record, table, scenes\n",
     "nothing to inspect": "give one data set, not 0: for instance clip-jax inspect photos",
     "data to inspect": "no data at '/nowhere': give a folder, tars, ArrayRecord files, a .csv or .parquet, or scenes",
     "flag of another command": "Unknown command line flag 'shard_size'",
+    "shared flag of other commands": "--captions_field is not a flag of this command\n--help lists the flags",
     "vocabulary of nothing": "--path is missing: for instance --path=DIR",
     "vocabulary that exists": "--output={place}/tokenizer.model exists: a run may depend on it, so name another file",
     "nothing to convert": "--model is missing: for instance --model=runs/tiny",

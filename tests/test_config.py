@@ -16,7 +16,8 @@ from clip_jax.config.record import environment, load_config, record_config
 from configs import clip_rn50
 from configs.tiny import get_config
 
-CONFIG_FILES = sorted(file.stem for file in Path(configs.__path__[0]).glob("*.py") if file.stem != "__init__")
+NO_CONFIGS = ("__init__", "model_sizes")
+CONFIG_FILES = sorted(file.stem for file in Path(configs.__path__[0]).glob("*.py") if file.stem not in NO_CONFIGS)
 
 
 def sections(**changes) -> dict:

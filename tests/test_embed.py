@@ -18,11 +18,12 @@ from PIL import Image
 
 from clip_jax.cli import embed as embed_command
 from clip_jax.cli.embed import describe, parse_part
-from clip_jax.inference import embed as embed_module
-from clip_jax.inference import embedding_shards
+from clip_jax.inference import api
 from clip_jax.inference.embed import Summary, embed
 from clip_jax.inference.embedding_shards import Shards
+from input_pipeline import data_config
 from input_pipeline.prefetch import load_ahead
+from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.sources import FolderSource
 from input_pipeline.transforms import decode_image, resize_and_center_crop
 
@@ -343,7 +344,7 @@ def test_too_many_broken_records_stop_the_run_also_after_a_resume(photos, tmp_pa
     assert len(run(photos, tmp_path / "enough", max_broken_share=3 / 23).broken) == 3
     message = (
         r"^3 of 23 records cannot be used, more than max_broken_share=0\.13 \(02\.png: not an image of a known format "
-        r".*; 19\.png: .*\): mend the data or raise max_broken_share$"
+        r".*; 19\.png: .*\): fix the data or raise max_broken_share$"
     )
     for done in (0, 3):
         model = StubModel()
@@ -352,7 +353,7 @@ def test_too_many_broken_records_stop_the_run_also_after_a_resume(photos, tmp_pa
         assert sum(model.batches) == (3 + 5 + 5 + 3 if done == 0 else 3)
         assert len(list(output.glob("part*"))) == 3
     assert run(photos, output, max_broken_share=0.14).shards_skipped == 3
-    monkeypatch.setattr(embed_module, "FEW_RECORDS", 7)
+    monkeypatch.setattr(data_config, "FEW_RECORDS", 7)
     with pytest.raises(ValueError, match=r"^1 of 7 records"):
         run(photos, tmp_path / "few", max_broken_share=0.1)
 
@@ -401,7 +402,9 @@ def test_another_setting_in_the_same_folder_is_an_error(photos, tmp_path, settin
     output = tmp_path / "out"
     run(photos, output)
     before = contents(output)
-    message = f"{output} holds embeddings made otherwise: {difference}. Use another --output"
+    message = (
+        f"{output} holds embeddings of another model, source or other settings: {difference}. Use another --output"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         run(photos, output, **settings)
     assert contents(output) == before
@@ -410,7 +413,9 @@ def test_another_setting_in_the_same_folder_is_an_error(photos, tmp_path, settin
 def test_another_source_in_the_same_folder_is_an_error(photos, tmp_path):
     run(photos, tmp_path / "out")
     (photos / "23.png").write_bytes(picture(23))
-    with pytest.raises(ValueError, match=r"num_records was 23, is 24; source\.length .* 24; source\.digest was '"):
+    with pytest.raises(
+        ValueError, match=r"num_records was 23, is 24; source\.digest was '\w+', is '\w+'; source\.length .* 24\."
+    ):
         run(photos, tmp_path / "out")
 
 
@@ -422,9 +427,9 @@ def test_the_batch_size_may_change_when_a_run_goes_on(photos, tmp_path):
 def test_shards_without_a_readable_manifest_are_an_error(photos, tmp_path):
     output = tmp_path / "out"
     run(photos, output)
-    for damage in ('{"source', "[]", "{}"):
+    for damage in ('{"source', "[]"):
         (output / "manifest.json").write_text(damage)
-        with pytest.raises(ValueError, match=r"manifest\.json is damaged: use another --output$"):
+        with pytest.raises(ValueError, match=r"^manifest\.json in .*out is damaged: use another --output$"):
             run(photos, output)
     (output / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"out holds part-00000-of-00005\.parquet but no manifest\.json: use another"):
@@ -432,7 +437,11 @@ def test_shards_without_a_readable_manifest_are_an_error(photos, tmp_path):
 
 
 def test_parts_that_start_at_once_agree_on_one_manifest(tmp_path, monkeypatch):
-    shards = Shards(folder=tmp_path, num_records=23, shard_size=5, file_format="npy", texts=True)
+    shards = Shards(folder=LocalFolder(tmp_path), source=range(23), shard_size=5, file_format="npy", texts=True)
+
+    def claim(manifest: dict) -> None:
+        shards.claim("manifest.json", json.dumps(manifest), holds="embeddings of other settings")
+
     link = os.link
 
     def after_another(manifest: dict):
@@ -444,11 +453,11 @@ def test_parts_that_start_at_once_agree_on_one_manifest(tmp_path, monkeypatch):
 
     mine, other = {"dtype": "float32", "source": {}}, {"dtype": "float16", "source": {}}
     after_another(mine)
-    shards.claim(mine)
+    claim(mine)
     (tmp_path / "manifest.json").unlink()
     after_another(other)
     with pytest.raises(ValueError, match="dtype was 'float16', is 'float32'"):
-        shards.claim(mine)
+        claim(mine)
     assert json.loads((tmp_path / "manifest.json").read_text()) == other
     (tmp_path / "manifest.json").unlink()
 
@@ -456,27 +465,13 @@ def test_parts_that_start_at_once_agree_on_one_manifest(tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    shards.claim(mine)
+    claim(mine)
     assert json.loads((tmp_path / "manifest.json").read_text()) == mine
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_a_part_that_is_started_twice_disturbs_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "shard"
-    with embedding_shards._whole(path) as first:
-        first.write(b"sa")
-        monkeypatch.setattr(embedding_shards.os, "getpid", lambda: -1)
-        with embedding_shards._whole(path) as second:
-            second.write(b"same")
-        assert path.read_bytes() == b"same"
-        first.write(b"me")
-    assert path.read_bytes() == b"same"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_many_parts_at_once(photos, tmp_path, monkeypatch):
-    """Threads stand for machines, so their partial names need to differ as those of processes do."""
-    monkeypatch.setattr(embedding_shards.os, "getpid", threading.get_ident)
+def test_many_parts_at_once(photos, tmp_path):
+    """Threads stand for machines."""
     run(photos, tmp_path / "whole")
     barrier, failures = threading.Barrier(8), []
 
@@ -578,7 +573,6 @@ def test_arguments_out_of_range(photos, tmp_path, settings, message):
 def test_parts_as_text():
     assert parse_part("0/1") == (0, 1)
     assert parse_part("11/13") == (11, 13)
-    assert parse_part(None) == (0, 1)  # this process is the only one
     for text in ("4/4", "1", "1/", "-1/2", "0/0", "a/b", "0/2/3", ""):
         with pytest.raises(ValueError, match=rf"^--part={text} must be i/n with 0 <= i < n"):
             parse_part(text)
@@ -595,7 +589,7 @@ def test_the_table_at_the_end(tmp_path):
         "",
         f"the embeddings are in {tmp_path / 'out'}",
         "broken records are left out (a.png: no); all are in broken-*.json",
-        "5 shards were there already",
+        "5 shards found, not computed again",
     ]
 
 
@@ -606,12 +600,12 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
         calls.append((name, activation, batch_size, mesh.devices.tolist()))
         return StubModel(), preprocess, StubTokenize()
 
-    monkeypatch.setattr(embed_command, "load", load)
+    monkeypatch.setattr(api, "load", load)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     values = {"model": "some model", "path": str(photos), "output": str(tmp_path / "out"), "format": "npy"}
-    values |= {"source": "folder", "split": ""}  # other commands have flags of these names, with other defaults
-    with flagsaver.flagsaver(**values, shard_size=SHARD_SIZE, batch_size=BATCH_SIZE, dtype="float16", part="1/2"):
+    values |= {"shard_size": SHARD_SIZE, "batch_size": BATCH_SIZE, "dtype": "float16"}
+    with flagsaver.flagsaver(**values, part="1/2"):
         assert embed_command.main() == 0
     assert calls == [("some model", None, BATCH_SIZE, [[[device]] for device in jax.local_devices()])]
     run(photos, tmp_path / "direct", file_format="npy", dtype="float16", part=(1, 2))
@@ -619,3 +613,8 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.splitlines()[2].split()[:4] == ["10", "9", "0", "0"]
     assert printed.endswith(f"the embeddings are in {tmp_path / 'out'}\n")
+
+    with flagsaver.flagsaver(**{**values, "output": str(tmp_path / "all")}):  # of the only process
+        assert embed_command.main() == 0
+    run(photos, tmp_path / "all directly", file_format="npy", dtype="float16")
+    assert contents(tmp_path / "all") == contents(tmp_path / "all directly")

@@ -56,7 +56,7 @@ import numpy as np
 from jax._src import xla_bridge
 from clip_jax.runs import setup
 from clip_jax.evaluation import in_training
-from clip_jax.cli import command
+from clip_jax.cli.parsing import run_command
 from clip_jax.cli import evaluate
 from clip_jax.runs import loop
 from clip_jax.training import checkpoint
@@ -102,7 +102,7 @@ def work(process, sections, workdir, notes, options, patch):
     def main():
         with processes.joined(**options):
             return loop.train(sections, Path(workdir))
-    command.run(main, ["hosts"])
+    run_command(main, ["hosts"])
 
 for line in sys.stdin:
     request = json.loads(line)

@@ -10,14 +10,15 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from clip_jax.cli import inspect as inspect_module
-from clip_jax.cli.inspect import MAX_BROKEN_TILES, guess_kind, sample_source, spread
 from input_pipeline.prepare import workers
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.manifest import prepare
+from input_pipeline.prepare.sample import MAX_BROKEN_TILES, sample_source, spread
 from input_pipeline.prepare.shards import ShardMaker
 from input_pipeline.prepare.transform import Settings
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, FolderSource
+from input_pipeline.sources.guess import guess_kind
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -48,8 +49,7 @@ class EveryThirdBroken:
 def run(path: str, output: Path | None, **changes) -> int:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    values = {"source": "auto", "split": "", "captions_field": "", "num_records": 1000, "num_tiles": 24, "seed": 0}
-    with flagsaver.flagsaver(**{**values, **changes}, output=None if output is None else str(output)):
+    with flagsaver.flagsaver(**changes, output=None if output is None else str(output)):
         return inspect_module.main([path])
 
 

@@ -78,7 +78,7 @@ def test_a_failed_installation_is_told(monkeypatch):
 
 def test_what_is_installed_over_a_module_in_use_asks_for_a_restart(monkeypatch):
     answer(monkeypatch)
-    versions = {"clip-jax": "0.1.0", "numpy": "9.9"}
+    versions = {"jax-clip": "0.1.0", "numpy": "9.9"}
     monkeypatch.setattr(runtime, "_version", lambda name: versions.get(name) or sys.modules[name].__version__)
     with pytest.raises(RuntimeError, match="this session still holds the old numpy: Runtime > Restart session"):
         runtime.prepare()

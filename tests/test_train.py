@@ -87,7 +87,7 @@ RUN = """
 import json, sys, time
 from pathlib import Path
 from clip_jax.evaluation import in_training
-from clip_jax.cli import command
+from clip_jax.cli.parsing import run_command
 from clip_jax.runs import loop
 
 sections, workdir, delay_s = json.loads(sys.argv.pop())
@@ -98,7 +98,7 @@ def place_slowly(*args):
 loop.place_batch = place_slowly
 loop.plot_curves = lambda *args: None
 {more}
-command.run(lambda: loop.train(sections, Path(workdir)), sys.argv)
+run_command(lambda: loop.train(sections, Path(workdir)), sys.argv)
 """
 
 

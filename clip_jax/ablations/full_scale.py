@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clip_jax.ablations.jobs import PROGRAM, Run, child_environment, commands
+from clip_jax.ablations.jobs import PROGRAM, AblationRun, child_environment, commands
 from clip_jax.ablations.spec import Ablation
-from clip_jax.config.record import write_json
-from clip_jax.evaluation.suite.array_files import content_hash
 from clip_jax.tables import format_table
+from input_pipeline.storage import digest_json, write_json
 
 DEVICES = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
 
@@ -43,7 +42,7 @@ def accelerators() -> str:
 
 
 def plan_runs(
-    runs: list[Run], folder: Path, topology: str | None, say: Callable[[str], None] = print
+    runs: list[AblationRun], folder: Path, topology: str | None, say: Callable[[str], None] = print
 ) -> dict[str, dict[str, Any]]:
     """{arm: what `clip-jax plan` says of it}, kept in the folder; an arm's seeds are alike."""
     plans = {}
@@ -67,12 +66,12 @@ def plan_runs(
     return plans
 
 
-def plan_file(folder: Path, run: Run, topology: str | None) -> Path:
+def plan_file(folder: Path, run: AblationRun, topology: str | None) -> Path:
     """Where the plan of a run is kept."""
-    return folder / "plans" / f"{content_hash([run.folder.name, topology])[:12]}.json"
+    return folder / "plans" / f"{digest_json([run.folder.name, topology])[:12]}.json"
 
 
-def as_table(runs: list[Run], plans: dict[str, dict[str, Any]]) -> str:
+def as_table(runs: list[AblationRun], plans: dict[str, dict[str, Any]]) -> str:
     """Chip-hours of what is not done yet, at least; "-" where the device's own numbers are not known."""
     rows, total = [], 0.0
     for arm, plan in plans.items():

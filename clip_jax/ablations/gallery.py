@@ -1,21 +1,14 @@
 """README.md with the figures of all finished ablations: sentence, command, commit, seeds, minutes."""
 
 import json
-import shutil
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+
+from jinja2 import Environment
 
 from clip_jax.ablations.spec import ablation_names
-
-HEAD = """# The paper's ablations, redrawn
-
-`clip-jax ablate NAME --workdir=runs/ablations` makes one of these, `clip-jax ablate all` all of them, `--scale=full`
-with the paper's settings on data of your own. Each file here says question, runs, measure and what would show the
-paper's finding; a sentence says what these runs showed. Uncertainties are two standard errors over seeds. Minutes are
-those of all processes of its runs, also of runs that it shares with others; two shards at once take half
-(`clip_jax/ablations/README.md` says how).
-"""
+from input_pipeline.storage import write_bytes, write_text
 
 
 def write_gallery(workdir: Path, folder: Path, say: Callable[[str], None] = print) -> None:
@@ -23,59 +16,19 @@ def write_gallery(workdir: Path, folder: Path, say: Callable[[str], None] = prin
 
     Raises ValueError where there are none.
     """
-    found = {name: workdir / name for name in ablation_names() if (workdir / name / "results.json").is_file()}
+    found = [name for name in ablation_names() if (workdir / name / "results.json").is_file()]
     if not found:
         raise ValueError(f"{workdir} has no finished ablations: run clip-jax ablate all --workdir={workdir} first")
     folder.mkdir(parents=True, exist_ok=True)
-    results = {name: json.loads((place / "results.json").read_text()) for name, place in found.items()}
-    for name, place in found.items():
-        _copy(place / "figure.png", folder / f"{name}.png")
-    rows = [_row(result) for result in results.values()]
-    lines = [
-        HEAD,
-        "| ablation | the paper | verdict here | seeds | minutes | commit |",
-        "|---|---|---|---|---|---|",
-        *rows,
-    ]
-    lines += [_section(result) for result in results.values()]
-    if missing := [name for name in ablation_names() if name not in found]:
-        lines.append(f"Not run yet: {', '.join(missing)}.\n")
-    partial = folder / ".README.md.partial"
-    partial.write_text("\n".join(lines))
-    partial.replace(folder / "README.md")
+    for name in found:
+        source, target = workdir / name / "figure.png", folder / f"{name}.png"
+        if not target.is_file() or target.read_bytes() != source.read_bytes():
+            write_bytes(target, source.read_bytes())
+    results = [json.loads((workdir / name / "results.json").read_text()) for name in found]
+    missing = [name for name in ablation_names() if name not in found]
+    template = files(__package__).joinpath("gallery.md.j2").read_text(encoding="utf-8")
+    text = (
+        Environment(trim_blocks=True, lstrip_blocks=True).from_string(template).render(results=results, missing=missing)
+    )
+    write_text(folder / "README.md", text)
     say(f"gallery of {len(found)} ablations: {folder / 'README.md'}")
-
-
-def _row(result: dict[str, Any]) -> str:
-    cells = [
-        f"[{result['name']}](#{result['name']})",
-        result["place"],
-        result["verdict"],
-        len(result["seeds"]),
-        f"{result['minutes']:.0f}",
-        _commits(result),
-    ]
-    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
-
-
-def _section(result: dict[str, Any]) -> str:
-    name, note = result["name"], f"\n\n{result['note']}" if result["note"] else ""
-    failed = "".join(f"\n\nFailed: {run['arm']}, seed {run['seed']}: {run['reason']}" for run in result["failed"])
-    return (
-        f"\n## {name}\n{result['question']} The paper, {result['place']}: {result['finding']}\n\n"
-        f"**{result['sentence']}**{note}{failed}\n\n![{name}]({name}.png)\n\n    {result['command']}\n"
-    )
-
-
-def _commits(result: dict[str, Any]) -> str:
-    return (
-        ", ".join(commit[:8] + ("-dirty" if commit.endswith("-dirty") else "") for commit in result["commits"]) or "-"
-    )
-
-
-def _copy(source: Path, target: Path) -> None:
-    if target.is_file() and target.read_bytes() == source.read_bytes():
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)

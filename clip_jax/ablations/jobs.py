@@ -15,13 +15,11 @@ from pprint import pformat
 from typing import Any
 
 from clip_jax.ablations.spec import Ablation, Sections
-from clip_jax.config.record import changed_keys, write_json
-from clip_jax.evaluation.suite.array_files import content_hash
 from clip_jax.evaluation.suite.labelled_sets import AbsentError, open_labelled_set
+from input_pipeline.storage import differences, digest_json, listed, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "clip_jax"  # run as `python -m`
-LISTED = 12  # differing keys
 CONFIG = '''"""A run of a sweep: clip-jax {command}"""
 
 from ml_collections import ConfigDict
@@ -45,7 +43,7 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class AblationRun:
     """A run of a sweep: an arm at a seed. Runs of the same config, of whatever ablation, share a folder."""
 
     arm: str
@@ -58,7 +56,7 @@ class Run:
     @property
     def suite_folder(self) -> Path:
         """Where the suite's report lies."""
-        return self.folder / "suites" / content_hash(self.suite)[:12]
+        return self.folder / "suites" / digest_json(self.suite)[:12]
 
     @property
     def trained(self) -> bool:
@@ -105,16 +103,32 @@ class Run:
         return sum(seconds.get(name, 0.0) for name in names) / 60
 
 
-def make_runs(ablation: Ablation, num_seeds: int, workdir: Path) -> list[Run]:
+def make_runs(ablation: Ablation, num_seeds: int, workdir: Path) -> list[AblationRun]:
     """All runs, seed by seed, so that a sweep that is cut short has whole seeds. Only reads."""
     runs, strict = [], ablation.scale == "mini"
     for seed in range(num_seeds):
         for arm, base in ablation.arms.items():
             sections = copy.deepcopy(base)
             sections["data"]["seed"] = sections["train"]["seed"] = seed
-            folder = workdir / "runs" / content_hash(_as_json(sections))[:12]
-            runs.append(Run(arm=arm, seed=seed, sections=sections, suite=ablation.suite, folder=folder, strict=strict))
+            folder = workdir / "runs" / digest_json(_as_json(sections))[:12]
+            runs.append(
+                AblationRun(arm=arm, seed=seed, sections=sections, suite=ablation.suite, folder=folder, strict=strict)
+            )
     return runs
+
+
+def unique(runs: Sequence[AblationRun]) -> list[AblationRun]:
+    """Those that are not the same work as one before."""
+    found: dict[tuple[Path, Path], AblationRun] = {}
+    for run in runs:
+        found.setdefault((run.folder, run.suite_folder), run)
+    return list(found.values())
+
+
+def shard(runs: Sequence[AblationRun], index: int, number: int) -> list[AblationRun]:
+    """The part of them that is this machine's: every number-th folder, so that no two machines train in one."""
+    folders = list(dict.fromkeys(run.folder for run in runs))
+    return [run for run in runs if run.folder in folders[index::number]]
 
 
 def record_sweep(ablation: Ablation, folder: Path) -> None:
@@ -123,9 +137,8 @@ def record_sweep(ablation: Ablation, folder: Path) -> None:
     file = folder / "sweep.json"
     if file.is_file():
         if differing := _differences(json.loads(file.read_text()), sweep):
-            more = f"; and {len(differing) - LISTED} more" if len(differing) > LISTED else ""
             raise ValueError(
-                f"{folder} holds the sweep of another config: {'; '.join(differing[:LISTED])}{more}. "
+                f"{folder} holds the sweep of another config: {listed(differing)}. "
                 "Use another --workdir, or the config it was started with"
             )
         return
@@ -140,13 +153,13 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     kept = [arm for arm in old["arms"] if arm in new["arms"]]
     changes: dict[str, list[str]] = {}  # the arms of each
     for arm in kept:
-        for name, was, now in changed_keys(old["arms"][arm], new["arms"][arm]):
-            changes.setdefault(f"{name} was {was!r}, is {now!r}", []).append(arm)
+        for change in differences(old["arms"][arm], new["arms"][arm], None):
+            changes.setdefault(str(change), []).append(arm)
     found += [what if of == kept else f"{what} (of {', '.join(of)})" for what, of in changes.items()]
-    return found + [f"{name} was {was!r}, is {now!r}" for name, was, now in changed_keys(old["suite"], new["suite"])]
+    return found + [str(change) for change in differences(old["suite"], new["suite"], None)]
 
 
-def run_all(runs: Sequence[Run], say: Callable[[str], None] = print) -> None:
+def run_all(runs: Sequence[AblationRun], say: Callable[[str], None] = print) -> None:
     """Makes what is not there yet, one after the other. A run that fails says so in its failed_file, and the
     others go on.
 
@@ -168,7 +181,7 @@ def run_all(runs: Sequence[Run], say: Callable[[str], None] = print) -> None:
             say(f"  FAILED after {took}: {reason}\n  its words are in {run.folder / 'log.txt'}")
 
 
-def commands(run: Run) -> dict[str, list[str]]:
+def commands(run: AblationRun) -> dict[str, list[str]]:
     """The commands that make what is missing of a run, by what they make, in order; each is the words after `clip-jax`.
     Their config files are written."""
     found = {}
@@ -186,12 +199,11 @@ def commands(run: Run) -> dict[str, list[str]]:
 
 def _write_config(file: Path, sections: Sections, words: Sequence[str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(CONFIG.format(command=" ".join(words), sections=pformat(sections, width=120, sort_dicts=False)))
-    partial.replace(file)
+    text = CONFIG.format(command=" ".join(words), sections=pformat(sections, width=120, sort_dicts=False))
+    write_text(file, text)
 
 
-def _make(run: Run) -> str | None:
+def _make(run: AblationRun) -> str | None:
     """Trains and measures; the reason when it failed."""
     for what, words in commands(run).items():
         if reason := _call(what, words, run.folder):

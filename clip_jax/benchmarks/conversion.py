@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli.parsing import run_command
 from clip_jax.models import PUBLISHED
 from clip_jax.models.variables import init_variables
 from clip_jax.pretrained import ImageTransform, Pretrained, load_pretrained, save_pretrained
@@ -59,4 +59,4 @@ def _measure(folder: Path, form: str) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

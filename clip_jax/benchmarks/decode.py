@@ -21,7 +21,8 @@ from PIL import Image
 from clip_jax.benchmarks.options import PEER_PYTHON, SHARED, make_report
 from clip_jax.benchmarks.peer import Peer, decode_peers
 from clip_jax.benchmarks.timing import Runner, Timed
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
+from clip_jax.cli.parsing import run_command
 from input_pipeline.jpeg import random_jpeg_crop
 from input_pipeline.sources import make_source
 from input_pipeline.transforms import decode_image, random_square_crop
@@ -84,7 +85,7 @@ def differences(jpegs: list[bytes], crops: dict[str, Crop], numbers: np.ndarray)
 def main() -> int:
     """Prints the table; see the module's docstring."""
     report = make_report("decode", main)
-    jpegs = read_jpegs(command.required(PATH, "DIR_OF_TARS"), NUM_PICTURES.value, LONGER_SIDE.value)
+    jpegs = read_jpegs(common_flags.required(PATH, "DIR_OF_TARS"), NUM_PICTURES.value, LONGER_SIDE.value)
     numbers = np.random.default_rng(0).random((len(jpegs), 3))
     crops = make_crops(IMAGE_SIZE.value)
     difference = differences(jpegs, crops, numbers)
@@ -120,4 +121,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

@@ -16,13 +16,15 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
+from clip_jax.cli.parsing import run_command
 from clip_jax.evaluation.metrics.overlap import nearest_images, pairs_around, perceptual_embedding
 from clip_jax.plots.robustness import plot_duplicates
 from clip_jax.tables import format_table
 from input_pipeline.sources import make_source
 from input_pipeline.transforms import decode_image
 
+common_flags.declare("output")
 PATH = flags.DEFINE_string("path", None, "WebDataset tars of photographs.")
 NUM_PLANTED = flags.DEFINE_integer("num_planted", 500, "Photographs that are changed.")
 SIDE = 128  # the photographs are held at this longer side at most
@@ -76,7 +78,7 @@ CHANGES: dict[str, Change] = {
 
 def main() -> int:
     """Prints the table; see the module's docstring."""
-    source = make_source("webdataset", command.required(PATH, "DIR"), "")
+    source = make_source("webdataset", common_flags.required(PATH, "DIR"), "")
     images = []
     for i in range(len(source)):
         image = decode_image(source[i]["image"])
@@ -101,11 +103,11 @@ def main() -> int:
     titles = [f"{len(planted)} planted", *(f"found at {threshold:.3f}" for threshold in thresholds)]
     print(format_table([*titles, f"or mirrored, at {thresholds[0]:.3f}"], rows))
 
-    if command.OUTPUT.value:
+    if common_flags.OUTPUT.value:
         shown = pairs_around(alone, thresholds[0], 24)
         pairs = [(np.asarray(images[planted[i]]), np.asarray(images[others[index[i]]]), float(alone[i])) for i in shown]
-        Path(command.OUTPUT.value).mkdir(parents=True, exist_ok=True)
-        plot_duplicates(pairs, thresholds[0], Path(command.OUTPUT.value) / "duplicates.png")
+        Path(common_flags.OUTPUT.value).mkdir(parents=True, exist_ok=True)
+        plot_duplicates(pairs, thresholds[0], Path(common_flags.OUTPUT.value) / "duplicates.png")
     return 0
 
 
@@ -116,4 +118,4 @@ def _found(images: list[np.ndarray], training: np.ndarray, planted: np.ndarray) 
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

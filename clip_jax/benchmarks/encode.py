@@ -22,7 +22,7 @@ from clip_jax.benchmarks.options import SUBJECT, chosen_config, chosen_devices, 
 from clip_jax.benchmarks.peaks import Peaks, utilisation
 from clip_jax.benchmarks.timing import Timed
 from clip_jax.benchmarks.ways import Way, draw_captions, make_ways
-from clip_jax.cli import command
+from clip_jax.cli.parsing import run_command
 from clip_jax.distributed.sharding import batch_sharding, make_mesh
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models.variables import init_variables, model_graph
@@ -106,4 +106,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

@@ -23,7 +23,7 @@ from absl import flags
 from clip_jax.benchmarks.memory import watch_memory
 from clip_jax.benchmarks.options import SHARED, chosen_config, make_report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
-from clip_jax.cli import command
+from clip_jax.cli.parsing import run_command
 from clip_jax.config.experiment import Config
 from clip_jax.runs.setup import TOKENIZER_FILE, store_tokenizer
 from input_pipeline.data_config import make_sources
@@ -181,4 +181,4 @@ def cores_needed(images_per_s: float, rate: float, num_workers: int) -> float:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

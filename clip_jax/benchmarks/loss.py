@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.benchmarks.options import SHARED, chosen_devices, make_report
 from clip_jax.benchmarks.timing import Timed
-from clip_jax.cli import command
+from clip_jax.cli.parsing import run_command
 from clip_jax.distributed.sharding import ShardingConfig, batch_sharding, make_mesh
 from clip_jax.losses import normalize
 from clip_jax.losses.blockwise import BLOCK_SIZE
@@ -107,4 +107,4 @@ def run(program: jax.stages.Compiled, arguments: list[jax.Array]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

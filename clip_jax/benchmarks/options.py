@@ -10,7 +10,7 @@ import jax
 from absl import flags
 
 from clip_jax.benchmarks.report import Report
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
 from clip_jax.config.experiment import Config, make_config
 from clip_jax.losses import LossConfig
 from clip_jax.models import PUBLISHED
@@ -43,12 +43,12 @@ def make_report(benchmark: str, main: Callable[[], int]) -> Report:
 def chosen_config() -> tuple[str, Config]:
     """Name and config of what is measured: --config, by default tiny, or the base config with the published model,
     which neither recomputes nor computes in bfloat16. Raises ValueError for both."""
-    if PUBLISHED_NAME.value is None and command.CONFIG.value is None:
+    if PUBLISHED_NAME.value is None and common_flags.CONFIG.value is None:
         return "tiny", make_config(tiny.get_config().to_dict())
     if PUBLISHED_NAME.value is None:
         file = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
-        return Path(file).stem, make_config(command.CONFIG.value.to_dict())
-    if command.CONFIG.value is not None:
+        return Path(file).stem, make_config(common_flags.CONFIG.value.to_dict())
+    if common_flags.CONFIG.value is not None:
         raise ValueError(f"--published={PUBLISHED_NAME.value} and --config exclude each other: leave one out")
     model = PUBLISHED[PUBLISHED_NAME.value]
     base = make_config(clip_vit_b32.get_config().to_dict())

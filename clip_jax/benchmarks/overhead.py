@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli.parsing import run_command
 from clip_jax.distributed.sharding import place_batch
 from clip_jax.runs.logging import ProgressLog
 from clip_jax.runs.setup import prepare_run
@@ -62,4 +62,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

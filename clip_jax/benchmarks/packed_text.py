@@ -20,7 +20,8 @@ from flax import nnx
 
 from clip_jax.benchmarks.options import SHARED, make_report
 from clip_jax.benchmarks.timing import Timed
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
+from clip_jax.cli.parsing import run_command
 from clip_jax.inference.encoder import TEXT_LENGTHS
 from clip_jax.losses import normalize
 from clip_jax.models import PUBLISHED, PackedText
@@ -52,7 +53,7 @@ def main() -> int:
     """Prints the tables; see the module's docstring."""
     report = make_report("packed_text", main)
     model = PUBLISHED[MODEL.value]
-    source = make_source(SOURCE.value, command.required(PATH, "DIR"), SPLIT.value)
+    source = make_source(SOURCE.value, common_flags.required(PATH, "DIR"), SPLIT.value)
     tokenizer = make_tokenizer("clip_bpe", VOCABULARY.value, model.text.context_length)
     captions = [caption for i in range(min(len(source), 2000)) for caption in source.captions(i)]
     text = tokenizer(captions)
@@ -112,4 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from clip_jax.benchmarks.timing import Runner, Timings, alternate
-from clip_jax.config.record import environment, write_json
+from clip_jax.config.record import environment
 from clip_jax.tables import format_table
+from input_pipeline.storage import write_json
 
 
 class Report:

@@ -27,7 +27,7 @@ from clip_jax.benchmarks.peaks import Peaks, utilisation
 from clip_jax.benchmarks.peer import open_clip_step
 from clip_jax.benchmarks.timing import Runner, Timed, progress_bar
 from clip_jax.benchmarks.ways import Way, draw_captions, make_ways, shape_text
-from clip_jax.cli import command
+from clip_jax.cli.parsing import run_command
 from clip_jax.config.experiment import Config
 from clip_jax.distributed.sharding import batch_sharding, batch_shards, make_mesh, place_batch
 from clip_jax.losses import LossConfig
@@ -240,4 +240,4 @@ def _refuse_too_large(programs: dict[str, Program], N: int, limit: int) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

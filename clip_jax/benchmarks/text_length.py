@@ -13,7 +13,8 @@ from absl import flags
 
 from clip_jax.benchmarks.options import SHARED, make_report
 from clip_jax.benchmarks.timing import Timed
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
+from clip_jax.cli.parsing import run_command
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models import PUBLISHED
@@ -37,7 +38,7 @@ def main() -> int:
     """Prints the table; see the module's docstring."""
     report = make_report("text_length", main)
     model = PUBLISHED[MODEL.value]
-    source = make_source(SOURCE.value, command.required(PATH, "DIR"), SPLIT.value)
+    source = make_source(SOURCE.value, common_flags.required(PATH, "DIR"), SPLIT.value)
     tokenizer = make_tokenizer("clip_bpe", VOCABULARY.value, model.text.context_length)
     captions = [caption for i in range(len(source)) for caption in source.captions(i)][: NUM_CAPTIONS.value]
     text = tokenizer(captions)
@@ -60,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

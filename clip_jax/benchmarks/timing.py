@@ -1,7 +1,6 @@
 """Runs by turns in one process, the ratios of their times, and whether the machine was quiet enough for these."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 from tqdm import tqdm
+
+from input_pipeline import progress
 
 Runner = Callable[[], float]  # does its work once, or some times, and returns seconds for once
 MAX_SPREAD = 0.05  # by which a ratio may differ from one measurement to the next
@@ -161,5 +162,4 @@ def alternate(
 
 def progress_bar(what: str, total: int | None = None, unit: str = "program") -> tqdm:
     """On standard error; few lines where that is no terminal, none of what is soon done."""
-    quiet: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 10}
-    return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, leave=False, delay=2, **quiet)
+    return progress.progress_bar(total=total, desc=what, unit=unit, leave=False, delay=2)

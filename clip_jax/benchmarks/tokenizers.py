@@ -7,7 +7,6 @@ cache at all, which is the Rust library by itself; SentencePiece of --vocab_size
 ids of all captions are compared with ours, and one that differs ends the run.
 """
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -19,8 +18,10 @@ from absl import flags
 from clip_jax.benchmarks.options import PEER_PYTHON, SHARED, make_report
 from clip_jax.benchmarks.peer import tokenize_peers
 from clip_jax.benchmarks.timing import Runner, Timed
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
+from clip_jax.cli.parsing import run_command
 from input_pipeline.sources import make_source
+from input_pipeline.storage import checksum_json
 from input_pipeline.tokenizers import ClipBytePairTokenizer, SentencePieceTokenizer, find_clip_vocab
 from input_pipeline.vocabulary import sample_captions, train_sentencepiece
 
@@ -37,7 +38,7 @@ NUM_RECORDS = flags.DEFINE_integer("num_records", 6000, "Whose captions are enco
 def main() -> int:
     """Prints the table; see the module's docstring."""
     report = make_report("tokenizers", main)
-    source = make_source(SOURCE.value, command.required(PATH, "DIR"), SPLIT.value)
+    source = make_source(SOURCE.value, common_flags.required(PATH, "DIR"), SPLIT.value)
     texts = list(sample_captions(source, NUM_RECORDS.value))
     warm = ClipBytePairTokenizer(find_clip_vocab(VOCABULARY.value))
     ids = [warm.token_ids(text) for text in texts]
@@ -59,7 +60,7 @@ def main() -> int:
         peers = {}
         if PEER_PYTHON.value:
             (Path(folder) / "texts.json").write_text(json.dumps(texts))
-            digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+            digest = checksum_json(ids)
             peers = tokenize_peers(PEER_PYTHON.value, Path(folder) / "texts.json", digest)
             for peer in peers.values():
                 peer()  # starts it
@@ -79,4 +80,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv)
+    run_command(main, sys.argv)

@@ -17,10 +17,10 @@ from absl import flags
 
 from clip_jax.ablations import full_scale
 from clip_jax.ablations.gallery import write_gallery
-from clip_jax.ablations.jobs import Run, StoppedError, commands, run_all
+from clip_jax.ablations.jobs import AblationRun, StoppedError, commands, run_all, shard, unique
 from clip_jax.ablations.spec import Ablation, ablation_names, load_ablation, questions
-from clip_jax.ablations.sweep import conclude, prepare, shard, unique
-from clip_jax.cli import command
+from clip_jax.ablations.sweep import conclude, prepare
+from clip_jax.cli import common_flags
 from clip_jax.tables import format_table
 
 POSITIONAL = "NAME"
@@ -53,14 +53,14 @@ def main(arguments: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     names = ablation_names() if arguments[0] == ALL else (arguments[0],)
     place, number = _shard(SHARD.value)
-    overrides = command.config_changes(DEFAULT_CONFIG)
+    overrides = common_flags.config_changes(DEFAULT_CONFIG)
     ablations = [load_ablation(name, SCALE.value, overrides, DATA_DIR.value) for name in names]
     if SCALE.value == "full":
         for ablation in ablations:
             full_scale.check_data(ablation)
         if not (DRY_RUN.value or REPORT_ONLY.value):
             print(f"on {full_scale.accelerators()}")
-    workdir = Path(command.required(command.WORKDIR, "runs/ablations"))
+    workdir = Path(common_flags.required(common_flags.WORKDIR, "runs/ablations"))
     runs = {ablation.name: prepare(ablation, SEEDS.value, workdir) for ablation in ablations}
     every = unique([run for of_one in runs.values() for run in of_one])
     own = {run.folder for run in shard(every, place, number)}
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(
     ablations: Sequence[Ablation],
-    runs: dict[str, list[Run]],
+    runs: dict[str, list[AblationRun]],
     own: set[Path],
     workdir: Path,
     overrides: dict[str, object],
@@ -113,14 +113,14 @@ def _command(ablation: Ablation, workdir: Path, overrides: dict[str, object]) ->
     return " ".join([*words, *(f"--config.{key}={value}" for key, value in overrides.items())])
 
 
-def _show_plans(ablations: Sequence[Ablation], runs: dict[str, list[Run]], workdir: Path) -> None:
+def _show_plans(ablations: Sequence[Ablation], runs: dict[str, list[AblationRun]], workdir: Path) -> None:
     for ablation in ablations:
         of_one = runs[ablation.name]
         plans = full_scale.plan_runs(of_one, workdir / ablation.name, TOPOLOGY.value)
         print(f"\n{ablation.name}\n{full_scale.as_table(of_one, plans)}\n", flush=True)
 
 
-def _list(runs: Sequence[Run]) -> None:
+def _list(runs: Sequence[AblationRun]) -> None:
     for run in runs:
         print(f"{run.arm}, seed {run.seed}: {'done' if run.done else 'to do'}")
         for words in commands(run).values():

@@ -2,9 +2,9 @@
 
 The output is shards of normalised embeddings and manifest.json, which says what they were made from. A shard is a fixed
 range of the source's records, whatever the number of machines: part i of n makes the shards i, i + n, ... Processes of
-a cluster find their parts by themselves, as in training; --part says them by hand, and then none waits for another.
-Each encodes with all devices of its own. Shards that are there are skipped, so the same command goes on where it was
-stopped.
+a cluster find their parts by themselves, as in training; with --part=i/n you assign parts yourself, and the processes
+do not wait for each other. Each encodes with all devices of its own. Finished shards are skipped, so the same command
+continues where it was stopped.
 
 parquet: part-00000-of-00012.parquet with the columns id, image_embedding, captions, label (null where there is none)
 and text_embeddings, one for each caption. npy: image_embeddings-00000-of-00012.npy [n, E], text_embeddings-....npy
@@ -15,42 +15,35 @@ text_embeddings. Records that cannot be used are left out and listed, [id, reaso
 import re
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 from absl import flags
 
-from clip_jax.cli import command
-from clip_jax.distributed import processes
-from clip_jax.distributed.sharding import make_mesh
-from clip_jax.inference.api import load
-from clip_jax.inference.embed import DTYPES, FORMATS, Summary, embed
+from clip_jax.cli import common_flags, data_flags, host_flags
 from clip_jax.tables import format_table
-from input_pipeline.sources import make_source
 
-SOURCES = ("folder", "webdataset", "tfds", "array_record", "table")
+if TYPE_CHECKING:
+    from clip_jax.inference.embed import Summary
 
-for flag in ("model", "activation", "output", *command.HOST_FLAGS):
-    flags.declare_key_flag(flag)
-SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, f"Form of the data: {', '.join(SOURCES)}.")
-PATH = flags.DEFINE_string("path", None, "Where the data lies: folder, tars, table; for tfds DATA_DIR/NAME.")
-SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.")
+common_flags.declare("model", "activation", "output", *host_flags.HOST_FLAGS)
+common_flags.declare("source", "path", "split", "shard_size", "max_broken_share")
 FORMAT = flags.DEFINE_enum(  # `convert` has another --format, and tests import both into one process
-    "format", "parquet", FORMATS, "Form of the shards: parquet or npy.", allow_override=True
+    "format", "parquet", ("parquet", "npy"), "File format of the shards: parquet or npy.", allow_override=True
 )
-DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the embeddings that are written: float32 or float16.")
-SHARD_SIZE = flags.DEFINE_integer("shard_size", 4096, "Records of a shard.", lower_bound=1)
-PART = flags.DEFINE_string("part", None, "This machine's part of the shards, as 0/4; else its place in a cluster.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images or texts encoded at once.", lower_bound=1)
-TEXTS = flags.DEFINE_bool("texts", True, "Embed the captions, too.")
-MAX_BROKEN_SHARE = flags.DEFINE_float(
-    "max_broken_share", 0.01, "Stop when more of the records cannot be used.", lower_bound=0, upper_bound=1
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "float16"), "Dtype of the embeddings written: float32 or float16."
 )
+PART = flags.DEFINE_string(
+    "part",
+    None,
+    "Part of the shards that this machine makes, as 0/4; by default its index among a cluster's processes.",
+)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Number of images or texts encoded at once.", lower_bound=1)
+TEXTS = flags.DEFINE_bool("texts", True, "Embeddings of the captions, too.")
 
 
-def parse_part(text: str | None) -> tuple[int, int]:
-    """ "1/4" -> (1, 4); None -> this process's place among jax's. ValueError for anything else."""
-    if text is None:
-        return jax.process_index(), jax.process_count()
+def parse_part(text: str) -> tuple[int, int]:
+    """ "1/4" -> (1, 4); ValueError for anything else."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or int(match[1]) >= int(match[2]):
         raise ValueError(f"--part={text} must be i/n with 0 <= i < n: for instance --part=0/4 to --part=3/4")
@@ -59,15 +52,22 @@ def parse_part(text: str | None) -> tuple[int, int]:
 
 def main() -> int:
     """Runs the command; see the module's docstring."""
-    name = command.required(command.MODEL, "ViT-B/32")
-    path = command.required(PATH, "photos")
-    output = Path(command.required(command.OUTPUT, "embeddings"))
-    with processes.joined(**command.host_options()) if PART.value is None else nullcontext():
-        part = parse_part(PART.value)
-        source = make_source(SOURCE.value, path, SPLIT.value)
+    import jax
+
+    from clip_jax.distributed import processes
+    from clip_jax.distributed.sharding import make_mesh
+    from clip_jax.inference.api import load
+    from clip_jax.inference.embed import embed
+
+    name = common_flags.required(common_flags.MODEL, "ViT-B/32")
+    common_flags.required(data_flags.PATH, "photos")
+    output = Path(common_flags.required(common_flags.OUTPUT, "embeddings"))
+    with processes.joined(**host_flags.host_options()) if PART.value is None else nullcontext():
+        part = (jax.process_index(), jax.process_count()) if PART.value is None else parse_part(PART.value)
+        source = data_flags.open_source("folder", "photos")
         model, preprocess, tokenize = load(
             name,
-            activation=command.ACTIVATION.value,
+            activation=common_flags.ACTIVATION.value,
             batch_size=BATCH_SIZE.value,
             mesh=make_mesh(devices=jax.local_devices()),
         )
@@ -80,16 +80,16 @@ def main() -> int:
             texts=TEXTS.value,
             file_format=FORMAT.value,
             dtype=DTYPE.value,
-            shard_size=SHARD_SIZE.value,
+            shard_size=common_flags.given(data_flags.SHARD_SIZE, 4096),
             part=part,
             batch_size=BATCH_SIZE.value,
-            max_broken_share=MAX_BROKEN_SHARE.value,
+            max_broken_share=common_flags.given(data_flags.MAX_BROKEN_SHARE, 0.01),
         )
         print(describe(summary, output))
     return 0
 
 
-def describe(summary: Summary, output: Path) -> str:
+def describe(summary: "Summary", output: Path) -> str:
     """The table that a run ends with."""
     speed = f"{summary.images / max(summary.seconds, 1e-9):.0f}"
     header = ("images", "captions", "truncated captions", "broken", "images/s", "files")
@@ -99,5 +99,5 @@ def describe(summary: Summary, output: Path) -> str:
         named = "; ".join(f"{record_id}: {reason}" for record_id, reason in summary.broken[:3])
         lines.append(f"broken records are left out ({named}); all are in broken-*.json")
     if summary.shards_skipped:
-        lines.append(f"{summary.shards_skipped} shards were there already")
+        lines.append(f"{summary.shards_skipped} shards found, not computed again")
     return "\n".join(lines)

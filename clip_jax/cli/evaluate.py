@@ -12,9 +12,9 @@ from typing import Any
 
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags, host_flags
 from clip_jax.config.experiment import with_data_path
-from clip_jax.config.record import load_config, write_json
+from clip_jax.config.record import load_config
 from clip_jax.distributed import processes
 from clip_jax.evaluation.in_training import Evaluator, Results, as_table
 from clip_jax.evaluation.suite.config import make_suite_config
@@ -23,9 +23,9 @@ from clip_jax.evaluation.suite.runner import problems, run_suite
 from clip_jax.inference.caption_scorer import make_encoder
 from clip_jax.inference.load import restore_run
 from input_pipeline.data_config import make_sources
+from input_pipeline.storage import write_json
 
-for flag in ("workdir", "config", "model", "activation", *command.HOST_FLAGS):
-    flags.declare_key_flag(flag)
+common_flags.declare("workdir", "config", "model", "activation", *host_flags.HOST_FLAGS)
 flags.declare_key_flag("output")  # by default WORKDIR/evaluation, of a suite WORKDIR/suite
 ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, as scenes/shape, folder:DIR; by default the run's.")
 TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluation/prompts; by default the run's.")
@@ -66,7 +66,7 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
 
 def evaluate_suite() -> int:
     """The command with --config: a suite on a run or on any model."""
-    if (command.WORKDIR.value is None) == (command.MODEL.value is None):
+    if (common_flags.WORKDIR.value is None) == (common_flags.MODEL.value is None):
         raise ValueError("--config needs either --workdir=DIR of a run or --model=NAME_OR_PATH")
     for flag, key in (
         (ZERO_SHOT, "suite.datasets"),
@@ -75,7 +75,7 @@ def evaluate_suite() -> int:
     ):
         if flag.value is not None:
             raise ValueError(f"--{flag.name} is not for suites: use --config.{key}")
-    sections = command.CONFIG.value.to_dict()
+    sections = common_flags.CONFIG.value.to_dict()
     if "suite" not in sections:
         raise ValueError(
             "--config of this command is a suite, as suites/scenes; a run's own config is read from its --workdir"
@@ -83,20 +83,20 @@ def evaluate_suite() -> int:
     if DATA_DIR.value is not None:
         sections["suite"]["data_dir"] = DATA_DIR.value
     config = make_suite_config(sections)
-    workdir = command.WORKDIR.value
-    name: str = command.MODEL.value or workdir or ""
+    workdir = common_flags.WORKDIR.value
+    name: str = common_flags.MODEL.value or workdir or ""
     if workdir is None:
-        output = Path(command.required(command.OUTPUT, "evaluation"))
+        output = Path(common_flags.required(common_flags.OUTPUT, "evaluation"))
     else:
         load_config(Path(workdir))  # raises for another folder
-        output = Path(command.OUTPUT.value or Path(workdir) / "suite")
+        output = Path(common_flags.OUTPUT.value or Path(workdir) / "suite")
     report = run_suite(
         config,
         name,
         output,
         is_run=workdir is not None,
         data_path=DATA_PATH.value,
-        activation=command.ACTIVATION.value,
+        activation=common_flags.ACTIVATION.value,
     )
     print(f"\n{as_suite_table(report)}\n\nreport.html, report.json and pictures are in {output}")
     found = problems(report)
@@ -109,13 +109,13 @@ def evaluate_suite() -> int:
 
 def main() -> int:
     """Runs the command; see the module's docstring."""
-    if command.CONFIG.value is not None:
-        with processes.joined(**command.host_options()):
+    if common_flags.CONFIG.value is not None:
+        with processes.joined(**host_flags.host_options()):
             return evaluate_suite()
-    if command.MODEL.value is not None:
+    if common_flags.MODEL.value is not None:
         raise ValueError("--model needs a suite, as --config=suites/paper")
-    workdir = Path(command.required(command.WORKDIR, "runs/tiny"))
-    output = Path(command.OUTPUT.value or workdir / "evaluation")
+    workdir = Path(common_flags.required(common_flags.WORKDIR, "runs/tiny"))
+    output = Path(common_flags.OUTPUT.value or workdir / "evaluation")
     flags_given = {
         "zero_shot": None if ZERO_SHOT.value is None else tuple(ZERO_SHOT.value),
         "templates": TEMPLATES.value,
@@ -123,7 +123,7 @@ def main() -> int:
         "num_examples": NUM_EXAMPLES.value,
     }
     changes = {name: value for name, value in flags_given.items() if value is not None}
-    with processes.joined(**command.host_options()):
+    with processes.joined(**host_flags.host_options()):
         results = evaluate(workdir, output, DATA_PATH.value, **changes)
         if processes.is_first():
             step = f"checkpoint of step {results['step']}"

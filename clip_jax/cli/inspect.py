@@ -9,163 +9,53 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from clip_jax.cli import command
-from clip_jax.plots.data import Tile, plot_contact_sheet, plot_statistics
+from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
-from input_pipeline.prefetch import load_ahead
 from input_pipeline.prepare.folder import LocalFolder
-from input_pipeline.prepare.manifest import MANIFEST, read_manifest
-from input_pipeline.prepare.statistics import Facts, Statistics, count_reasons
-from input_pipeline.prepare.transform import open_record, shrink
+from input_pipeline.prepare.sample import Sample, sample_source
+from input_pipeline.prepare.statistics import count_reasons
 from input_pipeline.scenes import SceneSource
-from input_pipeline.sources import BrokenRecordError, Record, Source, make_source, opener
-from input_pipeline.sources.folder import IMAGE_SUFFIXES
+from input_pipeline.sources import Source, make_source
+from input_pipeline.sources.guess import guess_kind
 
 POSITIONAL = "DATA"
-SOURCES = ("auto", "folder", "webdataset", "tfds", "array_record", "table", "scenes")
-TILE_PIXELS = 256  # of the shorter side, as drawn
 DRAWN_PIXELS = 128
-MAX_BROKEN_TILES = 6
-MAX_VERSIONS = 100  # looked for in the folder of a tfds data set, which holds nothing else
-AHEAD = 16
 
-flags.declare_key_flag("output")
-SOURCE = flags.DEFINE_enum("source", "auto", SOURCES, f"Form of the data: {', '.join(SOURCES)}.", allow_override=True)
-SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set; train by default.", allow_override=True)
-CAPTIONS_FIELD = flags.DEFINE_string(
-    "captions_field", "", "Where the captions stand, if not in the usual place.", allow_override=True
-)
-NUM_RECORDS = flags.DEFINE_integer(
-    "num_records", 1000, "Records that are looked at.", lower_bound=1, allow_override=True
-)
-NUM_TILES = flags.DEFINE_integer("num_tiles", 24, "Records on the contact sheet.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the drawn scenes.", lower_bound=0, allow_override=True)
-
-
-def guess_kind(path: str) -> str:
-    """The form of the data at a path, by the names of the files there: a word of `make_source`, or "scenes".
-
-    Raises:
-      ValueError: nothing is there.
-    """
-    if path == "scenes":
-        return "scenes"
-    forms = {r"\.tar": "webdataset", r"\.array_?record(-\d+-of-\d+)?": "array_record", r"\.(csv|parquet)": "table"}
-    for suffix, kind in forms.items():
-        if re.search(f"{suffix}$", path) and not opener.is_folder(path):
-            return kind
-    if not opener.is_folder(path):
-        raise ValueError(f"no data at {path!r}: give a folder, tars, ArrayRecord files, a .csv or .parquet, or scenes")
-    names = opener.list_names(path)
-    info = "dataset_info.json"
-    if info in names:
-        return "tfds"
-    for suffix, kind in forms.items():
-        if kind != "table" and any(re.search(f"{suffix}$", name) for name in names):
-            return kind
-    versions = (opener.join(path, name) for name in names[:MAX_VERSIONS])
-    if any(opener.is_file(opener.join(version, info)) for version in versions):
-        return "tfds"
-    stems = [os.path.splitext(name)[0] for name in names if re.search(r"\.(csv|parquet)$", name)]
-    has_pictures = any(os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES for name in names)
-    # Of a table beside a folder of its name, as img2dataset writes them, the pictures are in the folder.
-    return "table" if stems and not has_pictures and not {*stems} & {*names} else "folder"
-
-
-@dataclass(kw_only=True)
-class Sample:
-    """What was found in some records of a source.
-
-    Attributes:
-      statistics: of the records that can be used.
-      broken: (id, reason) of the others.
-      tiles: for the contact sheet.
-      num_records: looked at.
-    """
-
-    statistics: Statistics = field(default_factory=Statistics)
-    broken: list[tuple[str, str]] = field(default_factory=list)
-    tiles: list[Tile] = field(default_factory=list)
-    num_records: int = 0
-
-
-def sample_source(source: Source, num_records: int, num_tiles: int) -> Sample:
-    """Looks at records spread evenly over the source.
-
-    Of the tiles at most MAX_BROKEN_TILES are records that cannot be used, found in the sample or in the source's index;
-    the others are spread evenly over the sample.
-    """
-    indices = spread(len(source), num_records)
-    shown = {indices[place] for place in spread(len(indices), num_tiles)}
-    sample = Sample(num_records=len(indices))
-
-    def load(index: int) -> tuple[Record, Facts, np.ndarray | None] | BrokenRecordError:
-        try:
-            record = source[index]
-            image, facts = open_record(record)
-        except BrokenRecordError as error:
-            return error
-        pixels = shrink(image, TILE_PIXELS) if index in shown else None
-        return {name: value for name, value in record.items() if name != "image"}, facts, pixels
-
-    with closing(load_ahead(load, indices, os.cpu_count() or 1, AHEAD)) as found:
-        for item in found:
-            if isinstance(item, BrokenRecordError):
-                sample.broken.append((item.record_id, item.reason))
-                continue
-            record, facts, pixels = item
-            sample.statistics.add(record, facts)
-            if pixels is not None:
-                sample.tiles.append(Tile(record_id=record["id"], image=pixels, texts=_texts(record, source)))
-    broken = [*sample.broken, *source.broken]
-    marked = [broken[place] for place in spread(len(broken), min(MAX_BROKEN_TILES, num_tiles))]
-    tiles = [sample.tiles[place] for place in spread(len(sample.tiles), num_tiles - len(marked))]
-    sample.tiles = tiles + [Tile(record_id=x, image=None, texts=(), reason=reason) for x, reason in marked]
-    return sample
-
-
-def spread(length: int, count: int) -> list[int]:
-    """At most count of the places [0, length), evenly spread, the first one among them."""
-    return [place * length // min(count, length) for place in range(min(count, length))]
-
-
-def _texts(record: Record, source: Source) -> tuple[str, ...]:
-    """The captions; of a record without them its label."""
-    if record["captions"] or "label" not in record:
-        return record["captions"]
-    names = source.class_names
-    return (names[record["label"]] if names else f"label {record['label']}",)
+common_flags.declare("output", "source", "split", "captions_field", "num_records", "seed")
+NUM_TILES = flags.DEFINE_integer("num_tiles", 24, "Number of records on the contact sheet.", lower_bound=1)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; see the module's docstring."""
+    from clip_jax.plots.data import plot_contact_sheet, plot_statistics
+    from input_pipeline.prepare.manifest import MANIFEST, read_manifest
+
     if len(arguments) != 1:
         raise ValueError(f"give one data set, not {len(arguments)}: for instance clip-jax inspect photos")
     path = arguments[0]
-    kind = guess_kind(os.path.expanduser(path)) if SOURCE.value == "auto" else SOURCE.value
+    num_records = common_flags.given(data_flags.NUM_RECORDS, 1000)
+    named = data_flags.source_kind("auto", "auto", "scenes")
+    kind = guess_kind(os.path.expanduser(path)) if named == "auto" else named
     source: Source
     if kind == "scenes":
-        source = SceneSource(SEED.value, NUM_RECORDS.value, DRAWN_PIXELS)
+        source = SceneSource(data_flags.SEED.value, num_records, DRAWN_PIXELS)
     else:
         try:
-            source = make_source(kind, path, SPLIT.value or "train", CAPTIONS_FIELD.value)
+            source = make_source(kind, path, data_flags.SPLIT.value or "train", data_flags.CAPTIONS_FIELD.value)
         except ValueError as error:
-            if SOURCE.value != "auto":
+            if named != "auto":
                 raise
             guess = f"It was taken for {kind}: if it is something else, name it by --source"
             raise ValueError(f"{error}. {guess}") from error
     name = re.sub(r"[^\w.-]+", "_", Path(path).name).strip("_") or "data"
-    output = Path(command.OUTPUT.value or f"inspect-{name}")
+    output = Path(common_flags.OUTPUT.value or f"inspect-{name}")
     output.mkdir(parents=True, exist_ok=True)
-    sample = sample_source(source, NUM_RECORDS.value, NUM_TILES.value)
+    sample = sample_source(source, num_records, NUM_TILES.value)
     plot_contact_sheet(sample.tiles, output / "contact_sheet.png", f"{path}: {len(source):,} records")
     if sample.statistics.forms:
         plot_statistics(sample.statistics.named(source.class_names), output / "statistics.png")

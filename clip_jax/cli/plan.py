@@ -15,15 +15,15 @@ from typing import Any
 import jax
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags
 from clip_jax.config.experiment import Config, make_config
-from clip_jax.config.record import write_json
 from clip_jax.planning.fit import HEADROOM, Fitter, Setting, is_resnet
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.planning.step import GIB, DoesNotFitError, StepPlan, compile_step
 from clip_jax.planning.topology import CHIPS, topology_devices
 from clip_jax.plots.planning import plot_memory
 from clip_jax.tables import format_table
+from input_pipeline.storage import write_json
 
 flags.declare_key_flag("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, such as v5e:16x16; by default this machine's devices.")
@@ -158,7 +158,7 @@ def describe(config: Config, topology: str, setting: Setting, step: StepPlan) ->
 
 def main() -> int:
     """Prints the plan; see the module's docstring."""
-    sections: dict[str, Any] = command.required(command.CONFIG, "clip_vit_b32").to_dict()
+    sections: dict[str, Any] = common_flags.required(common_flags.CONFIG, "clip_vit_b32").to_dict()
     config = make_config(sections)
     if PARAMS.value:
         num_devices = NUM_DEVICES.value or len(topology_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices())

@@ -15,88 +15,77 @@ What does not fit one machine is prepared by Apache Beam (the extra `beam`), wit
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from absl import flags
-from tqdm import tqdm
 
-from clip_jax.cli import command
-from clip_jax.plots.data import plot_statistics
+from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
 from input_pipeline.prepare import beam, workers
 from input_pipeline.prepare.folder import LocalFolder
-from input_pipeline.prepare.manifest import prepare
-from input_pipeline.prepare.shards import Folder, ShardMaker
+from input_pipeline.prepare.shards import OwnedFolder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import Settings
+from input_pipeline.progress import progress_bar
 from input_pipeline.scenes import SceneSource
-from input_pipeline.sources import Filters, Source, make_source
+from input_pipeline.sources import Filters, Source
 
-SOURCES = ("folder", "webdataset", "tfds", "array_record", "table", "scenes")
 LOCAL = "local"
 
-flags.declare_key_flag("output")
-# Other commands have flags of these names, and tests import them into one process.
-SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, f"Form of the data: {', '.join(SOURCES)}.", allow_override=True)
-PATH = flags.DEFINE_string(
-    "path", None, "Where the data lies: folder, tars, table; for tfds DATA_DIR/NAME.", allow_override=True
-)
-SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.", allow_override=True)
-CAPTIONS_FIELD = flags.DEFINE_string(
-    "captions_field", "", "Where the captions stand, if not in the usual place.", allow_override=True
-)
-NUM_SCENES = flags.DEFINE_integer("num_scenes", 10_000, "Pictures that scenes draws.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the drawn scenes.", lower_bound=0, allow_override=True)
-NAME = flags.DEFINE_string("name", "data", "What the shards' names begin with.")
+common_flags.declare("output", "source", "path", "split", "captions_field", "seed", "shard_size", "max_broken_share")
+NUM_SCENES = flags.DEFINE_integer("num_scenes", 10_000, "Number of pictures that scenes draws.", lower_bound=1)
+NAME = flags.DEFINE_string("name", "data", "Beginning of the shards' names.")
 IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 256, "Pixels of the shorter side that larger pictures get; 0 keeps sizes.", allow_override=True
+    "image_size", 256, "Shorter side in pixels that larger pictures are shrunk to; 0 keeps sizes.", allow_override=True
 )
-QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEGs made, in [1, 100].")
-SHARD_SIZE = flags.DEFINE_integer(
-    "shard_size", 1024, "Records that a shard is made from.", lower_bound=1, allow_override=True
-)
+QUALITY = flags.DEFINE_integer("quality", 90, "Quality of the JPEGs made, in [1, 100].")
 NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", os.cpu_count() or 1, "Processes; 0 makes the shards in this one.", lower_bound=0, allow_override=True
-)
-MAX_BROKEN_SHARE = flags.DEFINE_float(
-    "max_broken_share",
-    0.05,
-    "Stop when more of the records cannot be used.",
+    "num_workers",
+    os.cpu_count() or 1,
+    "Number of worker processes; 0 makes the shards in this one.",
     lower_bound=0,
-    upper_bound=1,
     allow_override=True,
 )
-MIN_SIDE = flags.DEFINE_integer("min_side", 0, "Leave out pictures with a shorter side below it, in pixels.")
-MAX_ASPECT = flags.DEFINE_float("max_aspect", 0.0, "Leave out pictures longer than so many times their width; 0: none.")
+MIN_SIDE = flags.DEFINE_integer(
+    "min_side", 0, "Smallest shorter side of a picture, in pixels; smaller pictures are left out."
+)
+MAX_ASPECT = flags.DEFINE_float(
+    "max_aspect", 0.0, "Largest ratio of a picture's longer side to its shorter; others are left out. 0: no limit."
+)
 MIN_CAPTION_LENGTH = flags.DEFINE_integer(
-    "min_caption_length", 0, "Leave out captions of fewer characters, and records that have no others."
+    "min_caption_length",
+    0,
+    "Smallest number of characters; shorter captions, and records without others, are left out.",
 )
 MAX_CAPTION_LENGTH = flags.DEFINE_integer(
-    "max_caption_length", 0, "Leave out captions of more characters, and records that have no others; 0: none."
+    "max_caption_length",
+    0,
+    "Largest number of characters; longer captions, and records without others, are left out. 0: no limit.",
 )
 CAPTION_MUST_MATCH = flags.DEFINE_string(
-    "caption_must_match", "", "Leave out captions in which this regular expression is not found."
+    "caption_must_match", "", "Regular expression; captions in which it is not found are left out."
 )
 CAPTION_MUST_NOT_MATCH = flags.DEFINE_string(
-    "caption_must_not_match", "", "Leave out captions in which this regular expression is found."
+    "caption_must_not_match", "", "Regular expression; captions in which it is found are left out."
 )
-RUNNER = flags.DEFINE_string("runner", LOCAL, "local, or a runner of Apache Beam, such as DirectRunner.")
-BEAM_OPTIONS = flags.DEFINE_string("beam_options", "", "Beam's own flags, as '--project=P --region=R'.")
+RUNNER = flags.DEFINE_string(
+    "runner", LOCAL, "What makes the shards: local, or a runner of Apache Beam, such as DirectRunner."
+)
+BEAM_OPTIONS = flags.DEFINE_string("beam_options", "", "Flags of Beam's own, as '--project=P --region=R'.")
 
 
-def make_folder(path: str) -> Folder:
+def make_folder(path: str) -> OwnedFolder:
     """ValueError for a URL without Beam, whose file systems then are used, and for a path that is a file."""
     return beam.RemoteFolder(path) if "://" in path else LocalFolder(path)
 
 
 def read_source() -> Source:
     """The source that the flags name; ValueError where they do not fit together."""
-    if SOURCE.value == "scenes":
-        return SceneSource(SEED.value, NUM_SCENES.value, IMAGE_SIZE.value)
-    return make_source(SOURCE.value, command.required(PATH, "photos"), SPLIT.value, CAPTIONS_FIELD.value)
+    if data_flags.source_kind("folder", "scenes") == "scenes":
+        return SceneSource(data_flags.SEED.value, NUM_SCENES.value, IMAGE_SIZE.value)
+    return data_flags.open_source("folder", "photos")
 
 
 def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Callable[[int], None]], None]:
@@ -105,10 +94,7 @@ def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Ca
     def make(shards: Sequence[int], done: Callable[[int], None]) -> None:
         counts = dict.fromkeys(shards, 0)
         todo = sum(len(maker.indices(shard)) for shard in shards)
-        quiet: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 10}
-        bar = tqdm(
-            total=len(maker.source), initial=len(maker.source) - todo, unit=" images", dynamic_ncols=True, **quiet
-        )
+        bar = progress_bar(total=len(maker.source), initial=len(maker.source) - todo, unit=" images")
 
         def seen(shard: int, count: int) -> None:
             bar.update(count - counts[shard])
@@ -122,7 +108,10 @@ def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Ca
 
 def main() -> int:
     """Runs the command; see the module's docstring."""
-    output = command.required(command.OUTPUT, "data_256")
+    from clip_jax.plots.data import plot_statistics
+    from input_pipeline.prepare.manifest import prepare
+
+    output = common_flags.required(common_flags.OUTPUT, "data_256")
     filters = Filters(
         min_side=MIN_SIDE.value,
         max_aspect=MAX_ASPECT.value,
@@ -136,7 +125,11 @@ def main() -> int:
         raise ValueError(f"--name={NAME.value!r} must be the beginning of a file's name")
     folder = make_folder(output)
     maker = ShardMaker(
-        source=read_source(), folder=folder, settings=settings, name=NAME.value, shard_size=SHARD_SIZE.value
+        source=read_source(),
+        folder=folder,
+        settings=settings,
+        name=NAME.value,
+        shard_size=common_flags.given(data_flags.SHARD_SIZE, 1024),
     )
     if RUNNER.value == LOCAL:
         make = with_bar(maker, NUM_WORKERS.value)
@@ -148,7 +141,7 @@ def main() -> int:
     def draw(statistics: Statistics, path: str) -> None:
         plot_statistics(statistics.named(maker.source.class_names), path)
 
-    manifest, made = prepare(maker, make, draw, max_broken_share=MAX_BROKEN_SHARE.value)
+    manifest, made = prepare(maker, make, draw, max_broken_share=common_flags.given(data_flags.MAX_BROKEN_SHARE, 0.05))
     print(describe(manifest, made, str(folder)))
     return 0
 

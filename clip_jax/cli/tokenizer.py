@@ -11,26 +11,12 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from clip_jax.cli import command
+from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
-from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import SentencePieceTokenizer
-from input_pipeline.vocabulary import sample_captions, train_on_sample
 
-SOURCE = flags.DEFINE_string(
-    "source", "webdataset", "Form of the data, as clip-jax embed takes it.", allow_override=True
-)
-PATH = flags.DEFINE_string("path", None, "Where the data lies.", allow_override=True)
-SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set.", allow_override=True)
-CAPTIONS_FIELD = flags.DEFINE_string(
-    "captions_field", "", "Where the captions stand, if not in the usual place.", allow_override=True
-)
-VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_000, "Pieces, at most.", lower_bound=8, allow_override=True)
-NUM_RECORDS = flags.DEFINE_integer(
-    "num_records", 1_000_000, "Whose captions are learned from, at most.", lower_bound=1, allow_override=True
-)
-SEED = flags.DEFINE_integer("seed", 0, "Chooses the records.", lower_bound=0, allow_override=True)
-OUTPUT = flags.DEFINE_string("output", "captions.model", "File to write.", allow_override=True)
+common_flags.declare("output", "source", "path", "split", "captions_field", "num_records", "seed")
+VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_000, "Largest number of pieces.", lower_bound=8, allow_override=True)
 
 MEASURED_RECORDS = 1000
 EXAMPLES = 3
@@ -38,11 +24,14 @@ EXAMPLES = 3
 
 def main() -> int:
     """Runs the command; see the module's docstring."""
-    output = Path(OUTPUT.value)
+    from input_pipeline.vocabulary import sample_captions, train_on_sample
+
+    output = Path(common_flags.given(common_flags.OUTPUT, "captions.model"))
     if output.exists():
         raise ValueError(f"--output={output} exists: a run may depend on it, so name another file or delete it first")
-    source = make_source(SOURCE.value, command.required(PATH, "DIR"), SPLIT.value, CAPTIONS_FIELD.value)
-    record = train_on_sample(source, VOCAB_SIZE.value, output, NUM_RECORDS.value, SEED.value)
+    source = data_flags.open_source("webdataset", "DIR")
+    num_records = common_flags.given(data_flags.NUM_RECORDS, 1_000_000)
+    record = train_on_sample(source, VOCAB_SIZE.value, output, num_records, data_flags.SEED.value)
     tokenizer = SentencePieceTokenizer(output, context_length=77)
     texts = list(sample_captions(source, MEASURED_RECORDS))
     lengths = np.array([len(tokenizer.token_ids(text)) + 2 for text in texts])

@@ -2,19 +2,17 @@
 
 from pathlib import Path
 
-from absl import flags
+from clip_jax.cli import common_flags, host_flags
 
-from clip_jax.cli import command
-from clip_jax.distributed import processes
-from clip_jax.runs.loop import train
-
-for flag in ("config", "workdir", *command.HOST_FLAGS):
-    flags.declare_key_flag(flag)
+common_flags.declare("config", "workdir", *host_flags.HOST_FLAGS)
 
 
 def main() -> int:
     """Runs the command; see the module's docstring."""
-    workdir = Path(command.required(command.WORKDIR, "runs/tiny"))
-    sections = command.required(command.CONFIG, "tiny").to_dict()
-    with processes.joined(**command.host_options()):
+    from clip_jax.distributed import processes
+    from clip_jax.runs.loop import train
+
+    workdir = Path(common_flags.required(common_flags.WORKDIR, "runs/tiny"))
+    sections = common_flags.required(common_flags.CONFIG, "tiny").to_dict()
+    with processes.joined(**host_flags.host_options()):
         return train(sections, workdir)

@@ -7,14 +7,15 @@ import platform
 import subprocess
 import sys
 import typing
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from clip_jax.config.experiment import DERIVED, Config, make_config
+from clip_jax.installation import DISTRIBUTION, __version__
 from clip_jax.models import ResNetConfig, TextConfig, VisionConfig
+from input_pipeline.storage import differences, listed, write_json
 
 # What may change when a run goes on: how fast and how often, never what is learned. Data that moved to another
 # path is told apart by its fingerprint.
@@ -31,15 +32,12 @@ def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
     sections = json.loads(json.dumps(sections))  # tuples to lists, as a file has them
     # Batch norms see one microbatch at a time, so of a ResNet their number decides what is learned.
     learned = ("train.num_microbatches",) if "stages" in sections["vision"] else ()
-    changes = changed_keys(_without_paths(_with_defaults(json.loads(file.read_text()))), _without_paths(sections))
-    differing = [
-        f"{name} was {old!r}, is {new!r}"
-        for name, old, new in changes
-        if name in learned or not name.startswith(MAY_CHANGE)
-    ]
+    before = _without_paths(_with_defaults(json.loads(file.read_text())))
+    changed = differences(before, _without_paths(sections), None)
+    differing = [found for found in changed if found.name in learned or not found.name.startswith(MAY_CHANGE)]
     if differing:
         raise ValueError(
-            f"workdir {workdir} holds a run of another config: {'; '.join(differing)}. "
+            f"workdir {workdir} holds a run of another config: {listed(differing)}. "
             "Use another --workdir, or the config it was started with"
         )
 
@@ -84,17 +82,10 @@ def _without_paths(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
     return {**sections, "data": {**sections["data"], "mixture": parts}}
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """ "section.key", the value before and the value after, of what differs; None where there is none."""
-    names = sorted({(s, k) for sections in (old, new) for s in sections for k in sections[s]})
-    pairs = [(f"{s}.{k}", old.get(s, {}).get(k), new.get(s, {}).get(k)) for s, k in names]
-    return [(name, before, after) for name, before, after in pairs if before != after]
-
-
 def package_versions() -> dict[str, str]:
     """The versions of what decides a run's numbers."""
-    packages = ("clip-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-    return {name: importlib.metadata.version(name) for name in packages}
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    return {DISTRIBUTION: __version__, **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def environment() -> dict[str, Any]:
@@ -110,10 +101,3 @@ def environment() -> dict[str, Any]:
         "versions": package_versions(),
         "devices": [device.device_kind for device in jax.devices()],
     }
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(file)

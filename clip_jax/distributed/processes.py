@@ -7,7 +7,6 @@ the only one that reaches into `jax._src`.
 
 import atexit
 import faulthandler
-import hashlib
 import itertools
 import json
 import os
@@ -25,6 +24,7 @@ from jax._src.distributed import global_state
 
 from clip_jax.distributed.rendezvous import HostsError, meet
 from clip_jax.distributed.watchdog import NO_PROGRESS
+from input_pipeline.storage import digest, digest_json
 
 T = TypeVar("T")
 AUTOMATIC = ("gcetpu", "gketpu", "slurm", "ompi")  # surroundings that are looked for unasked
@@ -213,9 +213,10 @@ def check_equal(what: str, facts: dict[str, Any]) -> None:
     facts: name to value, fit for JSON. Only a digest travels while all agree.
     """
     texts = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
-    if len(set(gather(what, _digest(json.dumps(texts, sort_keys=True))))) == 1:
+    if len(set(gather(what, digest_json(texts)))) == 1:
         return
-    tables = gather(what, {name: t if len(t) <= TOLD else f"{t[:60]}... ({_digest(t)})" for name, t in texts.items()})
+    short = {name: t if len(t) <= TOLD else f"{t[:60]}... ({digest(t.encode())})" for name, t in texts.items()}
+    tables = gather(what, short)
     raise HostsError(f"the processes differ in {what}: {describe_differences(tables, _hosts)}")
 
 
@@ -299,7 +300,3 @@ def _failure_of_others(timeout_s: float = 0) -> str:
 def _leave_after_failure() -> None:
     if _leaving.is_set():
         _leave()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

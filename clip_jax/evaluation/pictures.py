@@ -1,17 +1,16 @@
 """Pictures of a source for an encoder: read ahead in threads, the broken ones excluded with their reasons."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from input_pipeline.examples import load_image
 from input_pipeline.prefetch import load_ahead
+from input_pipeline.progress import progress_bar
 from input_pipeline.sources import BrokenRecordError, Record, Source
 from input_pipeline.transforms import resize_and_center_crop
 
@@ -103,8 +102,7 @@ def _read(
         except BrokenRecordError as error:
             return error
 
-    rare = {} if sys.stderr.isatty() else {"mininterval": 10}
-    bar = tqdm(total=len(chosen), desc=title, unit=" images", dynamic_ncols=True, disable=not show_progress, **rare)
+    bar = progress_bar(total=len(chosen), desc=title, unit=" images", disable=not show_progress)
     with bar, closing(load_ahead(load, map(int, chosen), min(32, os.cpu_count() or 1), AHEAD)) as loaded:
         for found in loaded:
             bar.update()

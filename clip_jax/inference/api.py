@@ -1,9 +1,8 @@
 """What people know from openai/CLIP: `model, preprocess, tokenize = clip_jax.load("ViT-B/32")`."""
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,7 @@ from clip_jax.models import PUBLISHED, ModelConfig, ResNetConfig
 from clip_jax.models.variables import Variables, model_graph
 from clip_jax.pretrained import ImageTransform
 from clip_jax.training.state import variable_shardings
+from input_pipeline.storage import checksum
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import check_size, decode_image, resize_and_center_crop, resize_squashed, to_eight_bit
 
@@ -95,11 +95,14 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any weight and with whatever the config says of the computation."""
-        sha = hashlib.sha256(repr(sorted(self.config.computation.items())).encode())
-        for path, leaf in sorted(flatten_dict(self.variables, sep="/").items()):
-            sha.update(path.encode())
-            sha.update(np.ascontiguousarray(leaf).data)
-        return sha.hexdigest()[:16]
+
+        def chunks() -> Iterator[bytes | memoryview]:
+            yield repr(sorted(self.config.computation.items())).encode()
+            for path, leaf in sorted(flatten_dict(self.variables, sep="/").items()):
+                yield path.encode()
+                yield np.ascontiguousarray(leaf).data
+
+        return checksum(chunks())[:16]
 
     @property
     def encoder(self) -> Encoder:

@@ -1,8 +1,8 @@
 """Pictures and captions of a source as shards of normalised embeddings; see `clip-jax embed`."""
 
 import itertools
+import json
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from clip_jax.inference.api import Model
-from clip_jax.inference.embedding_shards import Row, Shards
-from input_pipeline.data_config import FEW_RECORDS, check_broken_share, count_indexed
+from clip_jax.inference.embedding_shards import MANIFEST, Row, Shards
+from input_pipeline.data_config import check_broken_share, count_indexed
 from input_pipeline.examples import load_image
 from input_pipeline.pipeline import BROKEN_REMEMBERED
 from input_pipeline.prefetch import load_ahead
+from input_pipeline.prepare.folder import LocalFolder
+from input_pipeline.progress import progress_bar
 from input_pipeline.sources import BrokenRecordError, Record, Source
 
 SOURCES = ("folder", "webdataset", "tfds", "array_record", "table")
@@ -71,7 +72,7 @@ def embed(
     """Writes the shards of this part that are not there yet.
 
     Batches end with a shard, so its content depends on its records alone; another batch_size can change the last bits,
-    and may be chosen when a run goes on.
+    and may be chosen when a run resumes.
 
     Args:
       model, preprocess, tokenize: as `clip_jax.load` gives them; `tokenize.num_truncated` counts what it cut.
@@ -95,14 +96,16 @@ def embed(
         if value not in known:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
     check_broken_share(len(source.broken), count_indexed(source), source.broken, max_broken_share, "max_broken_share")
-    shards = Shards(folder=output, num_records=len(source), shard_size=shard_size, file_format=file_format, texts=texts)
-    shards.claim(_manifest(model, tokenize, source, shards, dtype))
+    folder = LocalFolder(output)
+    shards = Shards(folder=folder, source=source, shard_size=shard_size, file_format=file_format, texts=texts)
+    manifest = json.dumps(_manifest(model, tokenize, source, shards, dtype), indent=2) + "\n"
+    shards.claim(MANIFEST, manifest, holds="embeddings of another model, source or other settings")
 
     mine = range(part[0], len(shards), part[1])
-    todo = [shard for shard in mine if not shards.is_complete(shard)]
+    todo = sorted(set(shards.missing()) & set(mine))
     summary = Summary(shards_skipped=len(mine) - len(todo))
-    total = sum(len(shards.records(shard)) for shard in mine)
-    seen = total - sum(len(shards.records(shard)) for shard in todo)
+    total = sum(len(shards.indices(shard)) for shard in mine)
+    seen = total - sum(len(shards.indices(shard)) for shard in todo)
     broken = [pair for shard in sorted(set(mine) - set(todo)) for pair in shards.broken(shard)]
     start, truncated_before = time.perf_counter(), tokenize.num_truncated
 
@@ -113,9 +116,8 @@ def embed(
         except BrokenRecordError as error:
             return error
 
-    quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
-    bar = tqdm(total=total, initial=seen, unit=" images", dynamic_ncols=True, **quiet)
-    indices = itertools.chain.from_iterable(map(shards.records, todo))
+    bar = progress_bar(total=total, initial=seen, unit=" images")
+    indices = itertools.chain.from_iterable(map(shards.indices, todo))
     loaded = load_ahead(load, indices, num_threads, BATCHES_AHEAD * batch_size)
     with bar, closing(loaded):
 
@@ -126,14 +128,13 @@ def embed(
                 bar.update()
                 if isinstance(record, BrokenRecordError):
                     broken.append((record.record_id, record.reason))
-                    num_judged = max(seen, min(total, FEW_RECORDS))
-                    check_broken_share(len(broken), num_judged, broken, max_broken_share, "max_broken_share")
+                    check_broken_share(len(broken), seen, broken, max_broken_share, "max_broken_share", total)
                 else:
                     yield record
 
         for shard in todo:
             num_broken = len(broken)
-            records = usable(itertools.islice(loaded, len(shards.records(shard))))
+            records = usable(itertools.islice(loaded, len(shards.indices(shard))))
             rows, image, text = _encode(model, tokenize, records, batch_size, texts)
             shards.write(shard, rows, image.astype(dtype), text.astype(dtype), broken[num_broken:])
             summary.images += len(image)

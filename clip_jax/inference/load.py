@@ -13,11 +13,11 @@ from clip_jax.config.experiment import TOKENIZER_FILE, Config, with_tokenizer
 from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import ModelConfig
-from clip_jax.models.published import CLIP_VOCAB_SIZE
 from clip_jax.pretrained import VOCABULARY_FILES, ImageTransform, Pretrained, load_pretrained, resize_positions
 from clip_jax.training.checkpoint import Checkpointer
 from clip_jax.training.optimizer import make_optimizer, make_schedule
 from clip_jax.training.state import TrainState, abstract_state
+from configs.model_sizes import CLIP_VOCAB_SIZE
 from input_pipeline.tokenizers import Tokenizer, make_tokenizer
 
 

@@ -1,7 +1,7 @@
 """The encoders as Flax NNX modules."""
 
 from clip_jax.models.caption_models import BagOfWords, LanguageModel, make_model
-from clip_jax.models.clip import CLIP, CLIPFeatures, normalize_images
+from clip_jax.models.clip import CLIP, normalize_images
 from clip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, TransformerConfig, VisionConfig
 from clip_jax.models.published import PUBLISHED
 from clip_jax.models.text_transformer import PackedText
@@ -10,7 +10,6 @@ __all__ = [
     "CLIP",
     "PUBLISHED",
     "BagOfWords",
-    "CLIPFeatures",
     "LanguageModel",
     "ModelConfig",
     "PackedText",

@@ -1,7 +1,5 @@
 """CLIP: two towers, a linear projection from each into the joint space, and the learned temperature."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,16 +10,6 @@ from clip_jax.models.modified_resnet import ModifiedResNet
 from clip_jax.models.text_transformer import PackedText, TextTransformer
 from clip_jax.models.transformer import ACTIVATIONS
 from clip_jax.models.vision_transformer import VisionTransformer
-
-
-class CLIPFeatures(NamedTuple):
-    """What the loss needs: features [B, E], not normalised, the logarithm of the logit scale, [], and the sigmoid
-    loss's bias, [], or None."""
-
-    image_features: jax.Array
-    text_features: jax.Array
-    logit_scale: jax.Array
-    logit_bias: jax.Array | None = None
 
 
 def normalize_images(images: jax.Array, config: ModelConfig) -> jax.Array:
@@ -128,15 +116,3 @@ class CLIP(ImageEncoder):
     def encode_text(self, text: jax.Array | PackedText) -> jax.Array:
         """Features [B, E], not normalised, of token ids int32 [B, L], or packed; see `TextTransformer` about both."""
         return constrain_batch(self.text_projection(self.text(constrain_batch(text))))
-
-    def __call__(
-        self,
-        images: jax.Array,
-        text: jax.Array | PackedText,
-        *,
-        train: bool = False,
-        keys: jax.Array | None = None,
-    ) -> CLIPFeatures:
-        bias = None if self.logit_bias is None else self.logit_bias[...]
-        image_features = self.encode_image(images, train=train, keys=keys)
-        return CLIPFeatures(image_features, self.encode_text(text), self.logit_scale[...], bias)

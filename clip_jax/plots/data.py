@@ -4,7 +4,6 @@ import os
 import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from clip_jax.plots.training import BLUE, GREY, ORANGE, save_figure, wrapped
+from input_pipeline.prepare.sample import Tile
 
 MAX_BARS = 40
 MAX_NAMED = 12  # distinct values with a bar and a name each
@@ -144,16 +144,6 @@ def _draw_labels(ax: Axes, counts: Mapping[int, int]) -> None:
     ax.set_xlabel(f"{len(number)} labels, most frequent first", fontsize=9)
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     ax.grid(axis="y", color="#e6e6e6")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """A record of the sheet: its picture, uint8 [H, W, 3], or None and why it is broken; and what stands below."""
-
-    record_id: str
-    image: np.ndarray | None
-    texts: Sequence[str]
-    reason: str = ""
 
 
 def plot_contact_sheet(tiles: Sequence[Tile], path: str | os.PathLike, title: str) -> None:

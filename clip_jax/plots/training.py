@@ -6,7 +6,6 @@ A PNG appears under its name only when it is complete.
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
@@ -15,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
+
+from input_pipeline.storage import atomic_path
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, PINK, SKY, GOLD = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
@@ -272,11 +273,6 @@ def wrapped(text: str, width: int, max_lines: int) -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes the PNG under a passing name, then renames it: a reader never meets half a picture."""
-    path = Path(path)
-    passing = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(passing, format="png", dpi=120, bbox_inches="tight", pad_inches=0.15)
-        os.replace(passing, path)
-    finally:
-        passing.unlink(missing_ok=True)
+    """Writes a PNG whole or not at all."""
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=120, bbox_inches="tight", pad_inches=0.15)

@@ -157,7 +157,7 @@ def download(repo: str) -> Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise ValueError(f"getting {repo} from the Hub needs huggingface_hub: pip install 'clip-jax[hub]'") from None
+        raise ValueError(f"getting {repo} from the Hub needs huggingface_hub: pip install 'jax-clip[hub]'") from None
     beside = [PREPROCESSOR, *VOCABULARY_FILES]
     try:
         folder = Path(

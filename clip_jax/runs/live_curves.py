@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clip_jax.runs.logging import read_metrics
 from clip_jax.plots.training import plot_curves
+from clip_jax.runs.logging import read_metrics
 
 WIDTH = 900  # pixels
 POLL_S = 0.2

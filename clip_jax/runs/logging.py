@@ -3,10 +3,9 @@
 import json
 import math
 import os
-import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
-from tqdm import tqdm
+
+from input_pipeline.progress import progress_bar
+from input_pipeline.storage import write_text
 
 Row = dict[str, Any]
 METRICS_LAG = 4  # steps that may still be running when the next one is dispatched
@@ -31,9 +32,7 @@ class MetricsWriter:
     def __init__(self, workdir: Path, resume_step: int):
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
-        partial = self._path.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(self._path)
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self._path.open("a", buffering=1)  # a row is there to be read as soon as it is written
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
@@ -67,8 +66,6 @@ def read_metrics(workdir: Path) -> list[Row]:
     return rows
 
 
-
-
 class NonFiniteLossError(ValueError):
     """The loss or its gradient is no longer finite; `step` says when and `index` which records it saw."""
 
@@ -100,9 +97,7 @@ class ProgressLog:
         self._writer: MetricsWriter | _Silent = _Silent() if silent else MetricsWriter(workdir, resume_step)
         self._batch_size = global_batch_size
         self._pending: deque[tuple[int, Mapping[str, jax.Array | float], np.ndarray]] = deque()
-        quiet: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 10}
-        quiet["disable"] = silent
-        self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True, **quiet)
+        self._bar = progress_bar(total=total_steps, initial=resume_step, unit="step", disable=silent)
         self._last_time = time.perf_counter()
         self._waited_s = 0.0
 

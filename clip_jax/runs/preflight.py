@@ -1,6 +1,5 @@
 """Before long work starts on several processes: are they of one mind, and do they share a file system?"""
 
-import hashlib
 import platform
 import secrets
 import time
@@ -10,10 +9,11 @@ from typing import Any
 import jax
 
 import input_pipeline
+from clip_jax.config.record import package_versions
 from clip_jax.distributed import processes
 from clip_jax.distributed.rendezvous import HostsError
-from clip_jax.config.record import package_versions
 from input_pipeline.sources import Source
+from input_pipeline.storage import digest
 
 SHARED_TIMEOUT_S = 20.0  # a network file system may show a new file late
 
@@ -67,7 +67,7 @@ def _code() -> dict[str, str]:
     """Source file -> digest of it."""
     folders = [Path(__file__).parents[1], *map(Path, input_pipeline.__path__)]
     return {
-        str(file.relative_to(folder.parent)): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        str(file.relative_to(folder.parent)): digest(file.read_bytes())
         for folder in folders
         for file in sorted(folder.rglob("*.py"))
     }

@@ -1,6 +1,5 @@
 """What a training run needs, made and checked before long work starts."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,26 +8,27 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from clip_jax.runs import preflight
 from clip_jax.config.experiment import TOKENIZER_FILE, Config, make_config, with_mixture, with_tokenizer
+from clip_jax.config.record import check_workdir, record_config
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import batch_shards, local_rows, make_mesh
 from clip_jax.evaluation.in_training import Evaluator
 from clip_jax.inference.caption_scorer import make_encoder
 from clip_jax.inference.load import open_model
 from clip_jax.models import ModelConfig
+from clip_jax.models.variables import model_graph, tower_variables
 from clip_jax.pretrained import Pretrained
-from clip_jax.config.record import check_workdir, record_config
+from clip_jax.runs import preflight
 from clip_jax.training.checkpoint import Checkpointer, saved_steps
 from clip_jax.training.optimizer import make_optimizer, make_schedule
 from clip_jax.training.state import TrainState, abstract_state, init_state, with_variables
-from clip_jax.models.variables import model_graph, tower_variables
 from clip_jax.training.step import TrainStep, make_train_step
 from clip_jax.training.text_packer import TextPacker, make_text_packer
 from input_pipeline.data_config import DataConfig, make_sources
 from input_pipeline.examples import make_examples
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Source
+from input_pipeline.storage import write_bytes
 from input_pipeline.tokenizers import Tokenizer, find_clip_vocab, make_tokenizer
 from input_pipeline.vocabulary import sample_captions, train_on_sample
 
@@ -201,7 +201,7 @@ def store_tokenizer(
     if file.exists():
         return
     if start and start.kind == data.tokenizer and not data.tokenizer_file:
-        file.write_bytes(next(iter(start.files().values())))
+        write_bytes(file, next(iter(start.files().values())))
         return
     if data.tokenizer == "sentencepiece" and not data.tokenizer_file:
         train_on_sample(source, model.text.vocab_size, file, TOKENIZER_RECORDS)
@@ -209,9 +209,7 @@ def store_tokenizer(
     given = find_clip_vocab(data.tokenizer_file or None) if data.tokenizer == "clip_bpe" else Path(data.tokenizer_file)
     tokenizer = make_tokenizer(data.tokenizer, given, model.text.context_length)
     with_tokenizer(model, tokenizer)  # refused before it is copied
-    partial = file.with_name(f".{file.name}.partial")
-    shutil.copyfile(given, partial)
-    partial.replace(file)
+    write_bytes(file, given.read_bytes())
 
 
 def _make_text_packer(

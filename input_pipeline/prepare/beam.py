@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from input_pipeline.prepare.shards import ShardMaker
 
-INSTALL = "Apache Beam is not installed: pip install 'clip-jax[beam]'"
+INSTALL = "Apache Beam is not installed: pip install 'jax-clip[beam]'"
 
 
 class RemoteFolder:
@@ -43,7 +43,7 @@ class RemoteFolder:
         with FileSystems.open(f"{self.path}/{name}") as file:
             return file.read()
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, *, replace: bool = True) -> None:
         from apache_beam.io.filesystems import FileSystems
 
         with FileSystems.create(f"{self.path}/{name}") as file:

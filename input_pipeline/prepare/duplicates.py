@@ -1,4 +1,4 @@
-"""The same picture twice: pixel for pixel, or to the eye.
+"""Duplicate pictures, exact and near.
 
 Copies are found among all records without comparing each with each: of 12 bands of the 128 bits of a hash, two pictures
 that differ in at most 10 bits share two at least, so only those are compared that agree in a pair of bands.
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-LOOK_BYTES = 43  # 16 of the hash, 27 of the colours
+HASH_BYTES = 43  # 16 of the hash, 27 of the colours
 MAX_BITS = 10  # of 128 that may differ
 MAX_COLOUR = 6  # levels, mean absolute difference: drawn pictures may share their edges, and not their colours
 MIN_DEVIATION = 1.0  # levels; a picture with less is of one colour, and similar to nothing
@@ -23,11 +23,11 @@ _NUM_BANDS = MAX_BITS + 2
 _PAIRS_AT_ONCE = 2**20
 
 
-def describe_look(pixels: np.ndarray) -> bytes:
-    """What a picture looks like from afar, in LOOK_BYTES bytes; none for a picture of one colour.
+def perceptual_hash(pixels: np.ndarray) -> bytes:
+    """A hash of HASH_BYTES bytes that is nearly the same for copies of a picture; empty for one of a single colour.
 
     Of the picture reduced to 9×9: which pixels are brighter than their left and their upper neighbour, 128 bits (the
-    difference hash, both ways), and the colours of 3×3 blocks.
+    difference hash, in both directions), and the colours of 3×3 blocks.
 
     Args:
       pixels: uint8 [H, W, 3].
@@ -42,23 +42,23 @@ def describe_look(pixels: np.ndarray) -> bytes:
 
 
 def find_exact(pixels: Sequence[str]) -> list[list[int]]:
-    """Groups of places with equal digests, each rising, by their first place."""
-    places: dict[str, list[int]] = {}
-    for place, digest in enumerate(pixels):
-        places.setdefault(digest, []).append(place)
-    return [group for group in places.values() if len(group) > 1]
+    """Groups of indices with equal digests, ascending within and by their first index."""
+    groups: dict[str, list[int]] = {}
+    for i, digest in enumerate(pixels):
+        groups.setdefault(digest, []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
 
 
-def find_near(looks: Sequence[bytes]) -> list[list[int]]:
-    """Groups of places whose pictures look alike, each rising, by their first place.
+def find_near(hashes: Sequence[bytes]) -> list[list[int]]:
+    """Groups of indices of near-duplicate pictures, ascending within and by their first index.
 
-    Near is at most MAX_BITS and MAX_COLOUR apart, and a group is all that hangs together by such pairs.
+    Near is at most MAX_BITS and MAX_COLOUR apart; a group is a connected component of near pairs.
 
     Args:
-      looks: as `describe_look` gives them; an empty one is near nothing.
+      hashes: of `perceptual_hash`; an empty one is near nothing.
     """
-    seen = np.array([place for place, look in enumerate(looks) if look], np.int64)
-    table = np.frombuffer(b"".join(looks), np.uint8).reshape(-1, LOOK_BYTES)
+    hashed = [i for i, value in enumerate(hashes) if value]
+    table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES)
     unique, which = np.unique(table, axis=0, return_inverse=True)
     parent = np.arange(len(unique))
 
@@ -73,13 +73,13 @@ def find_near(looks: Sequence[bytes]) -> list[list[int]]:
             low, high = sorted((root(a), root(b)))
             parent[high] = low
     groups: dict[int, list[int]] = {}
-    for place, row in zip(seen.tolist(), which.tolist()):
-        groups.setdefault(root(row), []).append(place)
+    for i, row in zip(hashed, which.tolist()):
+        groups.setdefault(root(row), []).append(i)
     return sorted(group for group in groups.values() if len(group) > 1)
 
 
 def near_pairs(table: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of rows of uint8 [n, LOOK_BYTES] that are near; a pair may come several times."""
+    """Pairs of rows of uint8 [n, HASH_BYTES] that are near; a pair may come several times."""
     colour = table[:, 16:].mean(axis=1)  # of near pictures no further apart than their colours are
     by_colour = np.argsort(colour, kind="stable")
     table, colour = table[by_colour], colour[by_colour]
@@ -96,16 +96,16 @@ def near_pairs(table: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _neighbours(key: np.ndarray, colour: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of places with equal keys and colours MAX_COLOUR apart at most, both sorted; _PAIRS_AT_ONCE at a time."""
-    places = np.arange(len(key))
+    """Pairs of rows with equal keys and colours MAX_COLOUR apart at most, both sorted; _PAIRS_AT_ONCE at a time."""
+    rows = np.arange(len(key))
     for step in itertools.count(1):
-        places = places[places + step < len(key)]
-        later = places + step
-        places = places[(key[places] == key[later]) & (colour[later] - colour[places] <= MAX_COLOUR + 1e-9)]
-        if not len(places):
+        rows = rows[rows + step < len(key)]
+        later = rows + step
+        rows = rows[(key[rows] == key[later]) & (colour[later] - colour[rows] <= MAX_COLOUR + 1e-9)]
+        if not len(rows):
             return
-        for start in range(0, len(places), _PAIRS_AT_ONCE):
-            chunk = places[start : start + _PAIRS_AT_ONCE]
+        for start in range(0, len(rows), _PAIRS_AT_ONCE):
+            chunk = rows[start : start + _PAIRS_AT_ONCE]
             yield chunk, chunk + step
 
 

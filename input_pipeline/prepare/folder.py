@@ -1,13 +1,14 @@
 """A folder whose files appear whole or not at all, and of which one run at a time is the owner."""
 
 import fcntl
-import glob
 import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from input_pipeline.storage import atomic_path, write_bytes
 
 LOCK = ".lock"
 
@@ -18,7 +19,7 @@ class LocalFolder:
     Another kind of folder (see `beam`) has the same methods.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(os.path.expanduser(path))
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: give a folder to write to")
@@ -39,19 +40,13 @@ class LocalFolder:
     def whole(self, name: str) -> Iterator[str]:
         """A path to write to; the file gets its name, and is on the disk, when the block ends without an error."""
         self.path.mkdir(parents=True, exist_ok=True)
-        partial = str(self.path / f".{name}.{socket.gethostname()}-{os.getpid()}.partial")
-        try:
-            yield partial
-            _flush(partial)
-            os.replace(partial, self.path / name)
-            _flush(str(self.path))  # the name, too
-        finally:
-            for left in glob.glob(f"{glob.escape(partial)}*"):  # a writer may have a passing name of its own
-                os.unlink(left)
+        with atomic_path(self.path / name, durable=True) as partial:
+            yield str(partial)
 
-    def write(self, name: str, data: bytes) -> None:
-        with self.whole(name) as path, open(path, "wb") as file:
-            file.write(data)
+    def write(self, name: str, data: bytes, *, replace: bool = True) -> None:
+        """Writes a file; replace=False keeps one that is there already."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.path / name, data, replace=replace, durable=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -95,14 +90,6 @@ class LocalFolder:
     def _remove_partial(self) -> None:
         for left in self.path.glob(".*.partial*"):
             left.unlink(missing_ok=True)
-
-
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_same_file(descriptor: int, file: Path) -> bool:

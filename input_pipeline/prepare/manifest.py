@@ -7,13 +7,13 @@ them stand in broken.jsonl, groups of duplicates in duplicates.jsonl, histograms
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from input_pipeline import jpeg
-from input_pipeline.data_config import FEW_RECORDS, check_broken_share, count_indexed
+from input_pipeline.data_config import check_broken_share, count_indexed
 from input_pipeline.prepare.duplicates import find_exact, find_near
 from input_pipeline.prepare.shards import Folder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics, count_reasons
@@ -52,8 +52,7 @@ def prepare(
         nonlocal seen
         seen += len(maker.indices(shard))
         broken.extend(maker.details(shard)["broken"])
-        num_judged = max(seen, min(num_indexed, FEW_RECORDS))
-        check_broken_share(len(broken), num_judged, broken, max_broken_share, "--max_broken_share")
+        check_broken_share(len(broken), seen, broken, max_broken_share, "--max_broken_share", num_indexed)
 
     with maker.folder.locked():
         todo = claim(maker)
@@ -66,31 +65,11 @@ def prepare(
 
 
 def claim(maker: ShardMaker) -> list[int]:
-    """Writes settings.json, unless there is one that says the same; returns the shards that are still to be made.
-
-    Raises:
-      ValueError: the settings there differ (the differences are listed) or are damaged, or there are shards without.
-    """
-    folder = maker.folder
-    expected = json.loads(json.dumps(_describe(maker)))
-    there = folder.sizes()
-    if SETTINGS not in there:
-        if others := sorted(name for name in there if name.endswith(".array_record")):
-            raise ValueError(f"{folder} holds {others[0]} but no {SETTINGS}: use another --output")
-        folder.write(SETTINGS, json.dumps(expected, indent=2).encode())
-        return maker.missing()
-    try:
-        found = json.loads(folder.read(SETTINGS))
-        old, new = _flatten(found), _flatten(expected)
-    except (ValueError, AttributeError):
-        raise ValueError(f"{SETTINGS} in {folder} is damaged: use another --output") from None
+    """Claims the folder with settings.json; returns the shards still to be made. Raises like `storage.claim`."""
     todo = maker.missing()
-    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    if not todo:  # libraries change what would be made, not what is there
-        names = [name for name in names if not name.startswith("libraries.")]
-    if names:
-        differences = "; ".join(f"{x} was {old.get(x)!r:.200}, is {new.get(x)!r:.200}" for x in names)
-        raise ValueError(f"{folder} holds shards prepared otherwise: {differences}. Use another --output")
+    may_change = () if todo else ("libraries.",)  # libraries change what would be made, not what is there
+    record = json.dumps(_describe(maker), indent=2)
+    maker.claim(SETTINGS, record, holds="shards of another source or other settings", may_change=may_change)
     return todo
 
 
@@ -118,18 +97,11 @@ def _describe(maker: ShardMaker) -> dict[str, Any]:
     }
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
 def _write_manifest(maker: ShardMaker, draw: Callable[[Statistics, str], None]) -> dict[str, Any]:
     shards: list[dict[str, Any]] = []
     ids: list[str] = []
     pixels: list[str] = []
-    looks: list[bytes] = []
+    hashes: list[bytes] = []
     left_out: dict[str, list[Sequence[str]]] = {"broken": list(maker.source.broken), "filtered": []}
     statistics = Statistics()
     for shard in range(len(maker)):
@@ -137,11 +109,11 @@ def _write_manifest(maker: ShardMaker, draw: Callable[[Statistics, str], None]) 
         shards.append({"file": maker.file(shard), **{x: details[x] for x in ("records", "bytes", "sha256")}})
         ids += details["ids"]
         pixels += details["pixels"]
-        looks += map(bytes.fromhex, details["looks"])
+        hashes += map(bytes.fromhex, details["looks"])
         for kind, pairs in left_out.items():
             pairs += details[kind]
         statistics.merge(Statistics.from_json(details["statistics"]))
-    # A filter's reason is the same for all its records; what is broken tells of itself.
+    # A filter's reason is the same for all its records; that of a broken record has details of its own.
     reasons = {
         "broken": count_reasons(left_out["broken"]),
         "filtered": dict(Counter(reason for _, reason in left_out["filtered"]).most_common()),
@@ -150,8 +122,8 @@ def _write_manifest(maker: ShardMaker, draw: Callable[[Statistics, str], None]) 
         raise ValueError(f"no record is left of {len(maker.source)}: {reasons}")
 
     duplicates: dict[str, list[list[int]]] = {"exact": find_exact(pixels)}
-    # A group that is one picture, pixel for pixel, has been told of already.
-    duplicates["near"] = [group for group in find_near(looks) if len({pixels[place] for place in group}) > 1]
+    # A near group whose pixels are all equal is an exact group already.
+    duplicates["near"] = [group for group in find_near(hashes) if len({pixels[i] for i in group}) > 1]
     folder = maker.folder
     lines = ({"kind": k, "id": name, "reason": reason} for k, pairs in left_out.items() for name, reason in pairs)
     _write_lines(folder, "broken.jsonl", lines)

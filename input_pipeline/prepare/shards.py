@@ -5,7 +5,6 @@ bytes are the same. Beside NAME-00000-of-00012.array_record lies NAME-00000-of-0
 needs; it is written last, so a shard that has it is complete, and one that lacks it is made again.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,20 +14,14 @@ from typing import Any, Protocol
 
 from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import FilteredRecordError, Settings, prepare_record
+from input_pipeline.sharded_folder import ShardedFolder
 from input_pipeline.sources.array_record import write_array_record
 from input_pipeline.sources.base import BrokenRecordError, Record, Source
+from input_pipeline.storage import Folder, checksum_file
 
-BLOCK_BYTES = 2**20
 
-
-class Folder(Protocol):
-    """Where the files go: `folder.LocalFolder`, or `beam.RemoteFolder`."""
-
-    def sizes(self) -> dict[str, int]: ...
-
-    def read(self, name: str) -> bytes: ...
-
-    def write(self, name: str, data: bytes) -> None: ...
+class OwnedFolder(Folder, Protocol):
+    """A folder with one owner at a time: `folder.LocalFolder`, or `beam.RemoteFolder`."""
 
     def whole(self, name: str) -> AbstractContextManager[str]: ...
 
@@ -36,47 +29,35 @@ class Folder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardMaker:
+class ShardMaker(ShardedFolder):
     """Makes any shard by its number, in any process: it is cheap to send.
 
+    A shard holds fewer records than it is made from where some were left out.
+
     Attributes:
-      source: the records.
-      folder: for the shards.
       settings: what becomes of a record.
       name: what the files' names begin with.
-      shard_size: records of the source that a shard is made from; it holds fewer where some were left out.
     """
 
     source: Source
-    folder: Folder
+    folder: OwnedFolder
     settings: Settings
     name: str
-    shard_size: int
-
-    def __len__(self) -> int:
-        return -(-len(self.source) // self.shard_size)
-
-    def indices(self, shard: int) -> range:
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.source)))
 
     def file(self, shard: int, suffix: str = "array_record") -> str:
-        return f"{self.name}-{shard:05d}-of-{len(self):05d}.{suffix}"
+        return self.file_name(self.name, shard, suffix)
 
-    def missing(self) -> list[int]:
-        """The shards that are still to be made: not there, or not as long as was said when they were complete."""
-        sizes = self.folder.sizes()
-        return [k for k in range(len(self)) if not self._is_complete(k, sizes)]
-
-    def _is_complete(self, shard: int, sizes: Mapping[str, int]) -> bool:
+    def is_complete(self, shard: int, sizes: Mapping[str, int]) -> bool:
+        """Whether both files are there, and the records are as long as when they were complete."""
         if not {self.file(shard), self.file(shard, "json")} <= sizes.keys():
             return False
         try:
             return self.details(shard)["bytes"] == sizes[self.file(shard)]
-        except ValueError:  # damaged, too
+        except (ValueError, KeyError, TypeError):  # damaged, too
             return False
 
     def make(self, shard: int, seen: Callable[[int], None] = lambda count: None) -> None:
-        """Writes a shard and what is said of it; `seen` is told how many of its records are done.
+        """Writes a shard and its details; `seen` gets the number of records that are done.
 
         Raises OSError that names the file when it cannot be written, as on a full disk.
         """
@@ -97,7 +78,7 @@ class ShardMaker:
                 record = prepared.record
                 details["ids"].append(record["id"])
                 details["pixels"].append(prepared.pixels)
-                details["looks"].append(prepared.look.hex())
+                details["looks"].append(prepared.perceptual_hash.hex())
                 statistics.add(record, prepared.facts)
                 yield record
 
@@ -107,7 +88,7 @@ class ShardMaker:
                 count = write_array_record(path, records())
             except RuntimeError as error:  # of the library's writer
                 raise _cannot_write(file, self.folder, error) from error
-            details |= {"records": count, "bytes": os.path.getsize(path), "sha256": _sha256(path)}
+            details |= {"records": count, "bytes": os.path.getsize(path), "sha256": checksum_file(path)}
         details["statistics"] = statistics.as_json()
         file = self.file(shard, "json")
         try:
@@ -117,17 +98,9 @@ class ShardMaker:
         seen(len(self.indices(shard)))
 
     def details(self, shard: int) -> dict[str, Any]:
-        """What was said of a shard that is complete."""
+        """The details of a complete shard, for the manifest."""
         return json.loads(self.folder.read(self.file(shard, "json")))
 
 
 def _cannot_write(file: str, folder: Folder, error: Exception) -> OSError:
-    return OSError(f"{file} cannot be written to {folder}: {error}. What is complete stays: the same command goes on")
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    return OSError(f"{file} cannot be written to {folder}: {error}. What is complete stays: the same command resumes")

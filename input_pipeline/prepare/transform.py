@@ -1,6 +1,5 @@
 """What `prepare` does to one record: a pure function, the same in a worker process and in a Beam pipeline."""
 
-import hashlib
 import io
 from dataclasses import dataclass, field
 
@@ -8,11 +7,12 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.jpeg import decode_jpeg
-from input_pipeline.prepare.duplicates import describe_look
+from input_pipeline.prepare.duplicates import perceptual_hash
 from input_pipeline.prepare.statistics import DRAWN, Facts
 from input_pipeline.resize import antialiased
 from input_pipeline.sources import Filters
 from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record
+from input_pipeline.storage import checksum
 from input_pipeline.transforms import FORMATS, MIN_SIDE, decode_image
 
 KEPT_FORMATS = ("JPEG", "PNG", "WEBP")  # copied byte by byte when they are small enough: nothing is lost twice
@@ -57,13 +57,13 @@ class Prepared:
       record: id, image (encoded bytes), captions and, when labelled, label.
       facts: of the picture in the source.
       pixels: 32 hexadecimal digits of the SHA-256 of the pixels at the prepared size; equal for exact duplicates.
-      look: see `duplicates.describe_look`.
+      perceptual_hash: see `duplicates.perceptual_hash`.
     """
 
     record: Record
     facts: Facts
     pixels: str
-    look: bytes
+    perceptual_hash: bytes
 
 
 def prepare_record(record: Record, settings: Settings) -> Prepared:
@@ -95,13 +95,11 @@ def prepare_record(record: Record, settings: Settings) -> Prepared:
     kept: Record = {"id": record["id"], "captions": captions}
     if "label" in record:
         kept["label"] = record["label"]
-    digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(pixels.data)
     return Prepared(
         record={**kept, "image": encoded},
         facts=facts,
-        pixels=digest.hexdigest()[:32],
-        look=describe_look(pixels),
+        pixels=checksum([repr(pixels.shape).encode(), pixels.data])[:32],
+        perceptual_hash=perceptual_hash(pixels),
     )
 
 

@@ -7,6 +7,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 from input_pipeline.sources import opener
@@ -22,6 +23,7 @@ from input_pipeline.sources.base import (
     require_captions,
     require_records,
 )
+from input_pipeline.storage import atomic_path
 
 
 class ArrayRecordSource:
@@ -119,15 +121,16 @@ def _require_all_of_n(path: str, files: Sequence[str]) -> None:
 def write_array_record(path: str, records: Iterable[Record]) -> int:
     """Writes records whose images are encoded bytes in the form that ArrayRecordSource reads; returns their number.
 
-    The file gets its name only when it is complete.
+    The file appears whole or not at all.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
-    unfinished = f"{path}.unfinished"
-    writer = ArrayRecordWriter(unfinished, "group_size:1")  # the fastest to read by index
     count = 0
-    try:
+    with (
+        atomic_path(path) as partial,
+        closing(ArrayRecordWriter(str(partial), "group_size:1")) as writer,  # the fastest to read by index
+    ):
         for record in records:
             if not isinstance(record["image"], bytes):
                 raise ValueError(f"record {record['id']}: the image must be encoded bytes, not {type(record['image'])}")
@@ -140,10 +143,4 @@ def write_array_record(path: str, records: Iterable[Record]) -> int:
                 feature["label"].int64_list.value.append(record["label"])
             writer.write(example.SerializeToString(deterministic=True))  # or the map's order could differ by process
             count += 1
-    except BaseException:
-        writer.close()
-        os.remove(unfinished)
-        raise
-    writer.close()
-    os.replace(unfinished, path)
     return count

@@ -1,6 +1,5 @@
 """What every source is, `Source`, and what the formats share: finding files, cleaning captions, checking indices."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -185,11 +184,6 @@ def describe_files(
     """The part of a fingerprint that names the files, their sizes in bytes, and a chosen field of captions."""
     field = {"captions_field": captions_field} if captions_field else {}
     return {"files": relative_names(paths), "sizes": [size for size, _ in states], **field}
-
-
-def digest(*parts: bytes) -> str:
-    """16 hexadecimal digits of the SHA-256 of the parts."""
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def clean_captions(captions: Any) -> tuple[str, ...]:

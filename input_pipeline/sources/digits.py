@@ -1,11 +1,11 @@
 """scikit-learn's handwritten digits."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
 
 from input_pipeline.sources.base import Record, check_index
+from input_pipeline.storage import digest
 
 
 class DigitsSource:
@@ -43,4 +43,4 @@ class DigitsSource:
         return ()
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "digits", "length": len(self), "digest": hashlib.sha256(self._images.data).hexdigest()[:16]}
+        return {"kind": "digits", "length": len(self), "digest": digest(self._images.tobytes())}

@@ -13,9 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from input_pipeline.sources import opener
-from input_pipeline.sources.base import BrokenRecordError, Record, Source, check_index, digest
+from input_pipeline.sources.base import BrokenRecordError, Record, Source, check_index
 from input_pipeline.sources.image_header import image_size
 from input_pipeline.sources.index_file import load_index, save_index
+from input_pipeline.storage import digest
 
 FILTER_VERSION = 1  # of the rules below
 CHUNK = 256  # records looked at by a thread at a time

@@ -11,10 +11,10 @@ from input_pipeline.sources.base import (
     Record,
     check_index,
     clean_captions,
-    digest,
     require_records,
 )
 from input_pipeline.sources.remote import is_remote
+from input_pipeline.storage import digest
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_CAPTION_BYTES = 2**20  # of one .txt; more is no caption

@@ -4,10 +4,8 @@ A path with "://" goes through fsspec, see `remote`, every other one through the
 """
 
 import functools
-import hashlib
 import io
 import os
-import secrets
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from tqdm import tqdm
 
 from input_pipeline.sources.listing import remote_entries, remote_matches, remote_type
 from input_pipeline.sources.remote import ask, is_remote, with_retries
+from input_pipeline.storage import atomic_file, digest
 
 LOCAL_TRIES = 5  # a disk that fails for three seconds will fail on
 MAX_OPEN_FILES = 256  # a process; files beyond that are opened for each read
@@ -144,8 +143,8 @@ def local_copy(path: str) -> str:
     if not is_remote(path):
         return path
     size, mark = file_state(path)
-    told = hashlib.sha256(f"{path}\0{size}\0{mark}".encode()).hexdigest()[:16]
-    copy = cache_folder() / "copies" / told / path.rpartition("/")[2]
+    fingerprint = digest(f"{path}\0{size}\0{mark}".encode())
+    copy = cache_folder() / "copies" / fingerprint / path.rpartition("/")[2]
     if not (copy.is_file() and copy.stat().st_size == size):
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy_file(path, copy)
@@ -154,24 +153,15 @@ def local_copy(path: str) -> str:
 
 def copy_file(path: str, copy: Path) -> None:
     """Copies a file, whole or not at all, with the progress on the terminal. Raises OSError, as on a full disk."""
-    size, partial = file_size(path), partial_name(copy)
-    try:
-        with (
-            partial.open("wb") as file,
-            tqdm(total=size, unit="B", unit_scale=True, desc=f"copy {copy.name}", delay=3, leave=False) as bar,
-        ):
-            for start in range(0, size, BLOCK_SIZE):
-                data = read_range(path, start, min(BLOCK_SIZE, size - start))
-                file.write(data)
-                bar.update(len(data))
-        partial.replace(copy)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def partial_name(file: Path) -> Path:
-    """A name beside a file for its unfinished content, this writer's own: two may write at once, the last one wins."""
-    return file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    size = file_size(path)
+    with (
+        atomic_file(copy) as file,
+        tqdm(total=size, unit="B", unit_scale=True, desc=f"copy {copy.name}", delay=3, leave=False) as bar,
+    ):
+        for start in range(0, size, BLOCK_SIZE):
+            data = read_range(path, start, min(BLOCK_SIZE, size - start))
+            file.write(data)
+            bar.update(len(data))
 
 
 class Opener:

@@ -105,7 +105,7 @@ def _file_system(path: str) -> tuple[Any, str]:
             _file_systems[key] = fsspec.core.url_to_fs(path)[0]
         except (ImportError, ValueError) as error:
             protocol = path.partition("://")[0]
-            mend = f": pip install 'clip-jax[{EXTRAS[protocol]}]'" if protocol in EXTRAS else ""
+            mend = f": pip install 'jax-clip[{EXTRAS[protocol]}]'" if protocol in EXTRAS else ""
             raise ValueError(f"{path} cannot be opened: {error}{mend}") from error
     file_system = _file_systems[key]
     return file_system, file_system._strip_protocol(path)

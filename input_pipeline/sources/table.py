@@ -16,7 +16,6 @@ from input_pipeline.sources.base import (
     clean_captions,
     decode,
     describe_files,
-    digest,
     find_files,
     find_states,
     parse_json,
@@ -27,6 +26,7 @@ from input_pipeline.sources.base import (
 from input_pipeline.sources.image_header import header_size
 from input_pipeline.sources.remote import UnreachableError
 from input_pipeline.sources.table_columns import name_labels, open_parquet, read_metadata, read_table
+from input_pipeline.storage import digest
 
 
 class TableSource:

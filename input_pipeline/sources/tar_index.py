@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.sources import opener
-from input_pipeline.sources.base import NO_CAPTION, clean_captions, digest, parse_json
+from input_pipeline.sources.base import NO_CAPTION, clean_captions, parse_json
 from input_pipeline.sources.index_file import load_index, save_index
 from input_pipeline.sources.remote import UnreachableError, is_remote
+from input_pipeline.storage import digest
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")

@@ -15,12 +15,12 @@ from input_pipeline.sources.base import (
     check_index,
     clean_captions,
     describe_files,
-    digest,
     find_states,
     require_captions,
     require_records,
 )
 from input_pipeline.sources.remote import is_remote
+from input_pipeline.storage import digest
 
 
 class NotPreparedError(ValueError):

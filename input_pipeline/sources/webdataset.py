@@ -13,7 +13,6 @@ from input_pipeline.sources.base import (
     Record,
     check_index,
     describe_files,
-    digest,
     find_files,
     find_states,
     parse_json,
@@ -24,6 +23,7 @@ from input_pipeline.sources.base import (
 from input_pipeline.sources.image_header import header_size
 from input_pipeline.sources.remote import UnreachableError, is_remote
 from input_pipeline.sources.tar_index import TarIndex, open_index, parse_captions
+from input_pipeline.storage import digest
 
 
 class WebDatasetSource:

@@ -9,14 +9,14 @@ import time
 import pytest
 
 from clip_jax.ablations import jobs
-from clip_jax.ablations.jobs import StoppedError, run_all
+from clip_jax.ablations.jobs import StoppedError, run_all, unique
 from clip_jax.ablations.spec import load_ablation
-from clip_jax.ablations.sweep import conclude, prepare, unique
+from clip_jax.ablations.sweep import conclude, prepare
 
 COMMAND = """
 import os, runpy, signal, sys, time
 from pathlib import Path
-config, folder = (word.partition("=")[2] for word in sys.argv[1:3])
+config, folder = (word.partition("=")[2] for word in sys.argv[2:4])
 arm = runpy.run_path(config)["SECTIONS"]["loss"]["kind"]
 seed = runpy.run_path(config)["SECTIONS"]["data"]["seed"]
 """
@@ -127,10 +127,10 @@ def test_a_real_run_and_suite(tmp_path, monkeypatch):
     zero_shot = {row["name"]: row["zero_shot"]["value"] for row in report["sets"]}
     one = {row["name"]: row["few_shot"]["shots"][0]["score"] for row in report["sets"]}
     difference = zero_shot["scenes/size"] - one["scenes/size"]
-    assert results["findings"][0]["values"]["0"] == pytest.approx(difference)
+    assert results.findings[0].values[0] == pytest.approx(difference)
     environment = json.loads((runs[0].folder / "environment.json").read_text())
     assert environment["command"][1:] == [
         f"--config={runs[0].folder / 'config.py'}",
         f"--workdir={runs[0].folder}",
     ]
-    assert results["versions"] == environment["versions"]
+    assert results.versions == environment["versions"]

@@ -13,10 +13,11 @@ from sweeps import Pretended
 from clip_jax.ablations import full_scale, jobs
 from clip_jax.ablations.figures import draw
 from clip_jax.ablations.gallery import write_gallery
-from clip_jax.ablations.jobs import run_all
-from clip_jax.ablations.observations import facts_of
+from clip_jax.ablations.jobs import run_all, shard, unique
+from clip_jax.ablations.observations import as_table, facts_of
+from clip_jax.ablations.results import Failure
 from clip_jax.ablations.spec import Finding, ablation_names, load_ablation
-from clip_jax.ablations.sweep import conclude, prepare, shard, unique
+from clip_jax.ablations.sweep import conclude, prepare
 
 FILES = ("results.json", "figure.png", "report.html", "sweep.json")
 
@@ -45,18 +46,20 @@ def test_a_sweep_ends_in_results_figure_report_and_one_sentence(tmp_path, monkey
     pretended = pretend(monkeypatch, sigmoid_is_better)
     results, said = sweep("loss", tmp_path, command="clip-jax ablate loss --workdir=runs/a")
     assert len(pretended.calls) == 6
-    assert results["sentence"] == (
+    assert results.sentence == (
         "Holds here: sigmoid less softmax: +16.7 points (+10.0 to +23.3 by two standard errors over 3 seeds; asked: "
         "more than -3.0)."
     )
-    assert (results["seeds"], results["minutes"], results["failed"]) == ([0, 1, 2], 6.0, [])
-    assert results["commits"] == ["0123456789abcdef"]
-    averages = {(cell["arm"], cell["of"]): cell["mean"] for cell in results["cells"]}
+    assert (results.seeds, results.minutes, results.failed) == ([0, 1, 2], 6.0, [])
+    assert results.commits == ["0123456789abcdef"]
+    averages = {(cell.arm, cell.of): cell.mean for cell in results.cells}
     assert averages["softmax", ""] == pytest.approx(0.41)
     assert averages["sigmoid", "scenes/held_out"] == pytest.approx(0.41 + 0.5 / 3)
-    assert json.loads((tmp_path / "loss" / "results.json").read_text()) == results
+    assert json.loads((tmp_path / "loss" / "results.json").read_text()) == json.loads(
+        json.dumps(dataclasses.asdict(results))
+    )
     html = (tmp_path / "loss" / "report.html").read_text()
-    for shown in (results["sentence"], "clip-jax ablate loss --workdir=runs/a", "data:image/webp", "0123456789abcdef"):
+    for shown in (results.sentence, "clip-jax ablate loss --workdir=runs/a", "data:image/webp", "0123456789abcdef"):
         assert shown in html
     assert not re.search(r"https?://|<script", html)
     with Image.open(tmp_path / "loss" / "figure.png") as figure:
@@ -80,15 +83,15 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_named(tmp_path, monkeyp
     )
     results, said = sweep("loss", tmp_path)
     assert len(failing.calls) == 6
-    assert results["failed"] == [{"arm": "sigmoid", "seed": 1, "reason": "the loss is nan at step 7"}]
-    assert results["findings"][0]["values"] == pytest.approx({"0": 0.1, "2": 0.2})
-    assert [run["state"] for run in results["runs"]] == ["done", "done", "done", "failed", "done", "done"]
+    assert results.failed == [Failure("sigmoid", 1, "the loss is nan at step 7")]
+    assert results.findings[0].values == pytest.approx({0: 0.1, 2: 0.2})
+    assert [run.state for run in results.runs] == ["done", "done", "done", "failed", "done", "done"]
     assert any("FAILED" in line and "the loss is nan at step 7" in line for line in said)
     html = (tmp_path / "loss" / "report.html").read_text()
     assert "Failed, and left out: sigmoid of seed 1." in html
     pretended = pretend(monkeypatch, sigmoid_is_better)
     results, _ = sweep("loss", tmp_path)  # it is tried again, and it alone
-    assert (len(pretended.calls), results["failed"]) == (1, [])
+    assert (len(pretended.calls), results.failed) == (1, [])
     assert "Failed" not in (tmp_path / "loss" / "report.html").read_text()
 
 
@@ -104,7 +107,7 @@ def test_shards_run_everything_once_and_the_last_one_reports(tmp_path, monkeypat
             assert results is None
             assert said == ["loss: 3 of 6 runs are not there yet; the report comes with the last"]
             assert not (tmp_path / "loss" / "results.json").exists()
-    assert results["verdict"] == "holds"
+    assert results.verdict == "holds"
     assert len(set(pretended.calls)) == len(pretended.calls) == 6
 
 
@@ -160,10 +163,10 @@ def test_every_ablation_goes_from_its_runs_to_its_sentence(name, tmp_path, monke
 
     pretend(monkeypatch, accuracy)
     results, _ = sweep(name, tmp_path, num_seeds=2)
-    assert all(found["mean"] is not None for found in results["findings"]), results["sentence"]
-    assert all(len(found["values"]) == 2 for found in results["findings"])
-    assert results["question"].endswith("?")
-    assert all(results[key] for key in ("place", "finding", "sentence"))
+    assert all(found.mean is not None for found in results.findings), results.sentence
+    assert all(len(found.values) == 2 for found in results.findings)
+    assert results.question.endswith("?")
+    assert all((results.place, results.finding, results.sentence))
     assert (tmp_path / name / "figure.png").stat().st_size > 10_000
     at_full_scale = load_ablation(name, "full", {"data.path": "tars/{source}"}, data_dir="prepared")
     assert {sections["data"]["source"] for sections in at_full_scale.arms.values()} == {"webdataset"}
@@ -185,7 +188,7 @@ def test_the_gallery_shows_what_is_finished(tmp_path, monkeypatch):
     write_gallery(tmp_path / "runs", tmp_path / "gallery", lambda _: None)
     text = (tmp_path / "gallery" / "README.md").read_text()
     for shown in (
-        results["sentence"],
+        results.sentence,
         "![loss](loss.png)",
         "    clip-jax ablate loss --workdir=runs/a",
         "| 3 | 6 | 01234567 |",
@@ -233,8 +236,8 @@ def test_a_curve_tells_how_many_images_less_reach_the_same(tmp_path, monkeypatch
     run_all(unique(runs), lambda _: None)
     results = conclude(ablation, runs, tmp_path, "command", lambda _: None)
     # The evaluations grow evenly to 0.4 and 0.5; of the latter 0.4 lies a fifth of the way from the third to the last.
-    assert results["findings"][0]["mean"] == pytest.approx((4 / 3) ** 0.8)
-    assert {cell["mean"] for cell in results["cells"]} == {0.4, 0.5}  # the last evaluation's
+    assert results.findings[0].mean == pytest.approx((4 / 3) ** 0.8)
+    assert {cell.mean for cell in results.cells} == {0.4, 0.5}  # the last evaluation's
 
 
 def test_overlap_is_not_decided_where_nothing_overlaps(tmp_path, monkeypatch):
@@ -242,13 +245,18 @@ def test_overlap_is_not_decided_where_nothing_overlaps(tmp_path, monkeypatch):
     pretended.overlap = {"overlap_share": 0.0, "all_minus_clean": 0.0}
     pretended.overlap |= {"overlap_minus_clean": None, "overlap_minus_clean_low": None}
     results, _ = sweep("overlap", tmp_path / "none")
-    assert results["verdict"] == "undecided"
-    assert "overlapping less clean: not decidable: no set has both overlapping and clean images" in results["sentence"]
+    assert results.verdict == "undecided"
+    assert "overlapping less clean: not decidable: no set has both overlapping and clean images" in results.sentence
     pretended.overlap = {"overlap_share": 0.02, "all_minus_clean": 0.01}  # all that so small a share can add
     pretended.overlap |= {"overlap_minus_clean": 0.5, "overlap_minus_clean_low": 0.3}
     results, _ = sweep("overlap", tmp_path / "much")
-    assert [found["verdict"] for found in results["findings"]] == ["does not hold", "does not hold", "told", "told"]
-    assert results["findings"][2]["mean"] == pytest.approx(0.01)
+    assert [found.verdict for found in results.findings] == [
+        "does not hold",
+        "does not hold",
+        "reported only",
+        "reported only",
+    ]
+    assert results.findings[2].mean == pytest.approx(0.01)
 
 
 def test_a_suite_that_fails_leaves_others_of_the_same_run_alone(tmp_path, monkeypatch):
@@ -305,6 +313,6 @@ def test_a_bar_that_was_not_measured_is_not_drawn_at_zero(tmp_path, monkeypatch)
     observations = [
         {"arm": "world", "seed": 0, "what": what, "set": name, "value": value} for what, name, value in rows
     ]
-    draw(ablation, observations, tmp_path / "figure.png")
+    draw(ablation, as_table(observations), tmp_path / "figure.png")
     assert drawn[:2] == [[0.0, 0.5], [0.25]]
     assert written == ["not measured"]

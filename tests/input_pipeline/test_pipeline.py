@@ -17,7 +17,7 @@ from input_pipeline import pipeline
 from input_pipeline.data_config import DataConfig, check_broken_share, make_sources
 from input_pipeline.examples import MAX_BROKEN_IN_A_ROW, Batch, Examples, collate
 from input_pipeline.jpeg import libraries
-from input_pipeline.pipeline import BatchIterator, differences
+from input_pipeline.pipeline import BatchIterator
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, Record, Source, WebDatasetSource
 
@@ -253,19 +253,6 @@ def test_a_state_from_before_fingerprints_had_a_version_goes_on():
     assert BatchIterator(make_examples(), BATCH_SIZE, state=state).get_state()["fingerprint"]["version"] == 1
 
 
-def test_differences_are_listed_by_dotted_names_and_not_without_end():
-    old = {"source": {"files": ["a", "b", "c"], "length": 3, "filters": []}, "seed": 1, "text": "x" * 500}
-    new = {"source": {"files": ["a", "d"], "length": 3, "filters": [{"min_side": 9}]}, "seed": 1, "text": "y"}
-    assert differences(old, old) == ""
-    assert differences(old, new) == (
-        "source.files[1] was 'b', is 'd'; source.files[2] was 'c', is missing; "
-        f"source.filters[0] was missing, is {{'min_side': 9}}; text was '{'x' * 199}, is 'y'"
-    )
-    many = differences({"a": list(range(30))}, {"a": list(range(1, 31))})
-    assert many.startswith("a[0] was 0, is 1; ")
-    assert many.endswith("a[9] was 9, is 10; and 20 more")
-
-
 def test_broken_records_are_counted_where_they_stand_and_replaced_by_the_next():
     unusable = (3, 11, 12)
     batches = take(23, make_examples(NumberedSource(unusable=unusable)), max_broken_share=0.5)  # eight epochs
@@ -303,7 +290,7 @@ def test_too_many_broken_records_stop_the_run_and_are_named(num_workers):
     names = [record_id for batch in expected for record_id, _ in batch["broken"]]
     message = (
         "2 of 23 records cannot be used, more than data.max_broken_share=0.08 "
-        f"({names[0]}: of no use; {names[1]}: of no use): mend the data or raise data.max_broken_share"
+        f"({names[0]}: of no use; {names[1]}: of no use): fix the data or raise data.max_broken_share"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         take(6, examples, num_workers=num_workers, max_broken_share=0.08)

@@ -204,15 +204,15 @@ def test_what_was_cut_off_is_made_again(cut, tar, prepared, tmp_path):
 
 def test_another_source_or_setting_is_refused_with_what_differs(tar, prepared, tmp_path):
     before = contents(prepared)
-    with pytest.raises(ValueError, match="prepared otherwise") as caught:
+    with pytest.raises(ValueError, match="of another source or other settings") as caught:
         run(tar, prepared, settings=Settings(image_size=16, filters=SETTINGS.filters), shard_size=50)
     assert str(caught.value) == (
-        f"{prepared} holds shards prepared otherwise: settings.image_size was 24, is 16; shard_size was 37, is 50; "
-        "num_shards was 6, is 5. Use another --output"
+        f"{prepared} holds shards of another source or other settings: num_shards was 6, is 5; "
+        "settings.image_size was 24, is 16; shard_size was 37, is 50. Use another --output"
     )
     other = tmp_path / "scenes.tar"
     other.write_bytes(tar.read_bytes() + bytes(10240))
-    with pytest.raises(ValueError, match=r"otherwise: source.sizes was \[\d+\], is \[\d+\]. Use another --output"):
+    with pytest.raises(ValueError, match=r"settings: source\.sizes\[0\] was \d+, is \d+\. Use another --output"):
         run(other, prepared)
     assert contents(prepared) == before
 
@@ -277,10 +277,10 @@ def test_a_full_disk_stops_the_run_with_one_message_and_leaves_nothing_half_writ
 
 
 def test_a_disk_that_is_full_after_the_shard_costs_only_that_shard(tar, prepared, tmp_path, monkeypatch):
-    def write(self, name, data, original=LocalFolder.write):
+    def write(self, name, data, original=LocalFolder.write, **options):
         if name == "data-00001-of-00006.json":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(self, name, data)
+        original(self, name, data, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalFolder, "write", write)
@@ -448,7 +448,7 @@ def test_a_pipeline_that_fails_says_so_in_one_message(tar, tmp_path):
 def test_without_beam_the_message_says_how_to_get_it(tar, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(
-        ValueError, match=r"^--runner=DirectRunner: Apache Beam is not installed: pip install 'clip-jax"
+        ValueError, match=r"^--runner=DirectRunner: Apache Beam is not installed: pip install 'jax-clip"
     ):
         beam.make_shards(make_maker(tar, tmp_path), "DirectRunner", [], [0], lambda shard: None)
     monkeypatch.setitem(sys.modules, "apache_beam.io.filesystems", None)

@@ -14,10 +14,10 @@ from flax import nnx
 import configs
 from clip_jax.config.experiment import make_config
 from clip_jax.models import PUBLISHED, ModelConfig, ResNetConfig, TextConfig, TransformerConfig
-from clip_jax.models.published import OPENAI
 from clip_jax.models.variables import Variables, init_variables, model_graph, split_variables
 from clip_jax.planning.flops import count_flops
 from clip_jax.training.optimizer import OptimizerConfig
+from configs.model_sizes import OPENAI
 
 
 class Row(NamedTuple):

@@ -212,7 +212,7 @@ def test_the_hub_while_offline(monkeypatch):
 def test_the_hub_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert refusal("RN50") == (
-        "getting timm/resnet50_clip.openai from the Hub needs huggingface_hub: pip install 'clip-jax[hub]'"
+        "getting timm/resnet50_clip.openai from the Hub needs huggingface_hub: pip install 'jax-clip[hub]'"
     )
 
 

@@ -24,16 +24,16 @@ def run(folder, dtype):
 
     @jax.jit
     def encode(variables, images, text):
-        features = nnx.merge(graph, variables)(images, text)
-        zi, zt = normalize(features.image_features), normalize(features.text_features)
-        logits = jnp.exp(features.logit_scale) * jnp.matmul(zi, zt.T, precision="highest")
-        logits = logits if features.logit_bias is None else logits + features.logit_bias
+        model = nnx.merge(graph, variables)
+        image_features, text_features = model.encode_image(images), model.encode_text(text)
+        zi, zt = normalize(image_features), normalize(text_features)
+        logits = jnp.exp(variables["logit_scale"]) * jnp.matmul(zi, zt.T, precision="highest")
         return {
-            "image_features": features.image_features,
-            "text_features": features.text_features,
+            "image_features": image_features,
+            "text_features": text_features,
             "image_embeds_normalized": zi,
             "text_embeds_normalized": zt,
-            "logits_per_image": logits,
+            "logits_per_image": logits + variables.get("logit_bias", 0),
         }
 
     return encode(pretrained.variables, images, inputs["tokens"].astype(np.int32))

@@ -123,15 +123,16 @@ def our_outputs(pretrained, inputs):
     """Of the model itself, not of what was exported and read back."""
     config, graph = pretrained.config, model_graph(pretrained.config)
     images = inputs["images_nchw"].transpose(0, 2, 3, 1)
-    features = jax.jit(lambda v, x, t: nnx.merge(graph, v)(x, t))(
-        pretrained.variables, images, inputs["tokens"].astype(np.int32)
+    variables = pretrained.variables
+    zi = normalize(jax.jit(lambda v, x: nnx.merge(graph, v).encode_image(x))(variables, images))
+    zt = normalize(
+        jax.jit(lambda v, x: nnx.merge(graph, v).encode_text(x))(variables, inputs["tokens"].astype(np.int32))
     )
-    cosines = jnp.matmul(normalize(features.image_features), normalize(features.text_features).T, precision="highest")
-    bias = 0 if features.logit_bias is None else features.logit_bias
+    cosines = jnp.matmul(zi, zt.T, precision="highest")
     resize = resize_squashed if pretrained.transform == SQUASH else resize_and_center_crop
     square = resize(inputs["picture"], config.vision.image_size)
     return {
-        "logits_per_image": np.asarray(jnp.exp(features.logit_scale) * cosines + bias),
+        "logits_per_image": np.asarray(jnp.exp(variables["logit_scale"]) * cosines + variables.get("logit_bias", 0)),
         "pixels": np.asarray(normalize_images(jnp.asarray(square), config)).transpose(2, 0, 1),
     }
 

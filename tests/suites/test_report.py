@@ -1,28 +1,18 @@
 """Pieces of the report's HTML, and a report of results that no run here has: the paper's number, bias, failures."""
 
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
-from clip_jax.evaluation.report.html import (
-    Markup,
-    Page,
-    bar,
-    interval,
-    matches,
-    percent,
-    points,
-    table,
-    text,
-    without_empty,
-)
 from clip_jax.evaluation.report.page import write_report
 from clip_jax.evaluation.report.sections import paper_scores
+from clip_jax.evaluation.report.values import Page, bar, interval, matching_labels, percent, points, table, text
 
 
 @pytest.mark.parametrize(
     ("value", "html"),
     [
-        ("<b> & 'c'", "&lt;b&gt; &amp; &#x27;c&#x27;"),
+        ("<b> & 'c'", "&lt;b&gt; &amp; &#39;c&#39;"),
         (Markup("<b>"), "<b>"),
         (1234567, "1,234,567"),
         (None, "-"),
@@ -43,7 +33,10 @@ def test_a_table_has_a_class_for_numbers_and_for_rows():
         '<tr><td>&lt;x&gt;</td><td class="n">50.0 %</td></tr>'
         '<tr class="absent"><td>y</td><td class="n">-</td></tr></table></div>'
     )
-    assert without_empty(["a", "b", "c"], [[1, None, None], [2, None, 0]]) == (["a", "c"], [[1, None], [2, 0]])
+
+
+def test_a_table_leaves_out_columns_in_which_nothing_stands():
+    assert table(["a", "b", "c"], [[1, None, None], [2, None, 0]]) == table(["a", "c"], [[1, None], [2, 0]])
 
 
 def test_a_bar_has_marks_where_the_numbers_are():
@@ -57,14 +50,14 @@ def test_a_bar_has_marks_where_the_numbers_are():
 
 @pytest.mark.parametrize(("relation", "shown"), [("equal", "5.4"), ("at most", "≤ 5.4"), ("more than", "&gt; 5.4")])
 def test_how_many_labels_match_zero_shot_says_when_it_is_a_bound(relation, shown):
-    assert matches({"matches_zero_shot": {"labels_per_class": 5.4, "relation": relation}}) == shown
-    assert matches({}) is None
+    assert matching_labels({"matches_zero_shot": {"labels_per_class": 5.4, "relation": relation}}) == shown
+    assert matching_labels({}) is None
 
 
 def test_a_picture_is_within_the_page(tmp_path):
     Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
     html = Page(report={}, folder=tmp_path).image("a.png", 'a "quote"')
-    assert html.startswith('<img alt="a &quot;quote&quot;" src="data:image/webp;base64,')
+    assert html.startswith('<img alt="a &#34;quote&#34;" src="data:image/webp;base64,')
     assert interval({"low": None}) is None
 
 

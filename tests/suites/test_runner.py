@@ -252,7 +252,7 @@ def test_the_report_has_a_hash_of_each_splits_data_and_of_the_names_and_prompts(
     assert found["test"] == first["test"]
     assert found["names and prompts"] != first["names and prompts"]
     html = (output / "report.html").read_text()
-    assert f"names and prompts&quot;: &quot;{found['names and prompts']}" in html
+    assert f"names and prompts&#34;: &#34;{found['names and prompts']}" in html
 
 
 def test_other_weights_measure_anew(photos, output, rigged):
@@ -361,7 +361,7 @@ def test_a_set_that_is_not_there_is_told_and_the_others_are_measured(photos, tmp
     assert f"ABSENT: CIFAR-10: {cifar}" in table
     html = (tmp_path / "out" / "report.html").read_text()
     assert "Of 3 data sets 2 absent: see below." in html
-    assert "tfds.builder(&#x27;cifar10&#x27;" in html
+    assert "tfds.builder(&#39;cifar10&#39;" in html
 
 
 def test_a_picture_that_does_not_decode_is_counted_and_the_rest_measured(photos, tmp_path, rigged):

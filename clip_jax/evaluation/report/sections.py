@@ -1,4 +1,4 @@
-"""The first and last sections of a report, from the contents of report.json to HTML; empty where nothing is to show."""
+"""The sections of a report: from the contents of report.json to what a macro of sections.html.j2 shows, or None."""
 
 import json
 from collections.abc import Mapping
@@ -6,27 +6,29 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from clip_jax.evaluation.report.html import (
+from markupsafe import Markup
+
+from clip_jax.evaluation.report.values import (
     METRICS,
-    OPEN,
-    Markup,
     Page,
     bar,
-    code,
-    details,
+    digits,
     interval,
-    matches,
-    pairs,
-    paragraph,
+    matching_labels,
     percent,
+    points,
     table,
-    text,
-    without_empty,
 )
 
 WORST = 8  # classes listed of a set
-NAMED = 20  # classes without images
-LEGIBLE = 20  # classes, above which a confusion matrix needs the whole width
+PROMPTS = {
+    "bare": "bare name",
+    "one": "a photo of a {}.",
+    "own": "the set's own",
+    "imagenet7": "ImageNet 7",
+    "imagenet80": "ImageNet 80",
+}
+Section = Mapping[str, Any] | None
 
 
 @cache
@@ -39,11 +41,10 @@ def _paper(page: Page, name: str) -> float | None:
     return paper_scores().get(name, {}).get(page.report["model"]["name"])
 
 
-def all_sets(page: Page) -> str:
+def all_sets(page: Page) -> Section:
     """A row a set: our number with its interval, chance, the paper's, the probe's."""
-    rows, kinds = [], []
+    rows = []
     for row in page.report["sets"]:
-        kinds.append("" if row["state"] == "done" else row["state"])
         if "metric" not in row:
             rows.append([row["title"], row["state"], *[None] * 9])
             continue
@@ -59,147 +60,209 @@ def all_sets(page: Page) -> str:
                 percent(found.get("chance")),
                 percent(paper),
                 percent(probed.get("score")),
-                matches(few),
+                matching_labels(few),
                 found.get("count", probed.get("count")),
                 found.get("num_skipped", probed.get("num_skipped", {}).get("test")),
             ]
         )
+    if not rows:
+        return None
     header = ["data set", "metric", "zero-shot", "interval", "0 to 100 %", "chance", "paper", "linear probe"]
     header += ["labels a class to match", "images", "skipped"]
-    if not rows:
-        return ""
-    notes = "Blue: zero-shot with its bootstrap interval. Grey: chance. Orange: the paper, for the same weights."
-    missing = (
-        ""
-        if any(_paper(page, row["name"]) for row in page.report["sets"])
-        else " The paper has no number for this model on these sets."
-    )
-    counted = " Skipped pictures could not be decoded; they are no part of the images that are counted."
-    return table(*without_empty(header, rows), kinds) + paragraph(notes + missing + counted, "soft")
+    kinds = ["" if row["state"] == "done" else row["state"] for row in page.report["sets"]]
+    has_paper = any(_paper(page, row["name"]) for row in page.report["sets"])
+    return {"table": table(header, rows, kinds), "has_paper": has_paper}
 
 
-def prompts(page: Page) -> str:
+def prompts(page: Page) -> Section:
     """Every prompt set on every data set."""
     rows = page.measured("zero_shot")
     names = list(dict.fromkeys(name for row in rows for name in row["zero_shot"]["prompts"]))
     if len(names) < 2:
-        return ""
+        return None
     cells = []
     for row in rows:
         compared = row["zero_shot"]["prompts"]
-        best = max(found["value"] for found in compared.values())
-        shown = [
-            Markup(f"{100 * compared[n]['value']:.1f}" if compared[n]["value"] < best else f"<b>{100 * best:.1f}</b>")
-            for n in names
-        ]
-        cells.append(
-            [row["title"], METRICS[row["metric"]], *shown, compared["own"]["templates"] if "own" in compared else None]
-        )
-    mean = [Markup(f"{100 * sum(r['zero_shot']['prompts'][n]['value'] for r in rows) / len(rows):.1f}") for n in names]
-    cells.append(["mean of all", "", *mean, None])
-    words = {
-        "bare": "bare name",
-        "one": "a photo of a {}.",
-        "own": "the set's own",
-        "imagenet7": "ImageNet 7",
-        "imagenet80": "ImageNet 80",
-    }
-    header = ["data set", "metric", *(words.get(name, name) for name in names), "own templates"]
+        best = max(result["value"] for result in compared.values())
+        shown = [Markup("<b>{:.1f}</b>" if compared[n]["value"] >= best else "{:.1f}") for n in names]
+        values = [cell.format(100 * compared[n]["value"]) for cell, n in zip(shown, names)]
+        cells.append([row["title"], METRICS[row["metric"]], *values, compared.get("own", {}).get("templates")])
+    means = [sum(row["zero_shot"]["prompts"][n]["value"] for row in rows) / len(rows) for n in names]
+    cells.append(["mean of all", "", *(Markup(f"{100 * mean:.1f}") for mean in means), None])
+    header = ["data set", "metric", *(PROMPTS.get(name, name) for name in names), "own templates"]
     headline = rows[0]["zero_shot"]["headline"]
-    return table(header, cells) + paragraph(
-        f"In percent, the best of each set bold. The other tables show: {words.get(headline, headline)}.", "soft"
-    )
+    return {"table": table(header, cells), "headline": PROMPTS.get(headline, headline)}
 
 
-def zero_shot(page: Page) -> str:
-    """Each set with its pictures and most confident mistakes."""
-    parts: list[str] = []
-    for place, row in enumerate(page.measured("zero_shot")):
+def zero_shot(page: Page) -> Section:
+    """Each set with its numbers, pictures, worst classes and most confident mistakes."""
+    sets = []
+    for row in page.measured("zero_shot"):
         found = row["zero_shot"]
         numbers = {METRICS[row["metric"]]: found, "top-1": found.get("top1"), "top-5": found.get("top5")}
         numbers |= {"mean per class": found.get("mean_per_class")}
         if row["metric"] in ("accuracy", "mean_per_class"):
             numbers.pop(METRICS["accuracy"], None)
+        counts = dict(zip(found["per_class"], found["images_per_class"]))
+        known = sorted((share, name) for name, share in found["per_class"].items() if share is not None)
+        header = ["class", METRICS[found["metric"]] if "top1" not in found else "right", "images"]
         lines = [[name, percent(value["value"]), interval(value)] for name, value in numbers.items() if value]
-        body = [paragraph(row["note"], "soft") if row["note"] else "", table(["", "", "interval"], lines)]
-        body.append(_counts(row, found))
-        wide = ("confusion",) if row["classes"] > LEGIBLE else ()  # so that its names can be read
-        body.append(page.figures(found.get("pictures", {}), ("confusion", "reliability"), wide))
-        body.append(_worst_classes(found))
-        body.append(_mistakes(page, found))
-        title = Markup(f"{text(row['title'])}: {percent(found['value'])}")
-        parts.append(details(title, "".join(body), place < OPEN))
-    return "".join(parts)
+        sets.append(
+            {
+                "row": row,
+                "numbers": table(["", "", "interval"], lines),
+                "classes_title": "Classes" if len(known) <= WORST else f"The {WORST} worst of {len(known)} classes",
+                "classes": table(header, [[name, percent(share), counts[name]] for share, name in known[:WORST]]),
+                "empty": [name for name, share in found["per_class"].items() if share is None],
+            }
+        )
+    return {"sets": sets} if sets else None
 
 
-def _counts(row: Mapping[str, Any], found: Mapping[str, Any]) -> Markup:
-    words = f"{found['count']:,} images of {row['classes']:,} classes"
-    if found["num_skipped"]:
-        words += f"; {found['num_skipped']:,} more could not be decoded and are not counted"
-    if calibration := found.get("calibration"):
-        words += f". Expected calibration error {100 * calibration['error']:.1f} %"
-    return paragraph(words + ".")
+def linear_probe(page: Page) -> Section:
+    """Scores, chosen strengths and the sweep of each probed set."""
+    cells = []
+    for row in (rows := page.measured("linear_probe")):
+        found = row["linear_probe"]
+        cells.append(
+            [
+                row["title"],
+                METRICS[row["metric"]],
+                percent(found["score"]),
+                interval(found),
+                percent(row.get("zero_shot", {}).get("value")),
+                digits(found["strength"]),
+                percent(found["validation_score"]),
+                found["num_train"],
+                found["num_validation"],
+                found["count"],
+                sum(found["num_skipped"].values()) or None,
+                "yes" if found["converged"] else f"no, {found['iterations']} iterations",
+            ]
+        )
+    header = ["data set", "metric", "probe", "interval", "zero-shot", "L2 strength", "on validation", "train"]
+    header += ["validation", "test", "skipped", "converged"]
+    return {"table": table(header, cells), "rows": rows} if rows else None
 
 
-def _worst_classes(found: Mapping[str, Any]) -> str:
-    counts = dict(zip(found["per_class"], found["images_per_class"]))
-    known = sorted((share, name) for name, share in found["per_class"].items() if share is not None)
-    empty = [name for name, share in found["per_class"].items() if share is None]
-    rows = [[name, percent(share), counts[name]] for share, name in known[:WORST]]
-    title = "Classes" if len(known) <= WORST else f"The {WORST} worst of {len(known)} classes"
-    note = (
-        paragraph(f"Without images: {', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}.", "soft")
-        if empty
-        else ""
-    )
-    return (
-        Markup(f"<h3>{title}</h3>")
-        + table(["class", METRICS[found["metric"]] if "top1" not in found else "right", "images"], rows)
-        + note
-    )
+def few_shot(page: Page) -> Section:
+    """The curve of each set, and the labels a class that match zero-shot."""
+    rows = page.measured("few_shot")
+    shots = sorted({shot["labels_per_class"] for row in rows for shot in row["few_shot"]["shots"]})
+    cells = []
+    for row in rows:
+        found = {shot["labels_per_class"]: shot for shot in row["few_shot"]["shots"]}
+        curve = [_mean_and_half(found[number]) if number in found else "-" for number in shots]
+        zero, whole = row.get("zero_shot", {}).get("value"), row.get("linear_probe", {}).get("score")
+        cells.append([row["title"], percent(zero), *curve, percent(whole), matching_labels(row["few_shot"])])
+    header = ["data set", "zero-shot", *(f"{number:g}" for number in shots), "all labels", "labels a class to match"]
+    return {"table": table(header, cells), "rows": rows} if rows else None
 
 
-def _mistakes(page: Page, found: Mapping[str, Any]) -> str:
-    if not found.get("mistakes"):
-        return ""
-    shown = []
-    for mistake in found["mistakes"]:
-        image = page.image(found["pictures"][mistake["picture"]], mistake["id"])
-        words = f"<b>{text(mistake['predicted'])}</b> {100 * mistake['confidence']:.0f} %, is {text(mistake['label'])}"
-        shown.append(f"<figure>{image}<figcaption>{words}</figcaption></figure>")
-    return f'<h3>The most confident mistakes</h3><div class="mistakes">{"".join(shown)}</div>'
+def _mean_and_half(shot: Mapping[str, Any]) -> Markup:
+    half = (shot["high"] - shot["low"]) / 2
+    return Markup('{:.1f} <span class="soft">± {:.1f}</span>').format(100 * shot["score"], 100 * half)
 
 
-def absent(page: Page) -> str:
-    """What was not there, failed or was skipped, with the reason."""
+def retrieval(page: Page) -> Section:
+    """Recall in both directions beside chance, and queries with their best matches."""
+    found = page.report.get("retrieval", {})
+    if "images" not in found:
+        return None
     rows = [
-        [r["title"], r["state"], Markup(f'<div class="reason">{code(r["reason"])}</div>')]
-        for r in page.report["sets"]
-        if r["state"] != "done"
+        [direction + note, *(percent(found[f"{direction.replace(' ', '_')}_r@{k}{suffix}"]) for k in (1, 5, 10))]
+        for direction in ("image to text", "text to image")
+        for note, suffix in (("", ""), (", chance", "_chance"))
     ]
+    return {"table": table(["", "R@1", "R@5", "R@10"], rows, ["", "absent", "", "absent"]), "found": found}
+
+
+def robustness(page: Page) -> Section:
+    """Accuracy under each shift beside what the fit predicts."""
+    found = page.report.get("robustness", {})
+    if "shifts" not in found:
+        return None
+    of, adapted = found["reference"], found.get("adapted", {})
+    probed = percent(adapted.get(of["name"]))
+    rows = [[of["name"], "no shift", percent(of["accuracy"]), interval(of), of["count"], probed, None, None, None]]
+    for name, shift in found["shifts"].items():
+        rows.append(
+            [
+                name,
+                "shift",
+                percent(shift["accuracy"]),
+                interval(shift),
+                shift["count"],
+                percent(adapted.get(name)),
+                percent(shift["predicted"]),
+                points(shift["effective_robustness"]),
+                points(shift["relative_robustness"]),
+            ]
+        )
+    header = ["data set", "", "accuracy", "interval", "images", "probe of the set without shift"]
+    header += ["predicted by reference models", "effective robustness, points", "relative robustness, points"]
+    return {"table": table(header, rows), "found": found}
+
+
+def overlap(page: Page) -> Section:
+    """Accuracy with and without near-duplicates of training images."""
+    cells = []
+    for row in (rows := page.measured("overlap")):
+        found = row["overlap"]
+        parts = [found[part] for part in ("all", "overlap", "clean")]
+        shown = [x for part in parts for x in (percent(part["accuracy"]), interval(part))]
+        difference, p_value = points(found["all_minus_clean"]), digits(found["p_value"])
+        share = percent(found["overlap_share"])
+        cells.append([row["title"], share, found["overlap"]["count"], *shown, difference, p_value])
+    header = ["data set", "overlap", "images", "all", "99.5 %", "in overlap", "99.5 %", "clean", "99.5 %"]
+    return {"table": table([*header, "all less clean, points", "p"], cells), "rows": rows} if rows else None
+
+
+def bias(page: Page) -> Section:
+    """Shares of people put into harmful classes, by group, with the method's limits."""
+    found = page.report.get("bias", {})
+    if "label_sets" not in found:
+        return None
+    tables = []
+    for label_set, columns in found["label_sets"].items():
+        for column, groups in columns.items():
+            categories = list(next(iter(groups.values())))
+            rows = [
+                [
+                    group,
+                    *(x for c in categories for x in (percent(shares[c]["accuracy"]), interval(shares[c]))),
+                    shares[categories[0]]["count"],
+                ]
+                for group, shares in groups.items()
+            ]
+            header = [column, *(name for c in categories for name in (c, "interval")), "images"]
+            tables.append((f"{column}, label set: {label_set}", table(header, rows)))
+    return {"tables": tables, "found": found}
+
+
+def absent(page: Page) -> Section:
+    """What was not there, failed or was skipped, with the reason."""
+    rows = [(r["title"], r["state"], r["reason"]) for r in page.report["sets"] if r["state"] != "done"]
     for measure in ("retrieval", "robustness", "bias"):
         found = page.report.get(measure, {})
         if found.get("state"):
-            rows.append([measure, found["state"], code(found["reason"])])
+            rows.append((measure, found["state"], found["reason"]))
     for row in page.report["sets"]:
         for measure in ("linear_probe", "few_shot", "overlap"):
             if reason := row.get(measure, {}).get("absent"):
-                rows.append([f"{row['title']}, {measure.replace('_', ' ')}", "not measured", code(reason)])
+                rows.append((f"{row['title']}, {measure.replace('_', ' ')}", "not measured", reason))
         found = row.get("zero_shot", {})
         for record_id, reason in found.get("first_skipped", []):
-            rows.append([row["title"], f"skipped ({found['num_skipped']:,} in all)", code(f"{record_id}: {reason}")])
-    return "".join(f"<p><b>{text(name)}</b>, {text(state)}<br>{text(reason)}</p>" for name, state, reason in rows)
+            rows.append((row["title"], f"skipped ({found['num_skipped']:,} in all)", f"{record_id}: {reason}"))
+    return {"rows": rows} if rows else None
 
 
-def settings(page: Page) -> str:
+def settings(page: Page) -> Section:
     """Every setting, version and hash."""
-    parts = []
-    named = {"model": page.report["model"], **page.report["settings"], "environment": page.report["environment"]}
-    named["data"] = {row["name"]: row["hashes"] for row in page.report["sets"] if "hashes" in row}
-    for name, values in named.items():
-        shown = {
-            key: code(json.dumps(value) if isinstance(value, dict | list | tuple) else value)
-            for key, value in values.items()
-        }
-        parts.append(details(name, pairs(shown)))
-    return "".join(parts)
+    groups = {"model": page.report["model"], **page.report["settings"], "environment": page.report["environment"]}
+    groups["data"] = {row["name"]: row["hashes"] for row in page.report["sets"] if "hashes" in row}
+
+    def shown(value: Any) -> Any:
+        return json.dumps(value) if isinstance(value, dict | list | tuple) else value
+
+    return {"groups": {name: {k: shown(v) for k, v in values.items()} for name, values in groups.items()}}

@@ -1,26 +1,17 @@
-"""Arrays on the disk with a checksum, and hashes of what decides them."""
+"""Arrays on the disk with a checksum."""
 
-import hashlib
-import json
-import os
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-
-def content_hash(value: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+from input_pipeline.storage import atomic_file, checksum
 
 
 def write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes an npz with a checksum, atomically."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
+    with atomic_file(file) as stream:
         np.savez(stream, **arrays, sha256=np.array(_checksum(arrays)))  # type: ignore[arg-type]
-    partial.replace(file)
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
@@ -41,8 +32,7 @@ def _checked(file: Path) -> dict[str, np.ndarray]:
 
 
 def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    sha = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()
+    named = sorted(arrays.items())
+    return checksum(
+        x for name, a in named for x in (f"{name} {a.dtype.str} {a.shape}".encode(), np.ascontiguousarray(a).data)
+    )

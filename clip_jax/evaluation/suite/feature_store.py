@@ -13,11 +13,11 @@ from clip_jax.evaluation.datasets import ClassName
 from clip_jax.evaluation.metrics.overlap import PERCEPTUAL_SIZE, perceptual_embedding
 from clip_jax.evaluation.metrics.zero_shot import class_embeddings, normalized
 from clip_jax.evaluation.pictures import encode_pictures
-from clip_jax.evaluation.suite.array_files import content_hash, read_arrays, write_arrays
+from clip_jax.evaluation.suite.array_files import read_arrays, write_arrays
 from clip_jax.inference.api import MissingTokenizer, Model, Preprocess
 from input_pipeline.examples import load_image
 from input_pipeline.sources import BrokenRecordError, Record, Source
-from input_pipeline.sources.base import digest
+from input_pipeline.storage import digest, digest_json
 from input_pipeline.tokenizers import Tokenizer
 
 FORMAT = 1  # of the cached files: raise it when the same key would mean other numbers
@@ -176,7 +176,7 @@ class FeatureStore:
         self, kind: str, key: dict[str, Any], title: str, make: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
         """Arrays from the file of this key, or made and written there."""
-        file = self._folder / f"{kind}-{content_hash({'format': FORMAT, **key})}.npz"
+        file = self._folder / f"{kind}-{digest_json({'format': FORMAT, **key})}.npz"
         if file.is_file():
             try:
                 return read_arrays(file)

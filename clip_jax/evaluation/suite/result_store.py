@@ -1,15 +1,13 @@
 """Finished results on the disk, so that a suite continues where it was stopped."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clip_jax.config.record import write_json
-from clip_jax.evaluation.suite.array_files import content_hash
 from clip_jax.evaluation.suite.results import Absent, Result, from_json
+from input_pipeline.storage import checksum_file, checksum_json, digest_json, write_json
 
 FORMAT = 1  # raise it when the same settings would give other numbers
 PICTURES = "pictures"
@@ -43,7 +41,7 @@ class ResultStore:
           make: computes the dataclass's names and values, or {"absent": reason}; `pictures` are paths from `picture`.
         """
         file = self._folder / "results" / f"{measure}-{file_name(name)}.json"
-        wanted = content_hash({"format": FORMAT, "measure": measure, "name": name, **key})
+        wanted = digest_json({"format": FORMAT, "measure": measure, "name": name, **key})
         if (kept := self._read(file, wanted)) is not None:
             self.reused += 1
             return from_json(kind, kept)
@@ -51,8 +49,8 @@ class ResultStore:
         pictures = {what: str(path.relative_to(self._folder)) for what, path in result.get("pictures", {}).items()}
         result = json.loads(json.dumps({**result, **({"pictures": pictures} if pictures else {})}, allow_nan=False))
         file.parent.mkdir(parents=True, exist_ok=True)
-        sums = {path: _digest(self._folder / path) for path in pictures.values()}
-        write_json(file, {"key": wanted, "sha256": _checksum(result), "pictures_sha256": sums, "result": result})
+        sums = {path: checksum_file(self._folder / path) for path in pictures.values()}
+        write_json(file, {"key": wanted, "sha256": checksum_json(result), "pictures_sha256": sums, "result": result})
         return from_json(kind, result)
 
     def _read(self, file: Path, wanted: str) -> dict[str, Any] | None:
@@ -60,12 +58,12 @@ class ResultStore:
             return None
         try:
             stored = json.loads(file.read_text())
-            if stored["sha256"] != _checksum(stored["result"]):
+            if stored["sha256"] != checksum_json(stored["result"]):
                 raise ValueError("its checksum does not match")
             if stored["key"] != wanted:
                 return None
-            for path, digest in stored["pictures_sha256"].items():
-                if _digest(self._folder / path) != digest:
+            for path, checksum in stored["pictures_sha256"].items():
+                if checksum_file(self._folder / path) != checksum:
                     raise ValueError(f"{path} has changed")
             return stored["result"]
         except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
@@ -76,12 +74,4 @@ class ResultStore:
 def file_name(name: str) -> str:
     """A set's name as part of a file's, different for different sets."""
     plain = re.sub(r"[^\w.-]+", "_", name).strip("_")[-60:]
-    return plain if plain == name.replace("/", "_") else f"{plain}-{content_hash(name)[:6]}"
-
-
-def _checksum(result: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return plain if plain == name.replace("/", "_") else f"{plain}-{digest_json(name)[:6]}"

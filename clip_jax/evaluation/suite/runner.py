@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 
-from clip_jax.config.record import environment, write_json
+from clip_jax.config.record import environment
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.evaluation.datasets import dataset_names, load_card
 from clip_jax.evaluation.report.page import write_report
 from clip_jax.evaluation.retrieval import as_table as retrieval_table
-from clip_jax.evaluation.suite.array_files import content_hash
 from clip_jax.evaluation.suite.comparisons import (
     bias,
     listed_people,
@@ -45,6 +44,7 @@ from clip_jax.evaluation.suite.sources import RUN, open_run_sources, open_source
 from clip_jax.inference.api import load
 from clip_jax.tables import format_table
 from input_pipeline.sources import Source
+from input_pipeline.storage import digest_json, write_json
 
 OVER_SETS = ("retrieval", "robustness", "bias")  # measures that are not of one set
 
@@ -194,8 +194,8 @@ def _measure_set(context: SuiteContext, name: str, labelled: Opened, sources: Ma
         title = load_card(name).title if name in dataset_names() else name
         context.say(f"ABSENT: {title}: {labelled}")
         return SetResults(name=name, title=title, state="absent", reason=str(labelled))
-    hashes = {split: content_hash(context.features.source_id(source)) for split, source in labelled.splits.items()}
-    hashes["names and prompts"] = content_hash([labelled.class_names, context.prompts(labelled)])
+    hashes = {split: digest_json(context.features.source_id(source)) for split, source in labelled.splits.items()}
+    hashes["names and prompts"] = digest_json([labelled.class_names, context.prompts(labelled)])
     found: dict[str, Any] = {}
     makers: dict[str, Callable[[], Any]] = {
         "zero_shot": lambda: zero_shot(context, labelled),

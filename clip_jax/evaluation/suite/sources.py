@@ -11,7 +11,8 @@ from clip_jax.config.record import load_config
 from clip_jax.evaluation.suite.labelled_sets import AbsentError
 from input_pipeline.data_config import make_sources
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
-from input_pipeline.sources.base import check_index, digest, relative_names
+from input_pipeline.sources.base import check_index, relative_names
+from input_pipeline.storage import digest
 
 RUN = "run"
 FORMS = "'run' or KIND:PATH, as webdataset:DIR, table:FILE, folder:DIR or tfds:DIR/NAME:SPLIT"
