@@ -11,8 +11,8 @@ from PIL import Image
 
 from clip_jax.config.experiment import EvaluationConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
-from clip_jax.evaluation import in_training
 from clip_jax.evaluation.in_training import Evaluator, as_row, as_table
+from clip_jax.evaluation.suite import labelled_sets
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models import CLIP, ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import init_variables, model_graph
@@ -177,7 +177,7 @@ def test_results_of_drawn_scenes(encoder, tokenizer, params):
 
 
 def test_zero_examples_means_all(encoder, tokenizer, params, monkeypatch):
-    monkeypatch.setattr(in_training, "NUM_SCENES", 19)
+    monkeypatch.setattr(labelled_sets, "NUM_SCENES", 19)
     validation = SceneSource(0, 17, IMAGE_SIZE, split="validation")
     results = Evaluator(settings(num_examples=0), encoder, tokenizer, validation, IMAGE_SIZE)(params)
     assert results["zero_shot"]["scenes/digit"]["count"] == 19
@@ -221,9 +221,12 @@ def test_templates_change_the_classifier(encoder, tokenizer, params, monkeypatch
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"zero_shot": ("digit",)}, r"^evaluation.zero_shot set 'digit' is unknown: use 'scenes/NAME' or 'tfds/NAME"),
+        (
+            {"zero_shot": ("digit",)},
+            "^data set 'digit' is unknown: use a name of the paper's sets, 'scenes/NAME', 'skl",
+        ),
         ({"zero_shot": ("scenes/cats",)}, "^labelled set 'cats' of the drawn scenes is unknown: choose one of"),
-        ({"zero_shot": ("tfds/nothing/test",)}, "^no prepared dataset 'nothing' in ''; prepare it with: python -c"),
+        ({"zero_shot": ("tfds/nothing/test",)}, "^no prepared dataset 'nothing' in '.'; prepare it with: python -c"),
         ({"templates": "imagenet"}, "^no prompt templates named 'imagenet': choose one of bare, "),
     ],
 )
@@ -231,6 +234,29 @@ def test_sets_and_templates_are_looked_for_at_once(changes, message, encoder, to
     validation = SceneSource(0, 7, IMAGE_SIZE, split="validation")
     with pytest.raises(ValueError, match=message):
         Evaluator(settings(**changes), encoder, tokenizer, validation, IMAGE_SIZE)
+
+
+@pytest.mark.parametrize("first_class", ["cat", "zebra"])
+def test_training_measures_any_set_that_a_suite_names(first_class, encoder, tokenizer, params, tmp_path):
+    for i, name in enumerate((first_class, "sea_horse", "sea_horse")):
+        file = tmp_path / "photos" / name / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images(3)[i]).save(file)
+    (tmp_path / "photos" / "sea_horse" / "broken.png").write_bytes(b"no picture")
+    name = f"folder:{tmp_path}/photos"
+    validation = SceneSource(0, 7, IMAGE_SIZE, split="validation")
+    metrics = Evaluator(settings(zero_shot=(name,)), encoder, tokenizer, validation, IMAGE_SIZE)(params)["zero_shot"]
+    assert set(metrics[name]["per_class"]) == {first_class, "sea horse"}
+    assert (metrics[name]["count"], [record for record, _ in metrics[name]["skipped"]]) == (3, ["sea_horse/broken.png"])
+
+
+def test_a_set_of_several_labels_an_image_is_refused(encoder, tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "voc2007" / "test" / "cat").mkdir(parents=True)
+    Image.fromarray(images(1)[0]).save(tmp_path / "voc2007" / "test" / "cat" / "0.png")
+    config = settings(zero_shot=("voc2007",), data_dir=str(tmp_path))
+    monkeypatch.setattr(labelled_sets.FolderSource, "multi_label", True, raising=False)
+    with pytest.raises(ValueError, match="zero_shot set 'voc2007' has several labels an image: use a suite"):
+        Evaluator(config, encoder, tokenizer, SceneSource(0, 7, IMAGE_SIZE, split="validation"), IMAGE_SIZE)
 
 
 def write_tar(path: Path, count: int, cut: tuple[int, ...]) -> Path:
@@ -261,5 +287,7 @@ def test_broken_records_are_left_out_and_listed(encoder, tokenizer, params, tmp_
 
 def test_data_of_which_nothing_can_be_used_is_refused(encoder, tokenizer, params, tmp_path):
     validation = WebDatasetSource(str(write_tar(tmp_path / "a.tar", 2, cut=(0, 1))))
-    with pytest.raises(ValueError, match="there is nothing to encode"):
+    with pytest.raises(
+        ValueError, match="none of the 2 pictures of held-out pairs can be used; the first is a/0: trunc"
+    ):
         Evaluator(settings(zero_shot=()), encoder, tokenizer, validation, IMAGE_SIZE)(params)

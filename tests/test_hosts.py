@@ -64,8 +64,9 @@ from clip_jax.distributed import processes
 
 assert not xla_bridge.backends_are_initialized(), "an import has started JAX"
 loop.plot_curves = lambda *args: None
-for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
-    setattr(in_training, name, lambda *args: None)
+in_training.plot_confusion = lambda *args: None
+for name in ("plot_similarity", "plot_retrieval"):
+    setattr(in_training.retrieval, name, lambda *args: None)
 
 def work(process, sections, workdir, notes, options, patch):
     notes = Path(notes)
@@ -80,7 +81,7 @@ def work(process, sections, workdir, notes, options, patch):
         return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
     add, save, prepare_run, recall_at_k = (
-        loop.ProgressLog.add, checkpoint.Checkpointer.save, loop.prepare_run, in_training.recall_at_k
+        loop.ProgressLog.add, checkpoint.Checkpointer.save, loop.prepare_run, in_training.retrieval.recall_at_k
     )
     def add_and_note(self, step, metrics, index):
         note("index", step=step, index=index.tolist())
@@ -96,7 +97,7 @@ def work(process, sections, workdir, notes, options, patch):
         np.savez(notes / f"features_{process}.npz", images=images, texts=texts)
         return recall_at_k(images, texts, image_of_text)
     loop.ProgressLog.add, checkpoint.Checkpointer.save = add_and_note, save_and_note
-    loop.prepare_run, in_training.recall_at_k = prepare_and_note, recall_and_note
+    loop.prepare_run, in_training.retrieval.recall_at_k = prepare_and_note, recall_and_note
     exec(patch, globals() | {"process": process})
     def main():
         with processes.joined(**options):
@@ -257,7 +258,7 @@ def one(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "plot_curves", lambda *args: None)
         for name in ("plot_similarity", "plot_retrieval"):
-            patch.setattr(in_training, name, lambda *args: None)
+            patch.setattr(in_training.retrieval, name, lambda *args: None)
         patch.setattr(ProgressLog, "add", lambda self, *args: index.update({args[0]: args[2]}) or add(self, *args))
         assert loop.train(sections(), workdir) == 0
     return SimpleNamespace(workdir=workdir, index=index)
@@ -342,10 +343,12 @@ def test_every_process_has_the_features_that_one_has(one, two):
     found: dict[str, np.ndarray] = {}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_similarity", "plot_retrieval"):
-            patch.setattr(in_training, name, lambda *args: None)
-        recall_at_k = in_training.recall_at_k
+            patch.setattr(in_training.retrieval, name, lambda *args: None)
+        recall_at_k = in_training.retrieval.recall_at_k
         patch.setattr(
-            in_training, "recall_at_k", lambda i, t, *rest: found.update(images=i, texts=t) or recall_at_k(i, t, *rest)
+            in_training.retrieval,
+            "recall_at_k",
+            lambda i, t, *rest: found.update(images=i, texts=t) or recall_at_k(i, t, *rest),
         )
         prepared = setup.prepare_run(sections(), two.workdir)
         assert prepared.first_step == STEPS

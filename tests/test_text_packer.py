@@ -43,8 +43,9 @@ def miniature(pack_text: bool) -> dict:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    for name in ("plot_confusion", "plot_similarity", "plot_retrieval"):
-        monkeypatch.setattr(in_training, name, lambda *args: None)
+    monkeypatch.setattr(in_training, "plot_confusion", lambda *args: None)
+    for name in ("plot_similarity", "plot_retrieval"):
+        monkeypatch.setattr(in_training.retrieval, name, lambda *args: None)
     monkeypatch.setattr(loop, "plot_curves", lambda *args: None)
 
 
@@ -68,7 +69,7 @@ def unpacked(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "unpacked"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plot_similarity", "plot_retrieval"):
-            patch.setattr(in_training, name, lambda *args: None)
+            patch.setattr(in_training.retrieval, name, lambda *args: None)
         patch.setattr(loop, "plot_curves", lambda *args: None)
         assert loop.train(miniature(pack_text=False), workdir) == 0
     return training_rows(workdir)

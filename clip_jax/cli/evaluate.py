@@ -1,8 +1,8 @@
 """Measures a trained model: `clip-jax evaluate --workdir=runs/tiny`.
 
-With --config=suites/paper (suites/scenes, suites/folder, your own) a whole suite is measured, on a run's workdir or on
-any --model: zero-shot with several sets of prompts, linear probes, few-shot, retrieval, robustness, overlap. All of it
-is in report.html and report.json. The same command goes on where it was stopped.
+With --config=suites/paper (suites/scenes, suites/folder, your own) it measures a suite, on a run's workdir or on any
+--model: zero-shot with several sets of prompts, linear probes, few-shot, retrieval, robustness, overlap. The results
+are in report.html and report.json. The same command continues a stopped suite.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ from input_pipeline.storage import write_json
 
 common_flags.declare("workdir", "config", "model", "activation", *host_flags.HOST_FLAGS)
 flags.declare_key_flag("output")  # by default WORKDIR/evaluation, of a suite WORKDIR/suite
-ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, scenes/NAME or tfds/NAME/SPLIT; by default the run's.")
+ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, as scenes/shape, folder:DIR; by default the run's.")
 TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluation/prompts; by default the run's.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared tfds sets lie; by default the run's.")
-DATA_PATH = flags.DEFINE_string("data_path", None, "Where the run's data lies now, if it has moved.")
-STRICT = flags.DEFINE_bool("strict", False, "Of a suite: a data set that is absent is an error.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds sets; by default the run's.")
+DATA_PATH = flags.DEFINE_string("data_path", None, "Present path of the run's data, if it has moved.")
+STRICT = flags.DEFINE_bool("strict", False, "Fail when a data set of the suite is missing.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Pictures of each set, 0 for all; by default the run's.")
 
 
@@ -88,7 +88,7 @@ def evaluate_suite() -> int:
     if workdir is None:
         output = Path(common_flags.required(common_flags.OUTPUT, "evaluation"))
     else:
-        load_config(Path(workdir))  # or it is none, and says so
+        load_config(Path(workdir))  # raises for another folder
         output = Path(common_flags.OUTPUT.value or Path(workdir) / "suite")
     report = run_suite(
         config,

@@ -135,7 +135,7 @@ class EvaluationConfig:
     """What a model is measured on.
 
     Attributes:
-      zero_shot: labelled sets, "scenes/NAME" or "tfds/NAME/SPLIT"; may be empty.
+      zero_shot: labelled sets, see `evaluation.suite.labelled_sets.open_labelled_set`; may be empty.
       data_dir: where prepared tfds sets lie.
       templates: a prompt set of clip_jax/evaluation/prompts; empty takes the labelled set's own.
       num_examples: pictures of each labelled set and of retrieval; 0 takes all there are.

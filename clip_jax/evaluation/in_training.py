@@ -1,6 +1,8 @@
-"""Measures a model: zero-shot classification on each labelled set, retrieval on held-out pairs, and their pictures."""
+"""What training measures: zero-shot classification of labelled sets, retrieval on held-out pairs, and their pictures.
 
-from collections.abc import Iterator, Sequence
+A small suite: its data sets, its numbers without intervals, nothing kept on the disk.
+"""
+
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,167 +10,98 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config.experiment import EvaluationConfig
-from clip_jax.evaluation.metrics.retrieval import recall_at_k, top_matches
-from clip_jax.evaluation.metrics.zero_shot import (
-    class_embeddings,
-    class_scores,
-    embedding_scores,
-    score_confusion,
-    score_metrics,
-)
+from clip_jax.evaluation import retrieval
+from clip_jax.evaluation.metrics.classification import accuracies, classify, classify_scores, confusion
+from clip_jax.evaluation.metrics.zero_shot import class_embeddings, class_scores
+from clip_jax.evaluation.pictures import Encoded, encode_pictures
 from clip_jax.evaluation.prompts import load_templates
+from clip_jax.evaluation.suite.labelled_sets import LabelledSet, open_labelled_set
 from clip_jax.inference.caption_scorer import CaptionScorer
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models.variables import Variables
-from clip_jax.plots.training import plot_confusion, plot_retrieval, plot_similarity
-from clip_jax.runs.logging import Row
+from clip_jax.plots.training import plot_confusion
 from clip_jax.tables import format_table
 from input_pipeline.examples import load_image
-from input_pipeline.scenes import LabelledScenes
-from input_pipeline.sources import BrokenRecordError, Source, TfdsSource
+from input_pipeline.sources import Record, Source
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import resize_and_center_crop
 
 Results = dict[str, Any]
-NUM_SCENES = 1024  # of a drawn set, which has no end of its own
-QUERIES_DRAWN, MATCHES_DRAWN, PAIRS_DRAWN, THUMBNAIL = 6, 3, 10, 128
 
 
 class Evaluator:
-    """Everything an evaluation needs; made, and its sets looked for, before training starts."""
+    """Opens the data sets when it is made, before training starts; each call measures one set of variables.
+
+    Raises ValueError as `open_labelled_set`; a set whose images have several labels each.
+    """
 
     def __init__(
         self, config: EvaluationConfig, encoder: Encoder, tokenizer: Tokenizer, validation: Source, image_size: int
     ):
         self.encoder = encoder
-        self._tokenizer = tokenizer
-        self._validation = validation
-        self._image_size = image_size
-        self._limit = config.num_examples
-        self._sets = {name: _labelled_source(name, config, image_size) for name in config.zero_shot}
-        self._templates = {name: _templates(config, source) for name, source in self._sets.items()}
+        self._tokenizer, self._validation = tokenizer, validation
+        self._image_size, self._limit = image_size, config.num_examples
+        opened = (
+            open_labelled_set(name, Path(config.data_dir), image_size, config.num_examples) for name in config.zero_shot
+        )
+        self._sets = {labelled.name: labelled for labelled in opened}
+        for name, labelled in self._sets.items():
+            if labelled.multi_label:
+                raise ValueError(f"evaluation.zero_shot set {name!r} has several labels an image: use a suite")
+        given = load_templates(config.templates) if config.templates else ()
+        self._templates = {name: given or of.templates or load_templates("one") for name, of in self._sets.items()}
 
     def __call__(self, variables: Variables, pictures: Path | None = None) -> Results:
         """{"zero_shot": {set: metrics}, "retrieval": metrics}, ready for JSON; PNGs into the folder `pictures`.
 
-        A model that predicts captions has no text features to be found by: it is not measured in retrieval.
+        A model that predicts captions has no text features: it is not measured in retrieval.
         """
         self.encoder.variables = variables
-        results: Results = {"zero_shot": {n: self._zero_shot(n, source, pictures) for n, source in self._sets.items()}}
+        results: Results = {"zero_shot": {name: self._zero_shot(of, pictures) for name, of in self._sets.items()}}
         if not isinstance(self.encoder, CaptionScorer):
-            results["retrieval"] = self._retrieval(pictures)
+            found = self._encode(self._validation, "held-out pairs")
+            captions_of = [record["captions"] for record in found.records]
+            results["retrieval"] = {
+                **retrieval.measure_retrieval(
+                    self._validation,
+                    found.index,
+                    captions_of,
+                    found.features,
+                    self.encoder.texts,
+                    self._tokenizer,
+                    pictures=pictures,
+                ),
+                "skipped": found.skipped,
+            }
         return results
 
-    def _zero_shot(self, name: str, source: Source, pictures: Path | None) -> Results:
-        records, features, skipped = self._encode_images(source)
-        labels = np.array([record["label"] for record in records])
-        names = source.class_names or ()
-        prompts = self._tokenizer, names, self._templates[name]
+    def _zero_shot(self, labelled: LabelledSet, pictures: Path | None) -> Results:
+        found = self._encode(labelled.splits["test"], labelled.title)
+        labels = labelled.classes_of("test", found.labels(len(labelled.class_names)).get("labels"), found.index)
+        prompts = self._tokenizer, labelled.class_names, self._templates[labelled.name]
         if isinstance(self.encoder, CaptionScorer):
-            scores = class_scores(partial(self.encoder.score, features), *prompts)
+            scores = class_scores(partial(self.encoder.score, found.features), *prompts)
+            classified = classify_scores(scores, labels)
         else:
-            scores = embedding_scores(features, class_embeddings(self.encoder.texts, *prompts))
+            classified = classify(found.features, labels, class_embeddings(self.encoder.texts, *prompts))
+        names = labelled.shown_names
         if pictures:
-            file = pictures / f"confusion_{name.replace('/', '_')}.png"
-            plot_confusion(score_confusion(scores, labels), names, file, name)
-        return {**score_metrics(scores, labels, names), "skipped": skipped}
+            file = pictures / f"confusion_{labelled.name.replace('/', '_')}.png"
+            plot_confusion(confusion(classified), names, file, labelled.name)
+        return {**accuracies(classified, names), "skipped": found.skipped}
 
-    def _retrieval(self, pictures: Path | None) -> Results:
-        records, images, skipped = self._encode_images(self._validation)
-        captions = [caption for record in records for caption in record["captions"]]
-        image_of_text = np.repeat(np.arange(len(records)), [len(record["captions"]) for record in records])
-        texts = self.encoder.texts(self._tokenizer(captions))
-        if pictures:
-            index = [record["index"] for record in records]
-            draw_retrieval(self._validation, index, captions, image_of_text, images, texts, pictures)
-        recalls = recall_at_k(images, texts, image_of_text)
-        return {**recalls, "images": len(records), "captions": len(captions), "skipped": skipped}
+    def _encode(self, source: Source, title: str) -> Encoded[np.ndarray]:
+        """Features [N, E] of the first num_examples records."""
 
-    def _encode_images(self, source: Source) -> tuple[list[dict[str, Any]], np.ndarray, list[tuple[str, str]]]:
-        """The usable records without their pictures, their features [N, E], and (id, reason) of the others."""
-        records: list[dict[str, Any]] = []
-        skipped: list[tuple[str, str]] = []
+        def prepare(record: Record) -> np.ndarray:
+            return resize_and_center_crop(load_image(record), self._image_size)
 
-        def images() -> Iterator[np.ndarray]:
-            for index in range(min(len(source), self._limit or len(source))):
-                try:
-                    record = source[index]
-                    image = resize_and_center_crop(load_image(record), self._image_size)
-                except BrokenRecordError as error:
-                    skipped.append((error.record_id, error.reason))
-                    continue
-                records.append({**record, "image": None, "index": index})
-                yield image
-
-        features = self.encoder.images(images())
-        return records, features, skipped
+        chosen = range(min(len(source), self._limit or len(source)))
+        return encode_pictures(self.encoder.images, source, chosen, prepare, title, show_progress=False)
 
 
-def draw_retrieval(
-    source: Source,
-    index: Sequence[int] | np.ndarray,
-    captions: Sequence[str],
-    image_of_text: np.ndarray,
-    images: np.ndarray,
-    texts: np.ndarray,
-    pictures: Path,
-) -> None:
-    """similarity.png, the matrix of the first pairs, and retrieval.png, queries spread over the set with their matches.
-
-    Args:
-      source: of the pictures; index: the places in it of N of them.
-      captions: M strings, image by image; image_of_text: int [M].
-      images, texts: [N, E] and [M, E], L2-normalised.
-      pictures: folder to write into.
-    """
-
-    def thumbnail(i: int) -> np.ndarray:
-        return resize_and_center_crop(load_image(source[int(index[i])]), THUMBNAIL)
-
-    first_text = np.searchsorted(image_of_text, np.arange(len(images)))
-    pairs = list(range(min(PAIRS_DRAWN, len(images))))
-    plot_similarity(
-        np.stack([thumbnail(i) for i in pairs]),
-        [captions[i] for i in first_text[pairs]],
-        texts[first_text[pairs]] @ images[pairs].T,
-        pictures / "similarity.png",
-    )
-    queries = np.linspace(0, len(images) - 1, min(QUERIES_DRAWN, len(images))).astype(int).tolist()
-    found_texts, text_scores = top_matches(images[queries], texts, MATCHES_DRAWN)
-    found_images, image_scores = top_matches(texts[first_text[queries]], images, MATCHES_DRAWN)
-    plot_retrieval(
-        [
-            (thumbnail(q), [(captions[t], float(s), bool(image_of_text[t] == q)) for t, s in zip(*found)])
-            for q, *found in zip(queries, found_texts, text_scores)
-        ],
-        [
-            (captions[first_text[q]], [(thumbnail(i), float(s), bool(i == q)) for i, s in zip(*found)])
-            for q, *found in zip(queries, found_images, image_scores)
-        ],
-        pictures / "retrieval.png",
-    )
-
-
-def _labelled_source(name: str, config: EvaluationConfig, image_size: int) -> Source:
-    match name.split("/"):
-        case ["scenes", scenes]:
-            return LabelledScenes(scenes, config.num_examples or NUM_SCENES, image_size)
-        case ["tfds", dataset, split]:
-            source = TfdsSource(dataset, split, config.data_dir)
-            if not source.class_names:
-                raise ValueError(f"evaluation.zero_shot set {name!r} has no labels: it cannot be classified zero-shot")
-            return source
-    raise ValueError(f"evaluation.zero_shot set {name!r} is unknown: use 'scenes/NAME' or 'tfds/NAME/SPLIT'")
-
-
-def _templates(config: EvaluationConfig, source: Source) -> tuple[str, ...]:
-    if config.templates:
-        return load_templates(config.templates)
-    return source.templates if isinstance(source, LabelledScenes) else load_templates("one")
-
-
-def as_row(results: Results) -> Row:
-    """The headline numbers, flat, as a row of metrics has them."""
+def as_row(results: Results) -> dict[str, float]:
+    """The headline numbers as a row of metrics: {"evaluation/SET/NAME": number}."""
     keys = ("top1", "chance")
     row = {f"evaluation/{name}/{key}": metrics[key] for name, metrics in results["zero_shot"].items() for key in keys}
     recalls = {name: value for name, value in results.get("retrieval", {}).items() if "_r@" in name}
@@ -176,7 +109,7 @@ def as_row(results: Results) -> Row:
 
 
 def as_table(results: Results) -> str:
-    """The results as a person reads them, with the level of chance beside each."""
+    """The results for a terminal, each beside its level of chance."""
     tables = []
     if results["zero_shot"]:
         header = ["zero-shot", "top-1", "top-5", "per class", "chance", "classes", "images", "skipped"]
@@ -189,13 +122,6 @@ def as_table(results: Results) -> str:
             for name, m in results["zero_shot"].items()
         ]
         tables.append(format_table(header, rows))
-    if (r := results.get("retrieval")) is None:
-        return "\n\n".join(tables)
-    header = [f"retrieval ({r['images']} images, {r['captions']} captions)", "R@1", "R@5", "R@10"]
-    ways = (("image to text", "image_to_text_r@{}"), ("text to image", "text_to_image_r@{}"))
-    rows = [
-        [label + note, *(r[key.format(k) + suffix] for k in (1, 5, 10))]
-        for label, key in ways
-        for note, suffix in (("", ""), (", chance", "_chance"))
-    ]
-    return "\n\n".join([*tables, format_table(header, rows)])
+    if "retrieval" in results:
+        tables.append(retrieval.as_table(results["retrieval"], with_chance=True))
+    return "\n\n".join(tables)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, each one PNG, in the style of plots.py: reliability, few-shot curves, strengths."""
+"""Pictures of an evaluation, each one PNG, as plots/training.py: reliability, few-shot curves, strengths."""
 
 import os
 from collections.abc import Mapping, Sequence

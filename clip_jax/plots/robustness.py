@@ -1,4 +1,4 @@
-"""Pictures of robustness, overlap and the bias probe, each one PNG, in the style of plots.py."""
+"""Pictures of robustness, overlap and the bias probe, each one PNG, in the style of plots/training.py."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def plot_robustness(
 def plot_duplicates(
     pairs: Sequence[tuple[np.ndarray, np.ndarray, float]], threshold: float, path: str | os.PathLike
 ) -> None:
-    """Contact sheet for choosing a threshold: evaluation image beside its nearest training image.
+    """Contact sheet for choosing a threshold: evaluation image and its nearest training image.
 
     Args:
       pairs: (evaluation image uint8 [H, W, 3], training image, similarity), most similar first; some 12 to 40.
@@ -78,8 +78,8 @@ def plot_duplicates(
     widths = [1.5, 1.5, 0.3] * columns  # inches; the third parts the pairs
     figure = Figure(figsize=(sum(widths), 1.8 * rows + 0.5))
     grid = figure.add_gridspec(rows, len(widths), width_ratios=widths, wspace=0.06, hspace=0.22)
-    for place, (evaluation, training, similarity) in enumerate(pairs):
-        row, first = place // columns, place % columns * 3
+    for i, (evaluation, training, similarity) in enumerate(pairs):
+        row, first = i // columns, i % columns * 3
         found = similarity >= threshold
         for side, image in enumerate((evaluation, training)):
             ax = figure.add_subplot(grid[row, first + side])
@@ -87,7 +87,7 @@ def plot_duplicates(
             if side == 0:
                 label = f"{'✓' if found else '✗'} {similarity:.3f}"
                 ax.set_title(label, loc="left", fontsize=9, color=GREEN if found else GREY, pad=4)
-            if place == 0 and side == 0:
+            if i == 0 and side == 0:
                 note = f"Evaluation image and nearest training image, framed at a similarity of {threshold:.3f} or more"
                 note = wrapped(note, 28 * columns, 4)
                 ax.annotate(note, (0, 1), (0, 24), xycoords="axes fraction", textcoords="offset points", fontsize=11)
@@ -165,16 +165,16 @@ def plot_bias(metrics: Mapping[str, Any], column: str, path: str | os.PathLike) 
     colours = (BLUE, ORANGE, PINK, GREEN)
     for ax, (label_set, columns) in zip(axes, label_sets.items()):
         categories = list(next(iter(columns[column].values())))
-        for place, category in enumerate(categories):
+        for i, category in enumerate(categories):
             shares = [columns[column][group][category] for group in groups]
             x = np.array([share["accuracy"] for share in shares])
             spread = np.abs(np.array([[share["low"] for share in shares], [share["high"] for share in shares]]) - x)
-            y = np.arange(len(groups)) + 0.2 * (place - (len(categories) - 1) / 2)
+            y = np.arange(len(groups)) + 0.2 * (i - (len(categories) - 1) / 2)
             ax.errorbar(
                 x,
                 y,
                 xerr=spread,
-                color=colours[place % 4],
+                color=colours[i % 4],
                 fmt="o",
                 markersize=5,
                 linewidth=1,

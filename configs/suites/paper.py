@@ -2,11 +2,11 @@
 
     clip-jax evaluate --config=suites/paper --model=ViT-B/32 --data_dir=DIR --output=runs/paper
 
-DIR holds sets prepared by tensorflow-datasets and folders of those that it does not have; what is not there is reported
-with the command that brings it. Any key changes by --config.SECTION.KEY=VALUE. This file is the base of the other
-suites and holds every key.
+DIR holds sets prepared by tensorflow-datasets and folders of those that it does not have; a missing set is reported
+with the command that prepares it. --config.SECTION.KEY=VALUE changes a key. This file is the base of the other suites
+and holds every key.
 
-Hardware: whatever encodes 1.9 million images in bearable time; `--config.suite.num_examples=1000` takes a sample.
+Hardware: any that encodes 1.9 million images in time; `--config.suite.num_examples=1000` takes a sample.
 Expected, ImageNet top-1 of the released ViT-B/32 with 80 prompts: 63.2 %.
 """
 
@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     config.overlap.training = "run"  # the run's training images; or KIND:PATH as for retrieval
     config.overlap.num_training = 0  # of them; 0 takes all
     config.overlap.embedding = "perceptual"  # or "model", the evaluated model's own
-    config.overlap.threshold = 0.95  # similarity at or above it is a duplicate: look at the pairs, then choose
+    config.overlap.threshold = 0.95  # similarity at or above it is a duplicate: inspect the pairs, then choose
     config.overlap.num_pairs = 12  # drawn around the threshold
 
     config.bias = ConfigDict()

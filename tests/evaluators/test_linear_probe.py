@@ -108,7 +108,7 @@ def test_a_class_of_one_image_each_leaves_nothing_to_hold_out():
         ({"test": Split(np.ones((2, 5)), np.array([0, 3]))}, r"label 3 of row 1 of test is outside 0\.\.2"),
         (
             {"validation": Split(np.array([[1.0] * 5, [np.inf] * 5]), np.array([0, 1]))},
-            "features of validation are not finite in row 1: leave that image out, or mend its encoder",
+            "features of validation are not finite in row 1: leave that image out, or fix its encoder",
         ),
         (
             {"train": drawn(7, 5, 2)},

@@ -127,7 +127,7 @@ def broken(**changes):
 @pytest.mark.parametrize(
     ("split", "num_classes", "message"),
     [
-        (drawn(11, 3, 1), 1, "a probe needs at least two classes to tell apart, got num_classes=1"),
+        (drawn(11, 3, 1), 1, "a probe needs at least two classes, got num_classes=1"),
         (
             broken(labels=(slice(None), 1)),
             2,
@@ -138,7 +138,7 @@ def broken(**changes):
         (
             broken(features=((7, 1), np.nan)),
             2,
-            "features of the split are not finite in row 7: leave that image out, or mend its encoder",
+            "features of the split are not finite in row 7: leave that image out, or fix its encoder",
         ),
         (
             Split(np.zeros((0, 3)), np.zeros(0, int)),
@@ -154,7 +154,7 @@ def broken(**changes):
         (
             Split(np.zeros((2, 3)), np.array([[True, False], [True, True]])),
             2,
-            "class 0 is in every image of the split: there is nothing to tell it from, leave it out",
+            "class 0 is in every image of the split: leave it out",
         ),
     ],
 )

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from clip_jax.evaluation.metrics.zero_shot import class_embeddings, confusion_matrix, zero_shot_metrics
+from clip_jax.evaluation.metrics.classification import classify, confusion
+from clip_jax.evaluation.metrics.zero_shot import class_embeddings, zero_shot_metrics
 from clip_jax.evaluation.prompts import load_templates, template_names
 
 NAMES = ("cat", "dog", "emu")
@@ -79,7 +80,7 @@ def test_metrics_of_a_rigged_model():
         "count": 4,
     }
     json.dumps(metrics, allow_nan=False)
-    np.testing.assert_array_equal(confusion_matrix(images, labels, classes), [[2, 0, 1], [0, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(confusion(classify(images, labels, classes)), [[2, 0, 1], [0, 1, 0], [0, 0, 0]])
 
 
 def test_top5_needs_more_than_five_classes_and_counts_ranks_below_five():
@@ -99,9 +100,9 @@ def test_metrics_agree_with_argsort_where_nothing_ties():
     metrics = zero_shot_metrics(images, labels, classes, [str(c) for c in range(11)])
     assert metrics["top1"] == pytest.approx(np.mean(order[:, 0] == labels))
     assert metrics["top5"] == pytest.approx(np.mean([label in row[:5] for label, row in zip(labels, order)]))
-    confusion = confusion_matrix(images, labels, classes)
-    assert np.trace(confusion) / 101 == pytest.approx(metrics["top1"])
-    np.testing.assert_array_equal(confusion.sum(axis=0), np.bincount(order[:, 0], minlength=11))
+    matrix = confusion(classify(images, labels, classes))
+    assert np.trace(matrix) / 101 == pytest.approx(metrics["top1"])
+    np.testing.assert_array_equal(matrix.sum(axis=0), np.bincount(order[:, 0], minlength=11))
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0, np.nan])
@@ -109,7 +110,7 @@ def test_a_collapsed_model_gets_nothing(score):
     images, classes = np.full((7, 1), score), np.ones((7, 1))
     metrics = zero_shot_metrics(images, np.arange(7), classes, tuple("abcdefg"))
     assert (metrics["top1"], metrics["top5"]) == (0, 0)
-    assert np.trace(confusion_matrix(images, np.arange(7), classes)) == 0
+    assert np.trace(confusion(classify(images, np.arange(7), classes))) == 0
 
 
 @pytest.mark.parametrize(
@@ -125,13 +126,6 @@ def test_a_collapsed_model_gets_nothing(score):
 def test_bad_labels_are_refused(labels, names, message):
     with pytest.raises(ValueError, match=message):
         zero_shot_metrics(np.ones((2, 5)), np.array(labels), np.ones((3, 5)), names)
-
-
-def test_labels_of_a_narrow_dtype_do_not_overflow():
-    labels = np.array([200, 7], np.uint8)
-    confusion = confusion_matrix(np.eye(211)[[200, 8]], labels, np.eye(211))
-    assert confusion[200, 200] == confusion[7, 8] == 1
-    assert confusion.sum() == 2
 
 
 def test_embeddings_of_different_sizes_are_refused():

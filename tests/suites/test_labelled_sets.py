@@ -84,7 +84,7 @@ def test_folders_of_a_set_of_the_paper_go_by_name_or_number(tmp_path):
     stop = found.class_names.index("stop")
     assert found.class_of["test"].tolist() == [3, stop]
     save(tmp_path / "gtsrb" / "test" / f"{stop:05d}" / "a.png")
-    with pytest.raises(ValueError, match="two folders of gtsrb/test stand for one class: 00003, 00014, stop"):
+    with pytest.raises(ValueError, match="two folders of gtsrb/test are one class: 00003, 00014, stop"):
         open_labelled_set("gtsrb", tmp_path, 8)
     save(tmp_path / "kitti" / "test" / "4" / "a.png")
     with pytest.raises(ValueError, match="the folder '4' of kitti/test is neither one of its 4 class names nor"):
@@ -160,14 +160,14 @@ def test_digits_are_cut_in_three_and_say_what_they_need(tmp_path, monkeypatch):
         ("cifar11", "data set 'cifar11' is unknown: use a name of the paper's sets, 'scenes/NAME'"),
         ("scenes/cats", "labelled set 'cats' of the drawn scenes is unknown"),
         ("tfds/cifar10", "use 'tfds/NAME/TEST' or 'tfds/NAME/TEST/TRAIN'"),
-        ("tfds/cifar10/test/train[:9]", "with a whole split to train"),
-        ("tfds/cifar10/test/train+validation", "with a whole split to train"),
+        ("tfds/cifar10/test/train[:9]", "where TRAIN is the name of a split"),
+        ("tfds/cifar10/test/train+validation", "where TRAIN is the name of a split"),
         ("tfds/cifar10/train/train", "'tfds/cifar10/train/train' trains probes on what they are tested on: name"),
         ("tfds/cifar10/test+train[90%:]/train", "name another split than 'train'"),
         ("folder:{tmp}/nowhere", "there is no folder {tmp}/nowhere"),
         ("table:{tmp}/nowhere.csv", "there is no {tmp}/nowhere.csv"),
         ("table:{tmp}", "{tmp} has no test.csv or test.parquet; it has no tables"),
-        ("folder:{tmp}/one", "folder:{tmp}/one has one class only, 'ant': there is nothing to tell apart"),
+        ("folder:{tmp}/one", "folder:{tmp}/one has one class only, 'ant': a classifier needs two"),
         (
             "table:{tmp}/one/numbers.csv",
             "numbers.csv has no class names: a set to classify needs labels that are",

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rigged import NAMES, rigged_model, save_picture
-from test_runner import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of, draw_one_pixel
+from test_runner import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of, draw_one_pixel, report_of
 
 from clip_jax.evaluation.suite import comparisons, probes, runner
+from clip_jax.evaluation.suite.results import to_json
 from clip_jax.evaluation.suite.runner import as_table, problems, run_suite
 from input_pipeline.sources import FolderSource
 
@@ -51,7 +52,7 @@ def test_a_probe_learns_what_the_features_tell_as_scikit_learn_does(photos, tmp_
         f"folder:{photos}", measures=("zero_shot", "linear_probe", "few_shot"),
         few_shot__shots=(1, 4, 16), few_shot__num_seeds=2,
     )  # fmt: skip
-    row = run_suite(config, "model", tmp_path)["sets"][0]
+    row = report_of(config, "model", tmp_path)["sets"][0]
     probed, few = row["linear_probe"], row["few_shot"]
     assert row["zero_shot"]["value"] == pytest.approx(12 / 15)  # one picture of each class shows another
     train, validation, test = seen
@@ -76,7 +77,7 @@ def test_a_probe_counts_the_pictures_of_each_split_that_do_not_decode(photos, tm
     for name in ("train/ant/0.png", "train/bee/1.png", "test/cow/0.png"):
         (data / name).write_bytes(b"no picture")
     report = run_suite(config_of(f"folder:{data}", measures=("linear_probe",)), "model", tmp_path / "out")
-    found = report["sets"][0]["linear_probe"]
+    found = to_json(report)["sets"][0]["linear_probe"]
     assert found["num_skipped"] == {"train": 2, "validation": 0, "test": 1}
     assert (found["num_train"], found["num_validation"], found["count"]) == (31, 15, 14)
     cells = as_table(report).splitlines()[2].split()
@@ -90,7 +91,7 @@ def test_strengths_at_once_are_asked_for(photos, tmp_path, monkeypatch):
     given, linear_probe = {}, probes.linear_probe
     monkeypatch.setattr(probes, "linear_probe", lambda *a, **o: given.update(o) or linear_probe(*a, **o))
     config = config_of(f"folder:{photos}", measures=("linear_probe",), linear_probe__num_parallel=3)
-    assert run_suite(config, "model", tmp_path)["sets"][0]["state"] == "done"
+    assert report_of(config, "model", tmp_path)["sets"][0]["state"] == "done"
     assert given["num_parallel"] == 3
     with pytest.raises(ValueError, match=r"linear_probe\.num_parallel=0 must be at least 1"):
         config_of(f"folder:{photos}", linear_probe__num_parallel=0)
@@ -104,7 +105,7 @@ def test_a_class_without_training_images_leaves_only_the_probes_out(photos, tmp_
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
     config = config_of(f"folder:{tmp_path}/data", measures=("zero_shot", "linear_probe", "few_shot"))
-    row = run_suite(config, "model", tmp_path / "out")["sets"][0]
+    row = report_of(config, "model", tmp_path / "out")["sets"][0]
     assert (row["state"], row["zero_shot"]["value"]) == ("done", pytest.approx(12 / 15))
     reason = {"absent": "1 of 3 classes have no training images here, the first is 'bee'"}
     assert row["linear_probe"] == row["few_shot"] == reason
@@ -121,7 +122,7 @@ def test_what_fails_of_one_measure_leaves_the_others_and_is_told(photos, tmp_pat
     measures = ("zero_shot", "linear_probe")
     config = config_of(f"folder:{photos}", measures=measures, linear_probe__features="joint")
     report = run_suite(config, "model", tmp_path, say=lines.append)
-    row = report["sets"][0]
+    row = to_json(report)["sets"][0]
     assert row["zero_shot"]["value"] == pytest.approx(12 / 15)
     assert row["state"] == "failed"
     assert row["reason"] == "linear_probe: no strength is good enough"
@@ -137,7 +138,7 @@ def test_what_fails_of_one_measure_leaves_the_others_and_is_told(photos, tmp_pat
 
 def test_a_set_without_training_split_is_told(photos, tmp_path):
     config = config_of(f"folder:{photos}/test", measures=("zero_shot", "linear_probe", "few_shot"))
-    row = run_suite(config, "model", tmp_path)["sets"][0]
+    row = report_of(config, "model", tmp_path)["sets"][0]
     assert row["state"] == "done"
     assert row["linear_probe"] == row["few_shot"] == {"absent": probes.NO_TRAINING}
     assert "not measured" in (tmp_path / "report.html").read_text()
@@ -145,7 +146,7 @@ def test_a_set_without_training_split_is_told(photos, tmp_path):
 
 def test_too_few_images_for_the_fewest_shots_are_told(photos, tmp_path):
     config = config_of(f"folder:{photos}", measures=("zero_shot", "few_shot"), few_shot__shots=(16,))
-    few = run_suite(config, "model", tmp_path)["sets"][0]["few_shot"]
+    few = report_of(config, "model", tmp_path)["sets"][0]["few_shot"]
     assert few == {"absent": "a class has 11 training images, fewer than the fewest shots, 16"}
 
 
@@ -158,7 +159,7 @@ def test_retrieval_finds_what_the_captions_say_and_counts_pictures_without(tmp_p
             (pairs / f"{c}.txt").write_text(f"the {caption}\nsome {caption}\n")
     config = config_of(measures=("retrieval",), retrieval__source=f"folder:{pairs}")
     report = run_suite(config, "model", tmp_path / "out")
-    found = report["retrieval"]
+    found = to_json(report)["retrieval"]
     title, _, *recalls = as_table(report).splitlines()
     assert title.split("  ")[0] == "retrieval (5 images, 10 captions)"
     assert [line.split()[3:] for line in recalls] == [["0.800", "0.800", "1.000"], ["0.800", "1.000", "1.000"]]
@@ -170,8 +171,8 @@ def test_retrieval_finds_what_the_captions_say_and_counts_pictures_without(tmp_p
 
 def test_retrieval_without_a_run_is_told(tmp_path, photos):
     report = run_suite(config_of(f"folder:{photos}/test", measures=("zero_shot", "retrieval")), "model", tmp_path)
-    assert report["retrieval"]["state"] == "absent"
-    assert report["retrieval"]["reason"].startswith("retrieval.source='run' needs --workdir, the run's own data: set")
+    assert report.retrieval.state == "absent"
+    assert report.retrieval.reason.startswith("retrieval.source='run' needs --workdir, the run's own data: set")
     assert problems(report) == {"absent": ["retrieval"], "failed": []}
 
 
@@ -186,7 +187,7 @@ def test_robustness_compares_the_sets_and_the_reference_models(photos, tmp_path)
         *names, measures=("zero_shot", "robustness"), robustness__reference=names[0], robustness__shifts=(names[1],),
         robustness__reference_models=str(models), robustness__baseline="weak",
     )  # fmt: skip
-    found = run_suite(config, "model", tmp_path / "out")["robustness"]
+    found = report_of(config, "model", tmp_path / "out")["robustness"]
     assert (found["reference"]["right"], found["reference"]["count"]) == (12, 15)
     shift = found["shifts"][names[1]]
     assert (shift["right"], shift["count"]) == (np.sum(RANKS == 0), len(RANKS))
@@ -200,7 +201,7 @@ def test_robustness_compares_the_sets_and_the_reference_models(photos, tmp_path)
     ):
         models.write_text(content)
         with pytest.raises(ValueError, match=re.escape(message)):  # before anything is measured
-            run_suite(config, "model", tmp_path / "not begun")
+            report_of(config, "model", tmp_path / "not begun")
     assert not (tmp_path / "not begun").exists()
 
 
@@ -213,7 +214,7 @@ def test_a_probe_of_the_reference_set_is_measured_under_each_shift(photos, tmp_p
     sets = (f"folder:{photos}", f"folder:{tmp_path}/shift0", f"folder:{tmp_path}/shift1")
     settings = {"robustness__reference": sets[0], "robustness__shifts": sets[1:], "robustness__adapt": True}
     config = config_of(*sets, measures=("zero_shot", "linear_probe", "robustness"), **settings)
-    report = run_suite(config, "model", tmp_path / "out")
+    report = report_of(config, "model", tmp_path / "out")
     probed = report["sets"][0]["linear_probe"]["score"]
     assert report["robustness"]["adapted"] == dict(zip(sets, (probed, 0.0, 1.0)))
     assert "probe of the set without shift" in (tmp_path / "out" / "report.html").read_text()
@@ -221,10 +222,10 @@ def test_a_probe_of_the_reference_set_is_measured_under_each_shift(photos, tmp_p
         sets[1], sets[2], measures=("zero_shot", "robustness"), robustness__reference=sets[1],
         robustness__shifts=(sets[2],), robustness__adapt=True,
     )  # fmt: skip
-    refused = run_suite(bare, "model", tmp_path / "bare")["robustness"]
+    refused = report_of(bare, "model", tmp_path / "bare")["robustness"]
     assert refused["state"] == "failed"
     assert refused["reason"].startswith(
-        f"robustness.adapt=True needs one to learn from: the set has no training split here, {sets[1]}"
+        f"robustness.adapt=True needs a training split: the set has no training split here, {sets[1]}"
     )
 
 
@@ -237,7 +238,7 @@ def test_robustness_of_a_set_without_accuracy_is_told(tmp_path, monkeypatch):
     config = config_of(
         *names, measures=("zero_shot", "robustness"), robustness__reference=names[0], robustness__shifts=names[1:]
     )
-    found = run_suite(config, "model", tmp_path / "out")["robustness"]
+    found = report_of(config, "model", tmp_path / "out")["robustness"]
     assert found == {"state": "absent", "reason": f"it needs zero-shot accuracies of {', '.join(names)}"}
 
 
@@ -247,10 +248,10 @@ def test_the_data_of_a_run_is_opened_only_for_what_needs_it(photos, tmp_path, mo
 
     monkeypatch.setattr(runner, "open_run_sources", gone)
     data = f"folder:{photos}/test"
-    report = run_suite(config_of(data), "model", tmp_path / "out", is_run=True)
+    report = report_of(config_of(data), "model", tmp_path / "out", is_run=True)
     assert report["sets"][0]["state"] == "done"
     with pytest.raises(ValueError, match="the data has moved"):
-        run_suite(config_of(data, measures=("retrieval",)), "model", tmp_path / "out", is_run=True)
+        report_of(config_of(data, measures=("retrieval",)), "model", tmp_path / "out", is_run=True)
 
 
 @pytest.mark.parametrize("embedding", ["perceptual", "model"])
@@ -264,7 +265,7 @@ def test_overlap_finds_the_copies_among_the_training_images(embedding, photos, t
         f"folder:{photos}/test", measures=("zero_shot", "overlap"), overlap__training=f"folder:{training}",
         overlap__threshold=0.9999, overlap__embedding=embedding,
     )  # fmt: skip
-    report = run_suite(config, "model", tmp_path / "out")
+    report = report_of(config, "model", tmp_path / "out")
     found = report["sets"][0]["overlap"]
     assert found["overlap"]["count"] == 4
     assert found["overlap"]["right"] == 3  # the first picture of a class shows another
@@ -282,12 +283,12 @@ def test_bias_is_measured_of_the_people_that_are_listed(tmp_path):
     lines.append("broken.png,c")
     listing.write_text("\n".join(lines))
     config = config_of(measures=("bias",), bias__people=str(listing))
-    found = run_suite(config, "model", tmp_path / "out")["bias"]
+    found = report_of(config, "model", tmp_path / "out")["bias"]
     assert (found["count"], found["num_skipped"]) == (4, 1)
     assert set(found["label_sets"]["default"]["group"]) == {"a", "b"}
     wrong = config_of(measures=("bias",), bias__people=str(listing), bias__group_columns=("race",))
     with pytest.raises(ValueError, match="has no column 'race': there are image, group"):
-        run_suite(wrong, "model", tmp_path / "not begun")
+        report_of(wrong, "model", tmp_path / "not begun")
     assert not (tmp_path / "not begun").exists()
     html = (tmp_path / "out" / "report.html").read_text()
     assert found["text"].split("\n\n")[0][:60] in html

@@ -22,6 +22,7 @@ from clip_jax.cli import evaluate
 from clip_jax.evaluation.metrics.statistics import eleven_point_map
 from clip_jax.evaluation.suite import measures, runner
 from clip_jax.evaluation.suite.config import make_suite_config
+from clip_jax.evaluation.suite.results import Report, SetResults, to_json
 from clip_jax.evaluation.suite.runner import as_table, problems, run_suite
 from configs.suites import folder, paper, scenes
 
@@ -55,6 +56,11 @@ def config_of(*datasets: str, measures=("zero_shot",), base=folder, **changes):
         section, name = key.split("__")
         sections[section][name] = value
     return make_suite_config(sections)
+
+
+def report_of(*arguments, **options) -> dict:
+    """What run_suite returns, as report.json holds it."""
+    return to_json(run_suite(*arguments, **options))
 
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -103,7 +109,7 @@ def finished(photos, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "load", lambda name, **_: rigged_model())
         draw_one_pixel(patch)
-        run_suite(config_of(f"folder:{photos}"), "model", output)
+        report_of(config_of(f"folder:{photos}"), "model", output)
     return output
 
 
@@ -115,7 +121,7 @@ def output(finished, tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", ["model", "model on 8 devices"])
 def test_a_rigged_model_gets_the_known_numbers(name, photos, tmp_path, rigged):
-    report = run_suite(config_of(f"folder:{photos}"), name, tmp_path)
+    report = report_of(config_of(f"folder:{photos}"), name, tmp_path)
     found = report["sets"][0]["zero_shot"]
     assert (found["metric"], found["count"], found["num_skipped"]) == ("accuracy", 17, 0)
     assert found["value"] == found["top1"]["value"] == pytest.approx(TOP1)
@@ -144,7 +150,7 @@ def test_a_rigged_model_gets_the_known_numbers(name, photos, tmp_path, rigged):
 def test_the_headline_is_the_sets_own_metric(metric, value, chance, photos, tmp_path, rigged, monkeypatch):
     open_set = runner.open_labelled_set
     monkeypatch.setattr(runner, "open_labelled_set", lambda *a: dataclasses.replace(open_set(*a), metric=metric))
-    found = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]["zero_shot"]
+    found = report_of(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]["zero_shot"]
     assert (found["metric"], found["value"]) == (metric, pytest.approx(value))
     assert found["chance"] == pytest.approx(chance)
     assert found["low"] <= value <= found["high"]
@@ -152,7 +158,7 @@ def test_the_headline_is_the_sets_own_metric(metric, value, chance, photos, tmp_
 
 def test_own_templates_are_those_of_the_config_where_the_set_has_none(photos, output, rigged):
     config = config_of(f"folder:{photos}", zero_shot__templates=("the {} . again", "{}"))
-    prompts = run_suite(config, "model", output)["sets"][0]["zero_shot"]["prompts"]
+    prompts = report_of(config, "model", output)["sets"][0]["zero_shot"]["prompts"]
     assert prompts["own"] == {**prompts["bare"], "templates": 2}
 
 
@@ -190,7 +196,7 @@ def change_labels(monkeypatch, **changes):
 
 def test_a_label_outside_the_names_is_told(photos, tmp_path, rigged, monkeypatch):
     change_labels(monkeypatch, shift=1)
-    row = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]
+    row = report_of(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]
     assert row["reason"] == (
         f"zero_shot: label 7 of record 15 of folder:{photos} is outside 0..6, the range of its 7 labels"
     )
@@ -198,7 +204,7 @@ def test_a_label_outside_the_names_is_told(photos, tmp_path, rigged, monkeypatch
 
 def test_several_labels_an_image_are_measured_by_mean_average_precision(photos, tmp_path, rigged, monkeypatch):
     change_labels(monkeypatch, several=True)
-    found = run_suite(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]["zero_shot"]
+    found = report_of(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]["zero_shot"]
     model, preprocess, _ = rigged_model()
     files = sorted(photos.rglob("*.png"), key=lambda file: file.relative_to(photos).as_posix())
     embeddings = np.asarray(model.encode_image(np.stack([preprocess(file) for file in files])))
@@ -221,17 +227,17 @@ def sets_of(output: Path) -> list:
 def test_a_second_run_encodes_nothing_and_says_so(photos, output, rigged):
     lines: list[str] = []
     first = sets_of(output)
-    again = run_suite(config_of(f"folder:{photos}"), "model", output, say=lines.append)
+    again = report_of(config_of(f"folder:{photos}"), "model", output, say=lines.append)
     assert len(rigged) == 0
     assert again["sets"] == first
-    assert lines == ["1 results were there already, of the same weights, data and settings"]
+    assert lines == ["1 result of the same weights, data and settings found, not computed again"]
 
 
 def test_other_settings_measure_anew_without_encoding_and_other_data_encodes(photos, output, rigged):
-    other = run_suite(config_of(f"folder:{photos}", zero_shot__headline="one"), "model", output)
+    other = report_of(config_of(f"folder:{photos}", zero_shot__headline="one"), "model", output)
     assert other["sets"][0]["zero_shot"]["value"] != pytest.approx(TOP1)
     assert len(rigged) == 0
-    fewer = run_suite(config_of(f"folder:{photos}", suite__num_examples=5), "model", output)
+    fewer = report_of(config_of(f"folder:{photos}", suite__num_examples=5), "model", output)
     assert fewer["sets"][0]["zero_shot"]["count"] == 5
     # Spread evenly over a source whose order is that of its classes: places 0, 3, 6, 10, 13.
     assert fewer["sets"][0]["zero_shot"]["images_per_class"] == [2, 1, 0, 1, 1, 0, 0]
@@ -242,7 +248,7 @@ def test_the_report_has_a_hash_of_each_splits_data_and_of_the_names_and_prompts(
     first = sets_of(output)[0]["hashes"]
     assert set(first) == {"test", "names and prompts"}
     other = config_of(f"folder:{photos}", zero_shot__templates=("the {}",))
-    found = run_suite(other, "model", output)["sets"][0]["hashes"]
+    found = report_of(other, "model", output)["sets"][0]["hashes"]
     assert found["test"] == first["test"]
     assert found["names and prompts"] != first["names and prompts"]
     html = (output / "report.html").read_text()
@@ -250,7 +256,7 @@ def test_the_report_has_a_hash_of_each_splits_data_and_of_the_names_and_prompts(
 
 
 def test_other_weights_measure_anew(photos, output, rigged):
-    other = run_suite(config_of(f"folder:{photos}"), "damaged model", output)
+    other = report_of(config_of(f"folder:{photos}"), "damaged model", output)
     assert len(rigged) == 17
     assert other["model"]["weights"] != rigged_model()[0].fingerprint
     assert other["sets"][0]["zero_shot"]["value"] == 0
@@ -270,10 +276,10 @@ def test_what_is_damaged_is_told_and_made_again(what, damage, photos, output, ri
     if what.startswith("features"):
         for result in (output / "results").iterdir():
             result.unlink()  # or the features would not be read at all
-    again = run_suite(config_of(f"folder:{photos}"), "model", output, say=lines.append)
-    told = [line for line in lines if "damaged" in line]
-    assert len(told) == 1
-    assert told[0].endswith("it is made again")
+    again = report_of(config_of(f"folder:{photos}"), "model", output, say=lines.append)
+    damaged = [line for line in lines if "damaged" in line]
+    assert len(damaged) == 1
+    assert damaged[0].endswith("computing it again")
     assert again["sets"] == first
     assert file.read_bytes() == data
 
@@ -288,11 +294,11 @@ def test_whole_files_of_other_numbers_are_told_too(photos, output, rigged):
     stored = json.loads(result.read_text())
     stored["result"]["value"] = 1.0
     result.write_text(json.dumps(stored))
-    again = run_suite(config_of(f"folder:{photos}"), "model", output, say=lines.append)
+    again = report_of(config_of(f"folder:{photos}"), "model", output, say=lines.append)
     assert again["sets"] == first
     assert lines == [
-        f"the result {result.name} is damaged (its checksum does not fit): it is made again",
-        f"the cache {features.name} of folder:{photos} is damaged (its checksum does not fit): it is made again",
+        f"the result {result.name} is damaged (its checksum does not match): computing it again",
+        f"the cache {features.name} of folder:{photos} is damaged (its checksum does not match): computing it again",
     ]
 
 
@@ -318,7 +324,7 @@ def run_and_die(photos: str, output: str) -> None:
         return arrays
 
     patch.setattr(runner.FeatureStore, "cached", cached)
-    run_suite(config_of(f"folder:{photos}", f"folder:{photos}/../again"), "model", Path(output))
+    report_of(config_of(f"folder:{photos}", f"folder:{photos}/../again"), "model", Path(output))
 
 
 def test_killed_it_goes_on_where_it_stopped_with_the_same_numbers(photos, tmp_path, rigged):
@@ -332,9 +338,9 @@ def test_killed_it_goes_on_where_it_stopped_with_the_same_numbers(photos, tmp_pa
     assert not (tmp_path / "killed" / "report.json").exists()
     assert len(list((tmp_path / "killed" / "results").iterdir())) == 1
     config = config_of(f"folder:{photos}", f"folder:{photos}/../again")
-    resumed = run_suite(config, "model", tmp_path / "killed")
+    resumed = report_of(config, "model", tmp_path / "killed")
     assert len(rigged) == 0  # all was encoded before the kill
-    whole = run_suite(config, "model", tmp_path / "whole")
+    whole = report_of(config, "model", tmp_path / "whole")
     assert len(rigged) == 34
     assert resumed["sets"] == whole["sets"]
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -343,14 +349,15 @@ def test_killed_it_goes_on_where_it_stopped_with_the_same_numbers(photos, tmp_pa
 def test_a_set_that_is_not_there_is_told_and_the_others_are_measured(photos, tmp_path, rigged):
     lines: list[str] = []
     config = config_of("cifar10", f"folder:{photos}", "birdsnap", suite__data_dir=str(tmp_path / "data"))
-    report = run_suite(config, "model", tmp_path / "out", say=lines.append)
+    found = run_suite(config, "model", tmp_path / "out", say=lines.append)
+    report = to_json(found)
     assert [row["state"] for row in report["sets"]] == ["absent", "done", "absent"]
-    assert problems(report) == {"absent": ["cifar10", "birdsnap"], "failed": []}
+    assert problems(found) == {"absent": ["cifar10", "birdsnap"], "failed": []}
     cifar, birds = report["sets"][0]["reason"], report["sets"][2]["reason"]
     assert "tfds.builder('cifar10', data_dir='" in cifar
     assert f"put its pictures into {tmp_path}/data/birdsnap/test/CLASS/" in birds
     assert lines == [f"ABSENT: CIFAR-10: {cifar}", f"ABSENT: Birdsnap: {birds}"]
-    table = as_table(report)
+    table = as_table(found)
     assert f"ABSENT: CIFAR-10: {cifar}" in table
     html = (tmp_path / "out" / "report.html").read_text()
     assert "Of 3 data sets 2 absent: see below." in html
@@ -363,7 +370,7 @@ def test_a_picture_that_does_not_decode_is_counted_and_the_rest_measured(photos,
         save_picture(broken / NAMES[label] / f"{i:02d}.png", order)
     (broken / "ant" / "00.png").write_bytes(b"no picture")
     (broken / "cow" / "zz.png").write_bytes(b"")
-    found = run_suite(config_of(f"folder:{broken}"), "model", tmp_path / "out")["sets"][0]["zero_shot"]
+    found = report_of(config_of(f"folder:{broken}"), "model", tmp_path / "out")["sets"][0]["zero_shot"]
     assert (found["count"], found["num_skipped"]) == (16, 2)
     assert [name for name, _ in found["first_skipped"]] == ["ant/00.png", "cow/zz.png"]
     assert found["value"] == pytest.approx(np.mean(RANKS[1:] == 0))
@@ -376,7 +383,7 @@ def test_a_class_without_pictures_stays_a_class(photos, tmp_path, rigged):
     data = shutil.copytree(photos, tmp_path / "photos")
     shutil.rmtree(data / "bee")
     (data / "bee").mkdir()
-    found = run_suite(config_of(f"folder:{data}"), "model", tmp_path / "out")["sets"][0]["zero_shot"]
+    found = report_of(config_of(f"folder:{data}"), "model", tmp_path / "out")["sets"][0]["zero_shot"]
     assert (len(found["per_class"]), found["per_class"]["bee"], found["images_per_class"][1]) == (7, None, 0)
     assert (found["count"], found["chance"]) == (14, 1 / 7)
     assert found["value"] == np.mean(RANKS[LABELS != 1] == 0)
@@ -389,7 +396,7 @@ def test_a_set_that_fails_is_told_and_the_others_are_measured(photos, tmp_path, 
     for name in NAMES[:2]:
         (nothing / name).mkdir(parents=True)
         (nothing / name / "a.png").write_bytes(b"no picture")
-    report = run_suite(config_of(f"folder:{nothing}", f"folder:{photos}"), "model", tmp_path / "out", say=lines.append)
+    report = report_of(config_of(f"folder:{nothing}", f"folder:{photos}"), "model", tmp_path / "out", say=lines.append)
     assert [row["state"] for row in report["sets"]] == ["failed", "done"]
     assert report["sets"][0]["reason"].startswith(
         f"zero_shot: none of the 2 pictures of folder:{nothing} can be used; the first is"
@@ -398,7 +405,7 @@ def test_a_set_that_fails_is_told_and_the_others_are_measured(photos, tmp_path, 
 
 
 def test_features_that_are_not_finite_are_refused_with_the_first_picture(photos, tmp_path, rigged):
-    row = run_suite(config_of(f"folder:{photos}"), "damaged model of nan", tmp_path)["sets"][0]
+    row = report_of(config_of(f"folder:{photos}"), "damaged model of nan", tmp_path)["sets"][0]
     assert row["state"] == "failed"
     assert row["reason"] == (
         "zero_shot: "
@@ -423,10 +430,8 @@ def test_the_command_says_what_is_missing_and_its_exit_code_what_failed(
 
     def measured(config, name, output, **options):
         given.update(config=config, name=name, output=output, **options)
-        sets = [
-            {"name": f"set{i}", "title": f"Set {i}", "state": state, "reason": "why"} for i, state in enumerate(states)
-        ]
-        return {"sets": sets}
+        sets = [SetResults(name=f"set{i}", title=f"Set {i}", state=of, reason="why") for i, of in enumerate(states)]
+        return Report(title="Sets", model={}, environment={}, settings={}, sets=sets)
 
     monkeypatch.setattr(evaluate, "run_suite", measured)
     if not flags.FLAGS.is_parsed():
@@ -467,7 +472,7 @@ class Elements(HTMLParser):
 
 
 def test_the_report_is_whole_and_needs_no_network(photos, output, rigged):
-    run_suite(config_of(f"folder:{photos}"), "model <b>", output)
+    report_of(config_of(f"folder:{photos}"), "model <b>", output)
     html = (output / "report.html").read_text()
     page = Elements(html)
     assert page.open == []
@@ -490,9 +495,9 @@ def test_the_papers_number_stands_beside_that_of_the_same_model_alone(photos, ou
     monkeypatch.setattr(
         "clip_jax.evaluation.report.sections.paper_scores", lambda: {f"folder:{photos}": {"ViT-B/32": 0.632}}
     )
-    run_suite(config_of(f"folder:{photos}"), "ViT-B/32", output)
+    report_of(config_of(f"folder:{photos}"), "ViT-B/32", output)
     assert "63.2 %" in (output / "report.html").read_text()
-    run_suite(config_of(f"folder:{photos}"), "other", output)
+    report_of(config_of(f"folder:{photos}"), "other", output)
     html = (output / "report.html").read_text()
     assert "63.2 %" not in html
     assert "The paper has no number for this model on these sets." in html

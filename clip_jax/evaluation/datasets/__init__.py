@@ -12,12 +12,12 @@ ClassName = str | tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """What is known of a data set before any of it is there.
+    """A data set, known before its pictures are read.
 
     Attributes:
       name: of the file, as configs say it.
       title: the paper's name.
-      home: where the data comes from.
+      home: home page.
       tfds: its name in tensorflow-datasets, None where that has no such classification set.
       train, validation, test: splits of the tfds set, or folders below DATA_DIR/NAME.
       metric: the paper's.
@@ -29,8 +29,8 @@ class DatasetCard:
       labels: the prepared set's own C names in that order, which is often not its own; None where it has numbers only.
       templates: the paper's prompts.
       source, licence, sha256: of names and prompts; the hash is of the text they were read from.
-      renamed: {name here: name in the source}, where the source has one name for two classes, which nothing could
-        tell apart.
+      renamed: {name here: name in the source}, where the source has one name for two classes, which no model could
+        distinguish.
 
     Reference: Radford et al. 2021, table 9 and https://github.com/openai/CLIP/blob/main/data/prompts.md.
     """

@@ -1,4 +1,4 @@
-"""Scores to the numbers of a report: the metric the paper has for a set, its interval, calibration, what went wrong.
+"""Scores to the numbers of a report: the metric the paper has for a set, its interval, calibration, mistakes.
 
 Images go in chunks, so the N×C scores are never held whole unless the metric ranks images (ROC AUC, mAP).
 
@@ -15,6 +15,7 @@ from clip_jax.evaluation.datasets import MetricName
 from clip_jax.evaluation.metrics import statistics
 
 CHUNK = 2048  # images scored at once
+ARRAYS = ("labels", "rank", "predicted", "confidence", "margin")
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights, or counts of kinds, [r, K] to values [r]
 Kind = MetricName | Literal["top5"]
@@ -41,7 +42,7 @@ def classify(
     image_embeddings: np.ndarray,
     labels: np.ndarray,
     class_embeddings: np.ndarray,
-    logit_scale: float,
+    logit_scale: float = 1.0,
     logit_bias: float | None = None,
 ) -> Classified:
     """Scores images against classes.
@@ -50,43 +51,86 @@ def classify(
       image_embeddings: [N, E], L2-normalised.
       labels: int [N], each in [0, C).
       class_embeddings: [C, E], L2-normalised.
-      logit_scale: what similarities are multiplied by before the softmax over the classes.
-      logit_bias: of a model of the sigmoid loss, whose probabilities are sigmoids, each class on its own.
+      logit_scale, logit_bias: see `classify_scores`.
 
     Raises:
       ValueError: no images, shapes that do not match, a label out of range.
     """
     images, classes = np.asarray(image_embeddings, np.float32), np.asarray(class_embeddings, np.float32)
-    labels, N, C = np.asarray(labels), len(images), len(classes)
-    statistics.check_labels(labels, N, C)
-    labels = labels.astype(np.int64)  # a narrower one would overflow in the confusion matrix
+    labels, N = np.asarray(labels), len(images)
+    statistics.check_labels(labels, N, len(classes))
     if images.shape[1:] != classes.shape[1:]:
         raise ValueError(f"image embeddings {images.shape} and class embeddings {classes.shape} differ in size")
-    rank, predicted = np.empty(N, np.int64), np.empty(N, np.int64)
-    confidence, margin = np.empty(N), np.zeros(N)
-    for start in range(0, N, CHUNK):
-        rows = slice(start, start + CHUNK)
-        scores = images[rows] @ classes.T  # [n, C]
-        rank[rows] = statistics.ranks(scores, labels[rows])
-        best = scores.argmax(axis=1)
-        missed = np.flatnonzero(rank[rows] > 0)
-        others = scores[missed]  # a tie for the best is another class's
-        others[np.arange(len(missed)), labels[rows][missed]] = -np.inf
-        best[missed] = others.argmax(axis=1)
-        predicted[rows] = best
-        logits = scores * np.float32(logit_scale) + np.float32(logit_bias or 0)
-        if logit_bias is None:
-            logits -= logits.max(axis=1, keepdims=True)
-            np.exp(logits, out=logits)
-            logits /= logits.sum(axis=1, keepdims=True)
-        else:
-            logits = np.exp(-np.logaddexp(0, -logits))
-        confidence[rows] = logits[np.arange(len(logits)), best]
-        if C == 2:
-            margin[rows] = scores[:, 1] - scores[:, 0]
+    chunks = (slice(start, start + CHUNK) for start in range(0, N, CHUNK))
+    parts = [classify_scores(images[rows] @ classes.T, labels[rows], logit_scale, logit_bias) for rows in chunks]
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
+    return Classified(**arrays, num_classes=len(classes))
+
+
+def classify_scores(
+    scores: np.ndarray, labels: np.ndarray, logit_scale: float = 1.0, logit_bias: float | None = None
+) -> Classified:
+    """The images' ranks, predictions and confidences.
+
+    Args:
+      scores: [N, C], higher is likelier.
+      labels: int [N], each in [0, C).
+      logit_scale: multiplies the scores before the softmax over the classes.
+      logit_bias: of a model of the sigmoid loss, whose probabilities are sigmoids, each class on its own.
+
+    Raises:
+      ValueError: as `classify`.
+    """
+    rank, best = statistics.ranks(scores, labels), scores.argmax(axis=1)
+    labels = np.asarray(labels, np.int64)  # a narrower one would overflow in the confusion matrix
+    missed = np.flatnonzero(rank > 0)
+    others = scores[missed]  # a tie for the best is another class's
+    others[np.arange(len(missed)), labels[missed]] = -np.inf
+    best[missed] = others.argmax(axis=1)
+    logits = scores * np.float32(logit_scale) + np.float32(logit_bias or 0)
+    if logit_bias is None:
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(axis=1, keepdims=True)
+    else:
+        logits = np.exp(-np.logaddexp(0, -logits))
     return Classified(
-        labels=labels, rank=rank, predicted=predicted, confidence=confidence, margin=margin, num_classes=C
+        labels=labels,
+        rank=rank,
+        predicted=best,
+        confidence=logits[np.arange(len(logits)), best].astype(np.float64),
+        margin=(scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else np.zeros(len(scores))).astype(np.float64),
+        num_classes=scores.shape[1],
     )
+
+
+def accuracies(found: Classified, class_names: Sequence[str]) -> dict[str, Any]:
+    """Accuracies in [0, 1], ties counted against the model.
+
+    Args:
+      found: see `classify`.
+      class_names: C names, the keys of `per_class`.
+
+    Returns:
+      A dict ready for JSON: top1; top5 if C > 5; mean_per_class, the mean over the classes that have images;
+      per_class, {name: accuracy, None without images}; chance, 1 / C; count, N.
+
+    Raises:
+      ValueError: another number of class names.
+    """
+    C, right = found.num_classes, found.rank == 0
+    if len(class_names) != C:
+        raise ValueError(f"{len(class_names)} class names for the scores of {C} classes")
+    images, rights = np.bincount(found.labels, minlength=C), np.bincount(found.labels, weights=right, minlength=C)
+    per_class = [float(r / n) if n else None for r, n in zip(rights, images)]
+    return {
+        "top1": float(np.mean(right)),
+        **({"top5": float(np.mean(found.rank < 5))} if C > 5 else {}),
+        "mean_per_class": float(np.mean([accuracy for accuracy in per_class if accuracy is not None])),
+        "per_class": dict(zip(class_names, per_class)),
+        "chance": 1 / C,
+        "count": len(right),
+    }
 
 
 def single_label_metrics(
@@ -108,18 +152,12 @@ def single_label_metrics(
     Raises:
       ValueError: a metric that such a set does not have.
     """
-    C, N = found.num_classes, len(found.labels)
-    right = found.rank == 0
-    images = np.bincount(found.labels, minlength=C)
-    rights = np.bincount(found.labels, weights=right, minlength=C)
+    C, N, plain = found.num_classes, len(found.labels), accuracies(found, class_names)
 
     def measured(name: Kind) -> dict[str, float]:
         return _with_interval(*_of_ranks(name, found.rank, found.labels, C), resampling)
 
-    result: dict[str, Any] = {"top1": measured("accuracy")}
-    if C > 5:
-        result["top5"] = measured("top5")
-    result["mean_per_class"] = measured("mean_per_class")
+    kinds: dict[str, Kind] = {"top1": "accuracy", "top5": "top5", "mean_per_class": "mean_per_class"}
     chance = {"accuracy": 1 / C, "mean_per_class": 1 / C, "mean_top1_top5": (1 / C + min(1.0, 5 / C)) / 2}
     if metric == "roc_auc" and C == 2:
         positive = found.labels == 1
@@ -128,14 +166,14 @@ def single_label_metrics(
         headline = measured(metric)
     else:
         raise ValueError(f"the metric {metric!r} is not one of a set of {C} classes with one label an image")
-    calibrated = statistics.calibration(np.clip(found.confidence, 0, 1), right)
+    calibrated = statistics.calibration(np.clip(found.confidence, 0, 1), found.rank == 0)
     return {
         "metric": metric,
         **headline,
         "chance": chance.get(metric, 0.5),
-        **result,
-        "per_class": dict(zip(class_names, (float(r / n) if n else None for r, n in zip(rights, images)))),
-        "images_per_class": images.tolist(),
+        **{name: measured(kind) for name, kind in kinds.items() if name in plain},
+        "per_class": plain["per_class"],
+        "images_per_class": np.bincount(found.labels, minlength=C).tolist(),
         "calibration": {
             "error": calibrated.error,
             "count": calibrated.count.tolist(),
@@ -157,7 +195,7 @@ def multi_label_metrics(
 
     Args:
       scores: [N, C], higher is likelier.
-      labels, difficult: bool [N, C]; what is difficult counts neither way.
+      labels, difficult: bool [N, C]; difficult ones are excluded.
       class_names, resampling: as for `single_label_metrics`.
 
     Returns:
@@ -219,7 +257,7 @@ def _statistic(metric: MetricName, labels: np.ndarray, scores: np.ndarray) -> tu
 
 
 def _of_ranks(metric: Kind, rank: np.ndarray, labels: np.ndarray, C: int) -> tuple[Statistic, np.ndarray]:
-    """A metric as a function of how many examples there are of each kind that it tells apart, [r, K], and these."""
+    """A metric as a function of the numbers of examples of each kind it distinguishes, [r, K], and these."""
     if metric == "mean_per_class":
         right = np.bincount(labels, weights=rank == 0, minlength=C)
         is_right, of_class = np.repeat([True, False], C), np.tile(np.arange(C), 2)

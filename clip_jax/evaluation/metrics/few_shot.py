@@ -11,7 +11,14 @@ import numpy as np
 from scipy import stats
 
 from clip_jax.evaluation.metrics.linear_probe import STRENGTHS, Metric, check_splits, search_strength
-from clip_jax.evaluation.metrics.logistic_regression import Split, computing, fit_problem, logits_of, one_device, place
+from clip_jax.evaluation.metrics.logistic_regression import (
+    Split,
+    computing,
+    fit_problem,
+    logits_of,
+    make_problem,
+    one_device,
+)
 
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -65,16 +72,18 @@ def few_shot(
         for number in shots:
             chosen = [_first_of_each_class(train.labels, order, number) for order in orders]
             problems = [
-                place(Split(train.features[drawn], train.labels[drawn]), num_classes, mesh, shots[-1] * num_classes)
+                make_problem(
+                    Split(train.features[drawn], train.labels[drawn]), num_classes, mesh, shots[-1] * num_classes
+                )
                 for drawn in chosen
             ]
-            fits: dict[int, list[tuple[np.ndarray, np.ndarray, bool]]] = {}  # by place in STRENGTHS, of each draw
+            fits: dict[int, list[tuple[np.ndarray, np.ndarray, bool]]] = {}  # by index in STRENGTHS, of each draw
 
-            def validation_scores(places: Sequence[int], problems=problems, fits=fits) -> list[float]:
-                of_draws = [fit_problem(problem, [STRENGTHS[i] for i in places], True) for problem in problems]
-                for i, place_ in enumerate(places):
-                    fits[place_] = [(fit.weights[i], fit.biases[i], bool(fit.converged[i])) for fit in of_draws]
-                return [float(np.mean(_scores(fits[place_], validation, metric))) for place_ in places]
+            def validation_scores(indices: Sequence[int], problems=problems, fits=fits) -> list[float]:
+                of_draws = [fit_problem(problem, [STRENGTHS[i] for i in indices], True) for problem in problems]
+                for i, index in enumerate(indices):
+                    fits[index] = [(fit.weights[i], fit.biases[i], bool(fit.converged[i])) for fit in of_draws]
+                return [float(np.mean(_scores(fits[index], validation, metric))) for index in indices]
 
             best = search_strength(validation_scores)
             scores = _scores(fits[best], test, metric)
@@ -121,7 +130,7 @@ def labels_to_match(target: float, labels_per_class: Sequence[float], scores: Se
 
     Returns:
       {"labels_per_class": a number, "relation": "equal"}; {first labels_per_class, "at most"} where the first score
-      reaches it already; {the last, "more than"} where none does: beyond the range nothing is made up.
+      reaches it already; {the last, "more than"} where none does: nothing is extrapolated.
 
     Raises:
       ValueError: no scores, lengths that differ, labels_per_class that are not above 0 and ascending.

@@ -15,13 +15,13 @@ from clip_jax.evaluation.metrics.logistic_regression import (
     computing,
     fit_problem,
     logits_of,
+    make_problem,
     one_device,
-    place,
 )
 
 # 96 steps of an eighth of a decade from 1e-6 to 1e6.
 STRENGTHS = tuple(10.0 ** (step / 8 - 6) for step in range(97))
-FIRST_STEP = 16  # of the search over STRENGTHS: two decades, halved until it is one place
+FIRST_STEP = 16  # of the search over STRENGTHS: two decades, halved down to one
 
 # labels as in `Split`, logits float32 [N, C] -> a score, higher is better.
 Metric = Callable[[np.ndarray, np.ndarray], float]
@@ -46,13 +46,13 @@ def linear_probe(
 
     Args:
       train, validation, test: splits of the same width. Without validation a fifth of train, of each class alike,
-        stands in for it, drawn by seed.
+        replaces it, drawn by seed.
       num_classes: C; every class needs an image in train.
       metric: called as metric(labels, logits) with labels as in the split, int [N] or bool [N, C], and logits
         float32 [N, C] (of several labels an image: of each class alone); a float, higher is better.
       full_sweep: all of `STRENGTHS` instead of the search.
       num_parallel, mesh: as for `fit_logistic`.
-      seed: of the draw that makes a validation split.
+      seed: of that draw.
 
     Returns:
       A dict ready for JSON: score and count, of test; strength; validation_score; objective, iterations and converged
@@ -70,17 +70,17 @@ def linear_probe(
     mesh = mesh or one_device()
     sweep: dict[int, dict[str, Any]] = {}
     with computing(mesh):
-        problem = place(train, num_classes, mesh)
+        problem = make_problem(train, num_classes, mesh)
 
-        def score(places: Sequence[int]) -> list[float]:
-            fit = fit_problem(problem, [STRENGTHS[place] for place in places], exclusive, num_parallel)
+        def score(indices: Sequence[int]) -> list[float]:
+            fit = fit_problem(problem, [STRENGTHS[index] for index in indices], exclusive, num_parallel)
             scores = [
                 metric(held_out.labels, logits_of(weights, bias, held_out.features))
                 for weights, bias in zip(fit.weights, fit.biases)
             ]
-            for i, place in enumerate(places):
-                sweep[place] = {
-                    "strength": STRENGTHS[place],
+            for i, index in enumerate(indices):
+                sweep[index] = {
+                    "strength": STRENGTHS[index],
                     "validation_score": float(scores[i]),
                     "objective": float(fit.objective[i]),
                     "iterations": int(fit.iterations[i]),
@@ -90,7 +90,7 @@ def linear_probe(
 
         best = search_strength(score, full_sweep)
         both = Split(*(np.concatenate(pair) for pair in zip(train, validation)))
-        refit = fit_problem(place(both, num_classes, mesh), [STRENGTHS[best]], exclusive)
+        refit = fit_problem(make_problem(both, num_classes, mesh), [STRENGTHS[best]], exclusive)
     return {
         "score": float(metric(test.labels, logits_of(refit.weights[0], refit.biases[0], test.features))),
         "count": len(test.labels),
@@ -101,26 +101,26 @@ def linear_probe(
         "converged": bool(refit.converged[0]),
         "num_train": len(train.labels),
         "num_validation": len(validation.labels),
-        "sweep": [sweep[place] for place in sorted(sweep)],
+        "sweep": [sweep[index] for index in sorted(sweep)],
     }
 
 
 def search_strength(score: Callable[[Sequence[int]], Sequence[float]], full_sweep: bool = False) -> int:
-    """The place in `STRENGTHS` of the best score, of equals the strongest, by the paper's search or of all.
+    """The index in `STRENGTHS` of the best score, the strongest among equals, by the paper's search or of all.
 
-    score: places, ascending, to their scores; called once a round, never twice with a place.
+    score: ascending indices to their scores; called once a round, never twice with an index.
     """
     every = range(len(STRENGTHS))
     step = 1 if full_sweep else FIRST_STEP
     scores: dict[int, float] = {}
-    places = list(every[::step])
+    indices = list(every[::step])
     while True:
-        scores |= zip(places, score(places)) if places else {}
-        best = max(scores, key=lambda place: (scores[place], place))
+        scores |= zip(indices, score(indices)) if indices else {}
+        best = max(scores, key=lambda index: (scores[index], index))
         if step == 1:
             return best
         step //= 2
-        places = [place for place in (best - step, best + step) if place in every and place not in scores]
+        indices = [index for index in (best - step, best + step) if index in every and index not in scores]
 
 
 def split_off_validation(train: Split, seed: int) -> tuple[Split, Split]:

@@ -165,7 +165,7 @@ def _fit_group(
     return jax.lax.with_sharding_constraint(((weights[-1], biases[-1]), fit), P())
 
 
-def place(split: Split, num_classes: int, mesh: Mesh, rows: int = 0) -> Problem:
+def make_problem(split: Split, num_classes: int, mesh: Mesh, rows: int = 0) -> Problem:
     """The checked split on the devices, padded with rows that count for nothing to `rows` and a multiple of the devices
     (programs are compiled for a number of rows)."""
     labels = split.labels if split.labels.ndim == 2 else split.labels[:, None] == np.arange(num_classes)
@@ -190,8 +190,8 @@ def fit_problem(
     padded = np.concatenate([order, np.repeat(order[-1:], -len(order) % size)])
     start = jnp.zeros((A, C)), jnp.zeros(C)
     groups = []
-    for places in padded.reshape(-1, size):
-        penalties = np.asarray(strengths, np.float32)[places]
+    for chosen in padded.reshape(-1, size):
+        penalties = np.asarray(strengths, np.float32)[chosen]
         penalties = _penalty(penalties, C) if exclusive else penalties
         start, fit = _fit_group(start, penalties, problem, exclusive=exclusive, max_iterations=max_iterations)
         groups.append(jax.tree.map(np.asarray, fit))
@@ -242,7 +242,7 @@ def fit_logistic(
         raise ValueError(f"num_parallel={num_parallel} and max_iterations={max_iterations} must be at least 1")
     mesh = mesh or one_device()
     with computing(mesh):
-        problem = place(split, num_classes, mesh)
+        problem = make_problem(split, num_classes, mesh)
         return fit_problem(problem, strengths, split.labels.ndim == 1, num_parallel, max_iterations)
 
 
@@ -255,7 +255,7 @@ def check_split(split: Split, name: str, num_classes: int, trained_on: bool) -> 
     """Raises ValueError for what cannot be fitted or scored; see `fit_logistic`."""
     features, labels = split
     if num_classes < 2:
-        raise ValueError(f"a probe needs at least two classes to tell apart, got num_classes={num_classes}")
+        raise ValueError(f"a probe needs at least two classes, got num_classes={num_classes}")
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features of {name} have shape {features.shape}, expected [N, D] with at least one image")
     N = len(features)
@@ -268,7 +268,7 @@ def check_split(split: Split, name: str, num_classes: int, trained_on: bool) -> 
         )
     if not np.isfinite(features).all():
         row = np.flatnonzero(~np.isfinite(features).all(1))[0]
-        raise ValueError(f"features of {name} are not finite in row {row}: leave that image out, or mend its encoder")
+        raise ValueError(f"features of {name} are not finite in row {row}: leave that image out, or fix its encoder")
     if not several and (outside := np.flatnonzero((labels < 0) | (labels >= num_classes))).size:
         row = outside[0]
         raise ValueError(f"label {labels[row]} of row {row} of {name} is outside 0..{num_classes - 1}")
@@ -280,4 +280,4 @@ def check_split(split: Split, name: str, num_classes: int, trained_on: bool) -> 
             f"class {empty[0]} has no images in {name}: add some, or leave out the {empty.size} classes without images"
         )
     if several and (full := np.flatnonzero(images == N)).size:
-        raise ValueError(f"class {full[0]} is in every image of {name}: there is nothing to tell it from, leave it out")
+        raise ValueError(f"class {full[0]} is in every image of {name}: leave it out")

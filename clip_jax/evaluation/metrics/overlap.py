@@ -2,7 +2,7 @@
 
 1. Embed both sets (any model's features, or `perceptual_embedding`, which needs no model) and find each evaluation
    image's nearest training image: `nearest_images`.
-2. Look at pairs around a threshold (`pairs_around`, drawn by robustness_plots.plot_duplicates) and set it so that
+2. Inspect pairs around a threshold (`pairs_around`, drawn by plots.robustness.plot_duplicates) and set it so that
    nearly all pairs above it are the same picture.
 3. `contamination`: accuracy over all, over what is above the threshold (overlap) and below (clean).
 
@@ -19,17 +19,17 @@ from scipy.fft import dctn
 
 from clip_jax.evaluation.metrics.binomial import p_greater, share
 
-SIDE, FREQUENCIES = 32, 8  # pixels that the picture is reduced to; lowest frequencies kept, each way
+SIDE, FREQUENCIES = 32, 8  # pixels that the picture is reduced to; lowest frequencies kept on each axis
 PERCEPTUAL_SIZE = 3 * (FREQUENCIES**2 - 1)
 CHUNK_SIZE = 1024  # a tile of float32 similarities is 4 MB
 
 
 def perceptual_embedding(image: np.ndarray) -> np.ndarray:
-    """What a picture looks like from afar, as a vector whose cosine similarity tells near-duplicates.
+    """A perceptual hash as a vector: near-duplicates have a high cosine similarity.
 
     The lowest frequencies of the cosine transform of brightness and colour, of the picture reduced to 32×32, without
     their means; each is multiplied by its distance from the origin, as natural pictures have the less of a frequency
-    the higher it is. It is the perceptual hash, with colour and not rounded to bits. It forgives resizing, another
+    the higher it is. It is the perceptual hash, with colour and not rounded to bits. It ignores resizing, another
     aspect ratio, recompression, other colours and brightness, slight turns, and crops that leave 90 % of the area; not
     mirroring (compare `image[:, ::-1]` too) and not crops that leave 80 % or less (use a model's features); measured by
     `python tests/benchmarks/duplicates.py`.
@@ -64,7 +64,7 @@ def nearest_images(
     Args:
       evaluation: [N, E], L2-normalised or zero; JAX's default device holds it.
       training: [M, E], L2-normalised or zero; a memory-mapped array is read in chunks, twice.
-      chunk_size: rows of each side that meet at once.
+      chunk_size: rows of each side compared at once.
 
     Returns:
       Indices into training, int64 [N] (the lowest of equals), and cosine similarities, float32 [N].
@@ -98,21 +98,21 @@ def nearest_images(
 @jax.jit
 def _nearest(tiles: jax.Array, chunk: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Index, int32 [T, n], and similarity [T, n] of the nearest of the first `count` rows of chunk [m, E]."""
-    places = jnp.arange(len(chunk), dtype=jnp.int32)
+    positions = jnp.arange(len(chunk), dtype=jnp.int32)
 
     def nearest(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         similarity = jnp.matmul(rows, chunk.T, precision=jax.lax.Precision.HIGHEST)  # [n, m]
-        similarity = jnp.where(places < count, similarity, -jnp.inf)
+        similarity = jnp.where(positions < count, similarity, -jnp.inf)
         best = jnp.max(similarity, axis=1, keepdims=True)
         # Not argmax, which XLA on CPU does one number at a time.
-        index = jnp.min(jnp.where(similarity == best, places, len(chunk)), axis=1)
+        index = jnp.min(jnp.where(similarity == best, positions, len(chunk)), axis=1)
         return index, best[:, 0]
 
     return jax.lax.map(nearest, tiles)
 
 
 def pairs_around(similarity: np.ndarray, threshold: float, count: int = 12) -> np.ndarray:
-    """Which evaluation images to look at for choosing a threshold: half at or above it, half below, the nearest to it.
+    """The evaluation images to inspect when choosing a threshold: half at or above it, half below, the nearest to it.
 
     Args:
       similarity: [N], as `nearest_images` returns.

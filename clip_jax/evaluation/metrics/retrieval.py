@@ -1,4 +1,4 @@
-"""Image-text retrieval: recall at k both ways, and the best matches for a picture of them.
+"""Image-text retrieval: recall at k in both directions, and the best matches for a picture of them.
 
 The N×M similarity is never held whole: it passes in tiles that fit a processor's cache.
 
@@ -48,14 +48,14 @@ def recall_at_k(
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int = CHUNK_SIZE,
 ) -> dict[str, float]:
-    """Share of queries whose own counterpart is among the k best, both ways, beside the level of chance.
+    """Share of queries whose own counterpart is among the k best, in both directions, and the level of chance.
 
     An image with several captions is a hit when any of them is in the top k. The rank of a query is the number of
     candidates not its own that score at least as high as its best own one: ties (identical captions of two images
     among them) and NaN count against the model, so a collapsed model never passes chance. With k candidates or
     fewer all of them are in the top k: recall and chance are both 1.
 
-    Every score is computed once, in tiles on JAX's default device, which holds the texts; both ways are counted there.
+    Every score is computed once, in tiles on JAX's default device, which holds the texts and counts both directions.
 
     Args:
       image_embeddings: [N, E], L2-normalised.
@@ -185,7 +185,7 @@ def _padded(x: np.ndarray, size: int, value: float) -> np.ndarray:
 def top_matches(
     queries: np.ndarray, candidates: np.ndarray, k: int, chunk_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best candidates of each query, best first; for looking at, not for metrics (ties go to the lower index).
+    """The k best candidates of each query, best first; for pictures, not for metrics (ties go to the lower index).
 
     Args:
       queries: [Q, E], L2-normalised.

@@ -4,8 +4,8 @@ Ties are counted against the model, and so is NaN: an image is right at k only i
 least as high as its own. A collapsed model thus gets 0 rather than the accuracy of argmax's habits. In the area under
 the ROC curve a tie is worth one half, by definition.
 
-`weights` is how often each example counts, float64 [..., N], by default once; the result has the leading axes. This is
-what makes the bootstrap quick: an example drawn twice has the weight 2, and many draws are one array.
+`weights` is how often each example counts, float64 [..., N], by default once; the result has the leading axes. The
+bootstrap is fast by it: an example drawn twice has the weight 2, and many draws are one array.
 
 Reference: Radford et al. 2021, table 9 (which data set has which metric).
 """
@@ -71,7 +71,7 @@ def mean_accuracy(correct: np.ndarray, weights: np.ndarray | None = None) -> np.
 
 
 def mean_per_class(correct: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """The mean over classes of the share that is right, float64 [...]; classes without weight have no say.
+    """The mean over classes of the share that is right, float64 [...]; classes without weight are excluded.
 
     Args:
       correct: bool [N], or a share in [0, 1].
@@ -98,7 +98,7 @@ def eleven_point_map(
 
     Args:
       scores: [N, C], higher is likelier.
-      relevant: bool [N, C]. Classes without a relevant example of any weight have no say.
+      relevant: bool [N, C]. Classes without a relevant example of any weight are excluded.
       weights: see the module.
       ignored: bool [N, C], examples that count neither way for a class, as "difficult" ones.
 
@@ -130,12 +130,12 @@ def _average_precision(scores: np.ndarray, relevant: np.ndarray, weights: np.nda
     if not relevant.any():
         return np.full(weights.shape[:-1], np.nan)
     order = np.lexsort((relevant, -scores))
-    places = np.flatnonzero(relevant[order])  # only there can the precision be highest
+    positions = np.flatnonzero(relevant[order])  # only there can the precision be highest
     weights = weights[..., order]
-    found = np.cumsum(weights[..., places], axis=-1)  # [..., R]
-    seen = np.cumsum(np.add.reduceat(weights, np.append(0, places[:-1] + 1), axis=-1), axis=-1)
-    if places[-1] + 1 < weights.shape[-1]:  # the last sum went on to the end
-        seen[..., -1] -= weights[..., places[-1] + 1 :].sum(axis=-1)
+    found = np.cumsum(weights[..., positions], axis=-1)  # [..., R]
+    seen = np.cumsum(np.add.reduceat(weights, np.append(0, positions[:-1] + 1), axis=-1), axis=-1)
+    if positions[-1] + 1 < weights.shape[-1]:  # the last sum went on to the end
+        seen[..., -1] -= weights[..., positions[-1] + 1 :].sum(axis=-1)
     precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
     total = found[..., -1:]
     # found * 10 >= tenth * total is exact where recall >= tenth / 10 is not.
@@ -226,7 +226,7 @@ def bootstrap_interval(
       statistic: weights float64 [r, K] to values [r], as `lambda w: roc_auc(scores, positive, w)`. NaN, as where a draw
         has no positive example, is left out.
       examples: N, at least 1, and K is N; or int [K], how many examples there are of each of K kinds that the statistic
-        cannot tell apart, such as right and wrong: as many draws of the same distribution, much sooner.
+        does not distinguish, such as right and wrong: the same distribution of draws, much faster.
       num_resamples: draws.
       confidence: share of the draws that lie within, in (0, 1).
       seed: of the draws.

@@ -1,4 +1,4 @@
-"""Arrays on the disk, named by what decides them and with a checksum."""
+"""Arrays on the disk with a checksum."""
 
 import zipfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from input_pipeline.storage import atomic_file, checksum
 
 
 def write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an npz with a checksum; whole, or not at all."""
+    """Writes an npz with a checksum, atomically."""
     with atomic_file(file) as stream:
         np.savez(stream, **arrays, sha256=np.array(_checksum(arrays)))  # type: ignore[arg-type]
 
@@ -27,7 +27,7 @@ def _checked(file: Path) -> dict[str, np.ndarray]:
     with np.load(file, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     if str(arrays.pop("sha256")) != _checksum(arrays):
-        raise ValueError("its checksum does not fit")
+        raise ValueError("its checksum does not match")
     return arrays
 
 

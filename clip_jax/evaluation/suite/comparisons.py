@@ -8,83 +8,82 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.evaluation.in_training import draw_retrieval
 from clip_jax.evaluation.metrics.bias import bias_metrics, read_people
 from clip_jax.evaluation.metrics.overlap import contamination, nearest_images, pairs_around
-from clip_jax.evaluation.metrics.retrieval import caption_embeddings, recall_at_k
 from clip_jax.evaluation.metrics.robustness import check_reference_models, robustness_metrics
+from clip_jax.evaluation.pictures import thumbnail
+from clip_jax.evaluation.retrieval import measure_retrieval
 from clip_jax.evaluation.suite.config import BiasSection, RobustnessSection
+from clip_jax.evaluation.suite.context import ALL, THUMBNAIL, SuiteContext
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
-from clip_jax.evaluation.suite.measures import THUMBNAIL, Bench, data_key, headline_classified
-from clip_jax.evaluation.suite.result_store import Results, file_name
+from clip_jax.evaluation.suite.measures import headline_classified
+from clip_jax.evaluation.suite.result_store import file_name
+from clip_jax.evaluation.suite.results import (
+    Absent,
+    Bias,
+    Measured,
+    Overlap,
+    Retrieval,
+    Robustness,
+    ZeroShot,
+    count_skipped,
+    to_json,
+)
 from clip_jax.evaluation.suite.sources import FilesSource
 from clip_jax.plots.robustness import plot_bias, plot_contamination, plot_duplicates, plot_robustness
-from input_pipeline.examples import load_image
 from input_pipeline.sources import Source
-from input_pipeline.transforms import resize_and_center_crop
-
-ALL = "all"  # name of a result that is not of one set
 
 
-def retrieval(bench: Bench, source: Source) -> Results:
-    """Recall both ways over captioned pictures, with a picture of queries and their best matches."""
-    settings = bench.config.retrieval
-    key = {
-        **bench.features.model_id,
-        "tokenizer": bench.features.tokenizer_id,
-        "source": bench.features.source_id(source),
-        "settings": dataclasses.asdict(settings),
-    }
+def retrieval(context: SuiteContext, source: Source) -> Retrieval | Absent:
+    """Recall in both directions over captioned pictures, with a picture of queries and their best matches."""
+    settings = context.config.retrieval
 
-    def make() -> Results:
-        features = bench.features.images(source, "retrieval", settings.num_examples)
+    def make() -> dict[str, Any]:
+        features = context.features.images(source, "retrieval", settings.num_examples)
         captions_of = [source.captions(index) for index in features.index.tolist()]
         captioned = np.flatnonzero([len(captions) > 0 for captions in captions_of])
         if not captioned.size:
             raise ValueError(f"retrieval.source={settings.source!r} has no captions")
-        captions_of = [captions_of[i] for i in captioned]
-        images, index = features.embeddings[captioned], features.index[captioned]
-        captions = [caption for captions in captions_of for caption in captions]
-        image_of_text = np.repeat(np.arange(len(images)), [len(captions) for captions in captions_of])
-        texts = caption_embeddings(bench.features.texts, bench.features.tokenizer, captions, settings.prompt_prefix)
-        draw_retrieval(
-            source, index, captions, image_of_text, images, texts, bench.results.picture("retrieval.png").parent
+        pictures = {what: context.results.picture(f"{what}.png") for what in ("retrieval", "similarity")}
+        measured = measure_retrieval(
+            source,
+            features.index[captioned],
+            [captions_of[i] for i in captioned],
+            features.embeddings[captioned],
+            context.features.texts,
+            context.features.tokenizer,
+            prompt_prefix=settings.prompt_prefix,
+            pictures=pictures["retrieval"].parent,
         )
-        skipped = features.skipped
-        return {
-            **recall_at_k(images, texts, image_of_text),
-            "images": len(images),
-            "captions": len(captions),
-            "num_skipped": len(skipped) + len(features.index) - len(captioned),
-            "first_skipped": [list(pair) for pair in skipped[:5]],
-            "prompt_prefix": settings.prompt_prefix,
-            "pictures": {what: bench.results.picture(f"{what}.png") for what in ("retrieval", "similarity")},
-        }
+        skipped = count_skipped(features.skipped, more=len(features.index) - len(captioned))
+        return {**measured, **skipped, "prompt_prefix": settings.prompt_prefix, "pictures": pictures}
 
-    return bench.results.result("retrieval", ALL, key, make)
+    return context.results.result(Retrieval, "retrieval", ALL, context.source_key(source, settings), make)
 
 
-def robustness(bench: Bench, zero_shot: Mapping[str, Results]) -> Results:
+def robustness(context: SuiteContext, zero_shot: Mapping[str, ZeroShot]) -> Robustness:
     """Accuracy under shifts. zero_shot: {set: its result}, with the reference and the shifts among them."""
-    settings = bench.config.robustness
+    settings = context.config.robustness
     models = read_reference_models(settings)
-    counts = {name: zero_shot[name]["count"] for name in (settings.reference, *settings.shifts)}
-    classes = {name: set(zero_shot[name]["per_class"]) for name in counts}
+    found = {name: zero_shot[name] for name in (settings.reference, *settings.shifts)}
+    classes = {name: set(result.per_class) for name, result in found.items()}
     others = [name for name in settings.shifts if classes[name] != classes[settings.reference]]
-    scores = {name: (round(zero_shot[name]["top1"]["value"] * count), count) for name, count in counts.items()}
+    scores = {name: (round(of.top1.value * of.count), of.count) for name, of in found.items() if of.top1}
 
-    def make() -> Results:
+    def make() -> dict[str, Any]:
         result = robustness_metrics(settings.reference, scores, models, settings.baseline)
         for name in others:
             shift = result["shifts"][name]
             note = f"{name} has other classes than {settings.reference}, so that their accuracies do not compare"
             shift["note"] = "; ".join(filter(None, [shift["note"], note]))
-        picture = bench.results.picture("robustness.png")
+        picture = context.results.picture("robustness.png")
         plot_robustness(result, models, picture)
         return {**result, "pictures": {"robustness": picture}}
 
     key = {"scores": scores, "models": models, "other_classes": others, "settings": dataclasses.asdict(settings)}
-    return bench.results.result("robustness", ALL, key, make)
+    result = context.results.result(Robustness, "robustness", ALL, key, make)
+    assert isinstance(result, Robustness)
+    return result
 
 
 def read_reference_models(settings: RobustnessSection) -> dict[str, dict[str, float]]:
@@ -101,60 +100,59 @@ def read_reference_models(settings: RobustnessSection) -> dict[str, dict[str, fl
     return models
 
 
-def overlap(bench: Bench, labelled: LabelledSet, training: Source) -> Results:
+def overlap(context: SuiteContext, labelled: LabelledSet, training: Source) -> Overlap | Absent:
     """Near-duplicates of a test set among training images, and what they do to its zero-shot accuracy."""
-    settings = bench.config.overlap
+    if labelled.multi_label:
+        return Absent(absent="images with several labels are neither right nor wrong")
+    settings = context.config.overlap
     key = {
-        **data_key(bench, labelled, ["test"]),
-        "tokenizer": bench.features.tokenizer_id,
-        "training": bench.features.source_id(training),
-        "prompts": list(bench.prompts(labelled)[bench.config.zero_shot.headline]),
+        **context.data_key(labelled, ["test"]),
+        "tokenizer": context.features.tokenizer_id,
+        "training": context.features.source_id(training),
+        "prompts": list(context.prompts(labelled)[context.config.zero_shot.headline]),
         "settings": dataclasses.asdict(settings),
     }
 
-    def make() -> Results:
+    def make() -> dict[str, Any]:
         test = labelled.splits["test"]
-        correct = headline_classified(bench, labelled).rank == 0
-        ours, index = _similar_by(bench, test, labelled.title, bench.config.suite.num_examples)
-        theirs, places = _similar_by(bench, training, "training images", settings.num_training)
+        classified = headline_classified(context, labelled, context.labelled_features(labelled, "test"))
+        ours, index = _embedded(context, test, labelled.title, context.config.suite.num_examples)
+        theirs, positions = _embedded(context, training, "training images", settings.num_training)
         nearest, similarity = nearest_images(ours, theirs)
-        picture = bench.results.picture(f"{file_name(labelled.name)}-duplicates.png")
+        picture = context.results.picture(f"{file_name(labelled.name)}-duplicates.png")
+        drawn = pairs_around(similarity, settings.threshold, settings.num_pairs)
         pairs = [
-            (_thumbnail(test, index[i]), _thumbnail(training, places[nearest[i]]), float(similarity[i]))
-            for i in pairs_around(similarity, settings.threshold, settings.num_pairs).tolist()
+            (thumbnail(test, i, THUMBNAIL), thumbnail(training, j, THUMBNAIL), float(s))
+            for i, j, s in zip(index[drawn], positions[nearest[drawn]], similarity[drawn])
         ]
         plot_duplicates(pairs, settings.threshold, picture)
         return {
-            **contamination(correct, similarity, settings.threshold),
+            **contamination(classified.rank == 0, similarity, settings.threshold),
             "embedding": settings.embedding,
             "training_images": len(theirs),
             "pictures": {"duplicates": picture},
         }
 
-    return bench.results.result("overlap", labelled.name, key, make)
+    return context.results.result(Overlap, "overlap", labelled.name, key, make)
 
 
-def overlap_picture(bench: Bench, overlaps: Mapping[str, Results]) -> Results:
+def overlap_picture(context: SuiteContext, overlaps: Mapping[str, Overlap]) -> Measured | Absent:
     """The picture over all sets, as the paper's fig. 17."""
 
-    def make() -> Results:
-        picture = bench.results.picture("overlap.png")
-        plot_contamination(overlaps, picture)
+    def make() -> dict[str, Any]:
+        picture = context.results.picture("overlap.png")
+        plot_contamination({title: found.metrics for title, found in overlaps.items()}, picture)
         return {"pictures": {"overlap": picture}}
 
-    return bench.results.result("overlap", ALL, {"overlaps": dict(overlaps)}, make)
+    return context.results.result(Measured, "overlap", ALL, {"overlaps": to_json(overlaps)}, make)
 
 
-def _similar_by(bench: Bench, source: Source, title: str, num_examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings in which duplicates are near, [N, E], and their records' places in the source, [N]."""
-    if bench.config.overlap.embedding == "model":
-        features = bench.features.images(source, title, num_examples)
+def _embedded(context: SuiteContext, source: Source, title: str, num_examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings in which duplicates are near, [N, E], and their records' positions in the source, [N]."""
+    if context.config.overlap.embedding == "model":
+        features = context.features.images(source, title, num_examples)
         return features.embeddings, features.index
-    return bench.features.perceptual(source, f"{title}, perceptual", num_examples)
-
-
-def _thumbnail(source: Source, index: int) -> np.ndarray:
-    return resize_and_center_crop(load_image(source[int(index)]), THUMBNAIL)
+    return context.features.perceptual(source, f"{title}, perceptual", num_examples)
 
 
 def listed_people(settings: BiasSection) -> tuple[list[Path], dict[str, list[str]]]:
@@ -162,36 +160,24 @@ def listed_people(settings: BiasSection) -> tuple[list[Path], dict[str, list[str
     return read_people(Path(settings.people), settings.image_column, settings.group_columns)
 
 
-def bias(bench: Bench) -> Results:
+def bias(context: SuiteContext) -> Bias | Absent:
     """The paper's tables of people classified into denigrating or crime-related classes, by group."""
-    settings = bench.config.bias
+    settings = context.config.bias
     paths, groups = listed_people(settings)
     source = FilesSource(paths)
-    key = {
-        **bench.features.model_id,
-        "tokenizer": bench.features.tokenizer_id,
-        "source": bench.features.source_id(source),
-        "groups": groups,
-        "settings": dataclasses.asdict(settings),
-    }
+    key = {**context.source_key(source, settings), "groups": groups}
 
-    def make() -> Results:
-        features = bench.features.images(source, "pictures of people")
+    def make() -> dict[str, Any]:
+        features = context.features.images(source, "pictures of people")
         kept = {column: [of[i] for i in features.index.tolist()] for column, of in groups.items()}
 
         def embed_classes(names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-            return bench.features.classes(names, templates, "people")
+            return context.features.classes(names, templates, "people")
 
         result = bias_metrics(features.embeddings, kept, embed_classes)
-        pictures = {f"bias {column}": bench.results.picture(f"bias-{file_name(column)}.png") for column in groups}
+        pictures = {f"bias {column}": context.results.picture(f"bias-{file_name(column)}.png") for column in groups}
         for column in groups:
             plot_bias(result, column, pictures[f"bias {column}"])
-        skipped: Any = features.skipped
-        return {
-            **result,
-            "num_skipped": len(skipped),
-            "first_skipped": [list(pair) for pair in skipped[:5]],
-            "pictures": pictures,
-        }
+        return {**result, **count_skipped(features.skipped), "pictures": pictures}
 
-    return bench.results.result("bias", ALL, key, make)
+    return context.results.result(Bias, "bias", ALL, key, make)

@@ -21,11 +21,11 @@ class SuiteSection:
       name: title of the report.
       datasets: see `labelled_sets.open_labelled_set`; may be empty for retrieval or bias alone.
       measures: which of them.
-      data_dir: where prepared sets lie.
+      data_dir: folder of prepared sets.
       num_examples: of each split, spread evenly over it; 0 takes all.
       batch_size: images or texts encoded at once, over all devices.
       compute_dtype: of the towers.
-      seed: of bootstrap draws, few-shot draws and the split that stands in for a missing validation split.
+      seed: of bootstrap draws, few-shot draws and the split that replaces a missing validation split.
     """
 
     name: str

@@ -1,9 +1,7 @@
 """Features on the disk: each set is encoded once, and only again when weights, preprocessing or data change."""
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,17 @@ from tqdm import tqdm
 
 from clip_jax.evaluation.datasets import ClassName
 from clip_jax.evaluation.metrics.overlap import PERCEPTUAL_SIZE, perceptual_embedding
-from clip_jax.evaluation.metrics.zero_shot import class_embeddings
+from clip_jax.evaluation.metrics.zero_shot import class_embeddings, normalized
+from clip_jax.evaluation.pictures import encode_pictures
 from clip_jax.evaluation.suite.array_files import read_arrays, write_arrays
 from clip_jax.inference.api import MissingTokenizer, Model, Preprocess
 from input_pipeline.examples import load_image
-from input_pipeline.prefetch import load_ahead
-from input_pipeline.progress import progress_bar
 from input_pipeline.sources import BrokenRecordError, Record, Source
 from input_pipeline.storage import digest, digest_json
 from input_pipeline.tokenizers import Tokenizer
 
 FORMAT = 1  # of the cached files: raise it when the same key would mean other numbers
 MANY = 2048  # prompts, above which their progress is shown
-AHEAD = 512  # pictures decoded before the device asks for them
 NOT_FINITE = "its weights are damaged, or compute_dtype is too narrow for them"
 SAMPLED = 64  # pictures of a source that its id reads
 
@@ -35,7 +31,7 @@ class ImageFeatures:
     """Features of the pictures of a source that could be used.
 
     pooled: float32 [N, D], before the projection. embeddings: float32 [N, E], of unit length.
-    index: int64 [N], their records' places in the source. skipped: (id, reason) of the others.
+    index: int64 [N], their records' positions in the source. skipped: (id, reason) of the others.
     labels: int64 [N] of labelled records; of records with several, bool [N, C], and `difficult`, bool [N, C], says
     which of them count neither way. None where the source has no labels.
     """
@@ -51,7 +47,7 @@ class ImageFeatures:
 class FeatureStore:
     """Encodes with one model and keeps what it encoded in a folder.
 
-    Names of files are hashes of all that decides their content; what is damaged is told by its checksum, reported
+    Names of files are hashes of all that decides their content; a damaged file is detected by its checksum, reported
     through `say`, and computed again.
     """
 
@@ -77,7 +73,7 @@ class FeatureStore:
         self._source_ids: dict[int, tuple[Source, dict[str, Any]]] = {}  # by id(), which lasts as long as the source
 
     def source_id(self, source: Source) -> dict[str, Any]:
-        """Its fingerprint, and a digest of pictures spread over it: a folder's tells names and sizes alone, which all
+        """Its fingerprint, and a digest of pictures spread over it: a folder's has names and sizes alone, which all
         pictures of one form may share. Ready for JSON."""
         if id(source) not in self._source_ids:
             found = {
@@ -133,50 +129,33 @@ class FeatureStore:
 
     def texts(self, tokens: np.ndarray) -> np.ndarray:
         """Token ids int32 [N, L] to embeddings of unit length, float32 [N, E]; ValueError if one is not finite."""
-        embeddings = _unit(self._model.encoder.texts(tokens))
+        embeddings = normalized(self._model.encoder.texts(tokens))
         if wrong := np.count_nonzero(~np.isfinite(embeddings).all(axis=1)):
             raise ValueError(f"features of {wrong} of {len(tokens)} texts are not finite: {NOT_FINITE}")
         return embeddings
 
     def _encode(self, source: Source, title: str, chosen: np.ndarray) -> dict[str, np.ndarray]:
-        kept: list[tuple[int, Record]] = []
-        skipped: list[tuple[str, str]] = []
-
         def prepare(record: Record) -> np.ndarray:
             return self._preprocess(load_image(record))
 
-        def pictures() -> Iterator[np.ndarray]:
-            for index, record, picture in _read(source, chosen, title, prepare, skipped):
-                kept.append((index, record))
-                yield picture
-
-        try:
-            pooled, embeddings = self._model.encoder.pooled_images(pictures())
-        except ValueError as error:
-            if skipped and not kept:
-                raise ValueError(
-                    f"none of the {len(chosen)} pictures of {title} can be used; the first is {skipped[0][0]}: "
-                    f"{skipped[0][1]}"
-                ) from error
-            raise
-        pooled, embeddings = np.asarray(pooled, np.float32), _unit(embeddings)
+        found = encode_pictures(self._model.encoder.pooled_images, source, chosen, prepare, title)
+        pooled, embeddings = np.asarray(found.features[0], np.float32), normalized(found.features[1])
         wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1) | ~np.isfinite(pooled).all(axis=1))
         if wrong.size:
-            first = kept[wrong[0]][1]["id"]
             raise ValueError(
-                f"features of {wrong.size} of the {len(kept)} pictures of {title} are not finite, the first "
-                f"those of {first}: {NOT_FINITE}"
+                f"features of {wrong.size} of the {len(embeddings)} pictures of {title} are not finite, the first "
+                f"those of {found.records[wrong[0]]['id']}: {NOT_FINITE}"
             )
         return {
             "pooled": pooled,
             "embeddings": embeddings,
-            "index": np.array([index for index, _ in kept], np.int64),
-            "skipped": np.array(json.dumps(skipped)),
-            **_labels([record for _, record in kept], len(source.class_names or ())),
+            "index": found.index,
+            "skipped": np.array(json.dumps(found.skipped)),
+            **found.labels(len(source.class_names or ())),
         }
 
     def perceptual(self, source: Source, title: str, num_examples: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings that tell near-duplicates without any model, float32 [N, P], and their places in the source [N].
+        """`perceptual_embedding` of the pictures, float32 [N, P], and their positions in the source [N].
 
         Arguments as for `images`.
         """
@@ -186,13 +165,8 @@ class FeatureStore:
             return perceptual_embedding(np.asarray(load_image(record)))
 
         def encode() -> dict[str, np.ndarray]:
-            rows = [(index, found) for index, _, found in _read(source, chosen, title, prepare, [])]
-            if not rows:
-                raise ValueError(f"none of the {len(chosen)} pictures of {title} can be used")
-            return {
-                "index": np.array([index for index, _ in rows]),
-                "embeddings": np.stack([found for _, found in rows]),
-            }
+            found = encode_pictures(lambda rows: np.stack(list(rows)), source, chosen, prepare, title)
+            return {"index": found.index, "embeddings": found.features}
 
         key = {"source": self.source_id(source), "count": len(chosen), "size": PERCEPTUAL_SIZE}
         arrays = self.cached("perceptual", key, title, encode)
@@ -207,7 +181,7 @@ class FeatureStore:
             try:
                 return read_arrays(file)
             except (ValueError, OSError) as error:
-                self._say(f"the cache {file.name} of {title} is damaged ({error}): it is made again")
+                self._say(f"the cache {file.name} of {title} is damaged ({error}): computing it again")
         arrays = make()
         self._folder.mkdir(parents=True, exist_ok=True)
         write_arrays(file, arrays)
@@ -215,7 +189,7 @@ class FeatureStore:
 
 
 def _spread(length: int, num_examples: int) -> np.ndarray:
-    """num_examples places, or all for 0, spread evenly over a source, whose order may be that of its classes."""
+    """num_examples positions, or all for 0, spread evenly over a source, whose order may be that of its classes."""
     count = min(num_examples or length, length)
     return (np.arange(count) * length // count).astype(np.int64)
 
@@ -227,47 +201,3 @@ def _pixels(source: Source, index: int) -> bytes:
     except BrokenRecordError:
         return b""
     return image.tobytes() if isinstance(image, np.ndarray) else image
-
-
-def _read(
-    source: Source,
-    chosen: np.ndarray,
-    title: str,
-    prepare: Callable[[Record], np.ndarray],
-    skipped: list[tuple[str, str]],
-) -> Iterator[tuple[int, Record, np.ndarray]]:
-    """Place, record without its picture, and prepare(record) of the records that can be used; others go to skipped."""
-
-    def load(index: int) -> tuple[int, Record, np.ndarray] | BrokenRecordError:
-        try:
-            record = source[index]
-            return index, {**record, "image": None}, prepare(record)
-        except BrokenRecordError as error:
-            return error
-
-    bar = progress_bar(total=len(chosen), desc=title, unit=" images")
-    with bar, closing(load_ahead(load, chosen.tolist(), min(32, os.cpu_count() or 1), AHEAD)) as loaded:
-        for found in loaded:
-            bar.update()
-            if isinstance(found, BrokenRecordError):
-                skipped.append((found.record_id, found.reason))
-            else:
-                yield found
-
-
-def _labels(records: Sequence[Record], C: int) -> dict[str, np.ndarray]:
-    if all("label" in record for record in records):
-        return {"labels": np.array([record["label"] for record in records], np.int64)}
-    if not all("labels" in record for record in records):
-        return {}
-    found = {}
-    for name, key in (("labels", "labels"), ("difficult", "difficult")):
-        found[name] = np.zeros((len(records), C), bool)
-        for row, record in enumerate(records):
-            found[name][row, list(record[key])] = True
-    return found
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, np.float32)
-    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,4 +1,4 @@
-"""Labelled data sets by name: what they are called, where their images lie, and what to do when they are not there."""
+"""Labelled data sets by name: class names, prompts, splits, and how to prepare what is absent."""
 
 import re
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ KINDS = (
 
 
 class AbsentError(ValueError):
-    """A data set that is not there; the message says what brings it."""
+    """A data set that is absent; the message says how to prepare it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,27 @@ class LabelledSet:
         """A string a class."""
         return tuple(map(shown_name, self.class_names))
 
+    def classes_of(self, split: str, labels: np.ndarray | None, index: np.ndarray) -> np.ndarray:
+        """The classes, int64 [N] or bool [N, C], of the source's own labels, whose order may be another.
+
+        index: int [N], the records' positions in the split. Raises ValueError where labels are missing, or outside
+        the names.
+        """
+        if labels is None:
+            raise ValueError(f"{self.name} has pictures without labels in its {split} split")
+        class_of = self.class_of[split]
+        if labels.ndim == 2:
+            ordered = np.zeros((len(labels), len(self.class_names)), bool)
+            ordered[:, class_of] = labels
+            return ordered
+        if (outside := np.flatnonzero((labels < 0) | (labels >= len(class_of)))).size:
+            i = outside[0]
+            raise ValueError(
+                f"label {labels[i]} of record {index[i]} of {self.name} is outside 0..{len(class_of) - 1}, the range "
+                f"of its {len(class_of)} labels"
+            )
+        return class_of[labels]
+
 
 def open_labelled_set(name: str, data_dir: Path, image_size: int, num_examples: int = 0) -> LabelledSet:
     """Opens a set and checks that its labels fit its names; reads no image.
@@ -73,12 +94,12 @@ def open_labelled_set(name: str, data_dir: Path, image_size: int, num_examples: 
         tfds/NAME/TEST, and with /TRAIN the split to train probes on, of which a fifth is for validation; folder:DIR, a
         folder a class in DIR, or in DIR/test, DIR/train and DIR/validation; table:FILE, a CSV or Parquet with labels,
         or a folder with test.csv, train.csv and validation.csv.
-      data_dir: where prepared sets lie.
+      data_dir: folder of prepared sets.
       image_size: pixels at which scenes are drawn.
       num_examples: of a drawn set, 0 for 1,024.
 
     Raises:
-      AbsentError: there is no such data; with what to do.
+      AbsentError: there is no such data; says how to prepare it.
       ValueError: an unknown name, or data of another form than it should have.
     """
     kind, _, rest = name.partition("/")
@@ -137,7 +158,7 @@ def _with_card(card: DatasetCard, data_dir: Path) -> LabelledSet:
 
 
 def _classes_of_labels(card: DatasetCard, source: Source) -> np.ndarray:
-    """Where the prepared set's labels stand in the card's order, which is often another one."""
+    """The index in the card of each of the prepared set's labels, whose order is often another."""
     found, C = source.class_names or (), len(card.class_names)
     numbered = tuple(map(str, range(C)))
     if card.labels is None or found == numbered:
@@ -156,7 +177,7 @@ def _classes_of_labels(card: DatasetCard, source: Source) -> np.ndarray:
 def _classes_of_folders(card: DatasetCard, split: str, source: Source) -> np.ndarray:
     names: dict[str, int] = {}
     for c, name in enumerate(map(shown_name, card.class_names)):
-        names |= {name: c, name.replace("/", "_"): c}  # "/" cannot stand in the name of a folder
+        names |= {name: c, name.replace("/", "_"): c}  # "/" is not allowed in the name of a folder
     C = len(card.class_names)
     classes = []
     for folder in source.class_names or ():
@@ -168,9 +189,7 @@ def _classes_of_folders(card: DatasetCard, split: str, source: Source) -> np.nda
             )
         classes.append(number)
     if len(set(classes)) < len(classes):
-        raise ValueError(
-            f"two folders of {card.name}/{split} stand for one class: {', '.join(source.class_names or ())}"
-        )
+        raise ValueError(f"two folders of {card.name}/{split} are one class: {', '.join(source.class_names or ())}")
     return np.array(classes)
 
 
@@ -183,7 +202,7 @@ def _without_card(name: str, splits: dict[str, Source], templates: tuple[str, ..
     if not labels:
         raise ValueError(f"{name} has no class names: a set to classify needs labels that are names")
     if len(labels) < 2:
-        raise ValueError(f"{name} has one class only, {labels[0]!r}: there is nothing to tell apart")
+        raise ValueError(f"{name} has one class only, {labels[0]!r}: a classifier needs two")
     return LabelledSet(
         name=name,
         title=name,
@@ -209,7 +228,7 @@ def _tfds_splits(rest: str, name: str, data_dir: Path) -> dict[str, Source]:
     parts = rest.split("/")
     if len(parts) not in (2, 3) or not all(re.fullmatch(r"\w+", part) for part in parts[2:]):
         raise ValueError(
-            f"data set {name!r}: use 'tfds/NAME/TEST' or 'tfds/NAME/TEST/TRAIN' with a whole split to train"
+            f"data set {name!r}: use 'tfds/NAME/TEST' or 'tfds/NAME/TEST/TRAIN' where TRAIN is the name of a split"
         )
     dataset, test, *train = parts
     if set(train) & set(re.findall(r"[A-Za-z_]\w*", test)):

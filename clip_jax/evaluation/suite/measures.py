@@ -1,9 +1,6 @@
-"""What a suite measures on one labelled set: zero-shot with its prompts and pictures, linear probe, few-shot."""
+"""Zero-shot classification of one labelled set, with its prompts and pictures."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,176 +14,83 @@ from clip_jax.evaluation.metrics.classification import (
     multi_label_metrics,
     single_label_metrics,
 )
-from clip_jax.evaluation.prompts import load_templates
-from clip_jax.evaluation.suite.config import OWN, SuiteConfig
-from clip_jax.evaluation.suite.feature_store import FeatureStore, ImageFeatures
+from clip_jax.evaluation.pictures import thumbnail
+from clip_jax.evaluation.suite.context import THUMBNAIL, LabelledFeatures, SuiteContext
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
-from clip_jax.evaluation.suite.result_store import Results, ResultStore, file_name
-from clip_jax.inference.api import Model
+from clip_jax.evaluation.suite.result_store import file_name
+from clip_jax.evaluation.suite.results import Absent, ZeroShot, count_skipped
 from clip_jax.plots.probes import plot_reliability
 from clip_jax.plots.training import plot_confusion
-from input_pipeline.examples import load_image
-from input_pipeline.sources import Source
-from input_pipeline.transforms import resize_and_center_crop
-
-THUMBNAIL = 96  # pixels
-SKIPPED_NAMED = 5  # in results; the count is of all
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What every measure needs: the model, its features, the results so far and the settings."""
-
-    config: SuiteConfig
-    model: Model
-    features: FeatureStore
-    results: ResultStore
-
-    def resampling(self) -> dict[str, Any]:
-        """Of bootstrap intervals."""
-        settings = self.config.zero_shot
-        return {
-            "num_resamples": settings.num_resamples,
-            "confidence": settings.confidence,
-            "seed": self.config.suite.seed,
-        }
-
-    def prompts(self, labelled: LabelledSet) -> dict[str, tuple[str, ...]]:
-        """The prompt sets to compare, by name."""
-        settings = self.config.zero_shot
-        own = labelled.templates or settings.templates or load_templates("one")
-        return {name: own if name == OWN else load_templates(name) for name in settings.prompts}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledFeatures:
-    """Features of a split and its labels, int [N] or bool [N, C], in the order of the class names."""
-
-    features: ImageFeatures
-    labels: np.ndarray
-    difficult: np.ndarray | None
-
-
-def labelled_features(bench: Bench, labelled: LabelledSet, split: str) -> LabelledFeatures:
-    """Raises ValueError where labels are missing or outside the names."""
-    source, class_of = labelled.splits[split], labelled.class_of[split]
-    title = labelled.title if split == "test" else f"{labelled.title}, {split}"
-    features = bench.features.images(source, title, bench.config.suite.num_examples)
-    if features.labels is None:
-        raise ValueError(f"{labelled.name} has pictures without labels in its {split} split")
-    if features.labels.ndim == 2:
-        C = len(labelled.class_names)
-
-        def in_order(matrix: np.ndarray) -> np.ndarray:
-            ordered = np.zeros((len(matrix), C), bool)
-            ordered[:, class_of] = matrix
-            return ordered
-
-        difficult = None if features.difficult is None else in_order(features.difficult)
-        return LabelledFeatures(features=features, labels=in_order(features.labels), difficult=difficult)
-    if (outside := np.flatnonzero((features.labels < 0) | (features.labels >= len(class_of)))).size:
-        i = outside[0]
-        raise ValueError(
-            f"label {features.labels[i]} of record {features.index[i]} of {labelled.name} is outside "
-            f"0..{len(class_of) - 1}, the range of its {len(class_of)} labels"
-        )
-    return LabelledFeatures(features=features, labels=class_of[features.labels], difficult=None)
-
-
-def data_key(bench: Bench, labelled: LabelledSet, splits: Sequence[str]) -> dict[str, Any]:
-    """What decides the features and labels of some splits, ready for JSON."""
-    return {
-        **bench.features.model_id,
-        "num_examples": bench.config.suite.num_examples,
-        "seed": bench.config.suite.seed,
-        "metric": labelled.metric,
-        "class_names": list(labelled.class_names),
-        "splits": {
-            split: {
-                "source": bench.features.source_id(labelled.splits[split]),
-                "class_of": labelled.class_of[split].tolist(),
-            }
-            for split in splits
-        },
-    }
-
-
-def headline_classes(bench: Bench, labelled: LabelledSet) -> np.ndarray:
-    """Class embeddings of the headline's prompts."""
-    templates = bench.prompts(labelled)[bench.config.zero_shot.headline]
-    return bench.features.classes(labelled.class_names, templates, labelled.title)
-
-
-def headline_classified(bench: Bench, labelled: LabelledSet) -> Classified:
-    """Zero-shot by the headline's prompts, of a set with one label an image."""
-    test = labelled_features(bench, labelled, "test")
-    return _classify(bench, test, headline_classes(bench, labelled))
-
-
-def zero_shot(bench: Bench, labelled: LabelledSet) -> Results:
+def zero_shot(context: SuiteContext, labelled: LabelledSet) -> ZeroShot:
     """The headline's numbers and pictures, and every prompt set's score; kept by the result store."""
-    prompts = bench.prompts(labelled)
+    prompts = context.prompts(labelled)
     key = {
-        **data_key(bench, labelled, ["test"]),
-        "tokenizer": bench.features.tokenizer_id,
+        **context.data_key(labelled, ["test"]),
+        "tokenizer": context.features.tokenizer_id,
         "prompts": {name: list(templates) for name, templates in prompts.items()},
-        "settings": dataclasses.asdict(bench.config.zero_shot),
+        "settings": dataclasses.asdict(context.config.zero_shot),
     }
 
-    def make() -> Results:
-        test = labelled_features(bench, labelled, "test")
-        compared: dict[str, Any] = {}
-        result: Results = {}
+    def make() -> dict[str, Any]:
+        test, headline = context.labelled_features(labelled, "test"), context.config.zero_shot.headline
+        found = {}
         for name, templates in prompts.items():
-            classes = bench.features.classes(labelled.class_names, templates, labelled.title)
-            found = _measure(bench, labelled, test, classes)
-            compared[name] = {"templates": len(templates), **{k: found[k] for k in ("value", "low", "high")}}
-            if name == bench.config.zero_shot.headline:
-                result = found
-        skipped = test.features.skipped
+            classes = context.features.classes(labelled.class_names, templates, labelled.title)
+            found[name] = _measure(context, labelled, test, classes)
+        scores = {name: {key: found[name][key] for key in ("value", "low", "high")} for name in prompts}
         return {
-            **result,
-            "prompts": compared,
-            "headline": bench.config.zero_shot.headline,
-            "num_skipped": len(skipped),
-            "first_skipped": [list(pair) for pair in skipped[:SKIPPED_NAMED]],
-            **({} if labelled.multi_label else _pictures(bench, labelled, test, result)),
+            **found[headline],
+            "prompts": {name: {"templates": len(prompts[name]), **scores[name]} for name in prompts},
+            "headline": headline,
+            **count_skipped(test.features.skipped),
+            **({} if labelled.multi_label else _pictures(context, labelled, test, found[headline]["calibration"])),
         }
 
-    return bench.results.result("zero_shot", labelled.name, key, make)
+    found = context.results.result(ZeroShot, "zero_shot", labelled.name, key, make)
+    assert not isinstance(found, Absent)
+    return found
 
 
-def _classify(bench: Bench, test: LabelledFeatures, classes: np.ndarray) -> Classified:
-    model = bench.model
+def headline_classified(context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures) -> Classified:
+    """Zero-shot by the headline's prompts, of a set with one label an image."""
+    templates = context.prompts(labelled)[context.config.zero_shot.headline]
+    return _classify(context, test, context.features.classes(labelled.class_names, templates, labelled.title))
+
+
+def _classify(context: SuiteContext, test: LabelledFeatures, classes: np.ndarray) -> Classified:
+    model = context.model
     return classify(test.features.embeddings, test.labels, classes, model.logit_scale, model.logit_bias)
 
 
-def _measure(bench: Bench, labelled: LabelledSet, test: LabelledFeatures, classes: np.ndarray) -> dict[str, Any]:
+def _measure(
+    context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures, classes: np.ndarray
+) -> dict[str, Any]:
+    names, resampling = labelled.shown_names, context.resampling()
     if labelled.multi_label:
         scores = test.features.embeddings @ classes.T
-        return multi_label_metrics(scores, test.labels, test.difficult, labelled.shown_names, bench.resampling())
-    found = _classify(bench, test, classes)
-    return single_label_metrics(found, labelled.shown_names, labelled.metric, bench.resampling())
+        return multi_label_metrics(scores, test.labels, test.difficult, names, resampling)
+    return single_label_metrics(_classify(context, test, classes), names, labelled.metric, resampling)
 
 
-def _pictures(bench: Bench, labelled: LabelledSet, test: LabelledFeatures, result: Results) -> Results:
-    """Confusion matrix, reliability diagram, and thumbnails of the most confident mistakes with what was said."""
-    found = headline_classified(bench, labelled)
-    name, names = file_name(labelled.name), labelled.shown_names
-    pictures = {
-        "confusion": bench.results.picture(f"{name}-confusion.png"),
-        "reliability": bench.results.picture(f"{name}-reliability.png"),
-    }
+def _pictures(
+    context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures, calibration: dict[str, Any]
+) -> dict[str, Any]:
+    """Confusion matrix, reliability diagram, and thumbnails of the most confident mistakes with their predictions."""
+    found = headline_classified(context, labelled, test)
+    name, names, source = file_name(labelled.name), labelled.shown_names, labelled.splits["test"]
+    pictures = {what: context.results.picture(f"{name}-{what}.png") for what in ("confusion", "reliability")}
     plot_confusion(confusion(found), names, pictures["confusion"], labelled.title)
-    plot_reliability(result["calibration"], pictures["reliability"], labelled.title)
+    plot_reliability(calibration, pictures["reliability"], labelled.title)
     mistakes = []
-    for place, i in enumerate(confident_mistakes(found, bench.config.zero_shot.num_mistakes).tolist()):
-        what = f"mistake {place}"
-        pictures[what] = bench.results.picture(f"{name}-mistake-{place}.jpg")
-        record_id = save_thumbnail(labelled.splits["test"], int(test.features.index[i]), pictures[what])
+    for number, i in enumerate(confident_mistakes(found, context.config.zero_shot.num_mistakes).tolist()):
+        what, index = f"mistake {number}", int(test.features.index[i])
+        pictures[what] = context.results.picture(f"{name}-mistake-{number}.jpg")
+        Image.fromarray(thumbnail(source, index, THUMBNAIL)).save(pictures[what], quality=85)
         mistakes.append(
             {
-                "id": record_id,
+                "id": str(source[index]["id"]),
                 "picture": what,
                 "label": names[found.labels[i]],
                 "predicted": names[found.predicted[i]],
@@ -194,11 +98,3 @@ def _pictures(bench: Bench, labelled: LabelledSet, test: LabelledFeatures, resul
             }
         )
     return {"mistakes": mistakes, "pictures": pictures}
-
-
-def save_thumbnail(source: Source, index: int, file: Path) -> str:
-    """Writes the centre of a record's picture as a small JPEG; returns its id."""
-    record = source[index]
-    thumbnail = resize_and_center_crop(load_image(record), THUMBNAIL)
-    Image.fromarray(thumbnail).save(file, quality=85)
-    return str(record["id"])

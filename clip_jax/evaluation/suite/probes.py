@@ -2,136 +2,118 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from clip_jax.evaluation.metrics.classification import measure_scores, metric_score
 from clip_jax.evaluation.metrics.few_shot import few_shot, labels_to_match
-from clip_jax.evaluation.metrics.linear_probe import linear_probe, split_off_validation
+from clip_jax.evaluation.metrics.linear_probe import Metric, linear_probe, split_off_validation
 from clip_jax.evaluation.metrics.logistic_regression import Split
+from clip_jax.evaluation.suite.context import SuiteContext
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
-from clip_jax.evaluation.suite.measures import Bench, LabelledFeatures, data_key, labelled_features
-from clip_jax.evaluation.suite.result_store import Results, file_name
+from clip_jax.evaluation.suite.result_store import file_name
+from clip_jax.evaluation.suite.results import Absent, Adapted, FewShot, LinearProbe, ZeroShot
 from clip_jax.plots.probes import plot_few_shot, plot_sweep
 
 NO_TRAINING = "the set has no training split here"
 
 
-def probe(bench: Bench, labelled: LabelledSet) -> Results:
-    """The paper's linear probe, or {"absent": reason} where there is nothing to train on."""
+def probe(context: SuiteContext, labelled: LabelledSet) -> LinearProbe | Absent:
+    """The paper's linear probe."""
     if "train" not in labelled.splits:
-        return {"absent": NO_TRAINING}
-    settings = bench.config.linear_probe
-    key = {**data_key(bench, labelled, sorted(labelled.splits)), "settings": dataclasses.asdict(settings)}
-    key |= {"resampling": bench.resampling()}
+        return Absent(absent=NO_TRAINING)
+    settings, resampling = context.config.linear_probe, context.resampling()
+    key = {**context.data_key(labelled, sorted(labelled.splits)), "settings": dataclasses.asdict(settings)}
+    key |= {"resampling": resampling}
 
-    def make() -> Results:
-        found = {split: labelled_features(bench, labelled, split) for split in labelled.splits}
-        splits = {split: _probed(bench, features) for split, features in found.items()}
+    def make() -> dict[str, Any]:
+        found = {split: context.labelled_features(labelled, split) for split in labelled.splits}
+        splits = _splits(context, labelled)
         if reason := _untrained(labelled, splits["train"]):
             return {"absent": reason}
-        asked: dict[str, np.ndarray] = {}  # what the metric was asked about: in the end, the test split
 
         def metric(labels: np.ndarray, logits: np.ndarray) -> float:
-            asked.update(labels=labels, scores=logits)
             return metric_score(labelled.metric, labels, logits)
 
-        result = linear_probe(
-            splits["train"],
-            splits.get("validation"),
-            splits["test"],
-            len(labelled.class_names),
-            metric=metric,
-            full_sweep=settings.full_sweep,
-            num_parallel=settings.num_parallel,
-            mesh=bench.model.mesh,
-            seed=bench.config.suite.seed,
-        )
-        measured = measure_scores(labelled.metric, **asked, resampling=bench.resampling())
+        result, logits = _probe(context, splits, splits["test"], len(labelled.class_names), metric)
+        measured = measure_scores(labelled.metric, splits["test"].labels, logits, resampling)
         assert measured["value"] == result["score"]
-        picture = bench.results.picture(f"{file_name(labelled.name)}-sweep.png")
+        picture = context.results.picture(f"{file_name(labelled.name)}-sweep.png")
         plot_sweep(result["sweep"], result["strength"], picture, labelled.title)
-        interval = {"low": measured["low"], "high": measured["high"]}
         return {
             **result,
-            **interval,
+            "low": measured["low"],
+            "high": measured["high"],
             "num_skipped": {split: len(features.features.skipped) for split, features in found.items()},
             "features": settings.features,
             "pictures": {"sweep": picture},
         }
 
-    return bench.results.result("linear_probe", labelled.name, key, make)
+    return context.results.result(LinearProbe, "linear_probe", labelled.name, key, make)
 
 
-def adapted(bench: Bench, opened: Mapping[str, LabelledSet]) -> dict[str, float]:
+def adapted(context: SuiteContext, opened: Mapping[str, LabelledSet]) -> dict[str, float]:
     """{set: accuracy} of a linear probe trained on robustness.reference, on its test split and on that of each shift
     with the same class names.
 
     Reference: Radford et al. 2021, sec. 3.3 and fig. 14 (adaptation to ImageNet). Raises ValueError where the reference
     has no training split.
     """
-    settings = bench.config.robustness
+    settings = context.config.robustness
     reference = opened[settings.reference]
     if "train" not in reference.splits:
-        raise ValueError(f"robustness.adapt=True needs one to learn from: {NO_TRAINING}, {settings.reference}")
+        raise ValueError(f"robustness.adapt=True needs a training split: {NO_TRAINING}, {settings.reference}")
     same = [name for name in settings.shifts if opened[name].class_names == reference.class_names]
     tested = [reference, *(opened[name] for name in same)]
     key = {
-        **data_key(bench, reference, sorted(reference.splits)),
-        "shifts": {labelled.name: data_key(bench, labelled, ["test"])["splits"] for labelled in tested[1:]},
-        "settings": dataclasses.asdict(bench.config.linear_probe),
+        **context.data_key(reference, sorted(reference.splits)),
+        "shifts": {labelled.name: context.data_key(labelled, ["test"])["splits"] for labelled in tested[1:]},
+        "settings": dataclasses.asdict(context.config.linear_probe),
     }
 
-    def make() -> Results:
-        splits = {split: _probed(bench, labelled_features(bench, reference, split)) for split in reference.splits}
-        tests = [_probed(bench, labelled_features(bench, labelled, "test")) for labelled in tested]
-        asked: dict[str, np.ndarray] = {}  # in the end, all tests one after the other
+    def make() -> dict[str, Any]:
+        tests = [_split(context, labelled, "test") for labelled in tested]
+        test = Split(*(np.concatenate(parts) for parts in zip(*tests)))
 
         def metric(labels: np.ndarray, logits: np.ndarray) -> float:
-            asked.update(right=logits.argmax(axis=1) == labels)
-            return float(asked["right"].mean())
+            return float((logits.argmax(axis=1) == labels).mean())
 
-        linear_probe(
-            splits["train"],
-            splits.get("validation"),
-            Split(np.concatenate([test.features for test in tests]), np.concatenate([test.labels for test in tests])),
-            len(reference.class_names),
-            metric=metric,
-            full_sweep=bench.config.linear_probe.full_sweep,
-            num_parallel=bench.config.linear_probe.num_parallel,
-            mesh=bench.model.mesh,
-            seed=bench.config.suite.seed,
-        )
-        ends = np.cumsum([len(test.labels) for test in tests])[:-1]
-        parts = np.split(asked["right"], ends)
+        _, logits = _probe(context, _splits(context, reference), test, len(reference.class_names), metric)
+        parts = np.split(logits.argmax(axis=1) == test.labels, np.cumsum([len(part.labels) for part in tests])[:-1])
         return {labelled.name: float(part.mean()) for labelled, part in zip(tested, parts)}
 
-    return bench.results.result("adapted", reference.name, key, make)
+    found = context.results.result(Adapted, "adapted", reference.name, key, make)
+    assert isinstance(found, Adapted)
+    return dict(found.metrics)
 
 
-def few_shot_curve(bench: Bench, labelled: LabelledSet, zero_shot: Results, probed: Results | None) -> Results:
-    """Score over labels a class, and how many match zero-shot; {"absent": reason} where there is nothing to draw from.
+def few_shot_curve(
+    context: SuiteContext, labelled: LabelledSet, zero_shot: ZeroShot, probed: LinearProbe | Absent | None
+) -> FewShot | Absent:
+    """Score over labels a class, and how many match zero-shot.
 
     zero_shot, probed: the set's results; the probe's score stands for all labels.
     """
     if "train" not in labelled.splits:
-        return {"absent": NO_TRAINING}
+        return Absent(absent=NO_TRAINING)
     if labelled.multi_label:
-        return {"absent": "images with several labels have no number of labels a class"}
-    settings, features = bench.config.few_shot, bench.config.linear_probe.features
+        return Absent(absent="images with several labels have no number of labels a class")
+    settings, features = context.config.few_shot, context.config.linear_probe.features
+    whole = probed if isinstance(probed, LinearProbe) else None
     key = {
-        **data_key(bench, labelled, sorted(labelled.splits)),
+        **context.data_key(labelled, sorted(labelled.splits)),
         "settings": dataclasses.asdict(settings),
         "features": features,
-        "zero_shot": zero_shot["value"],
-        "probe": probed and probed.get("score"),
+        "zero_shot": zero_shot.value,
+        "probe": whole and whole.score,
     }
 
-    def make() -> Results:
-        splits = {split: _probed(bench, labelled_features(bench, labelled, split)) for split in labelled.splits}
-        C, train, validation = len(labelled.class_names), splits["train"], splits.get("validation")
+    def make() -> dict[str, Any]:
+        splits, C = _splits(context, labelled), len(labelled.class_names)
+        train, validation = splits["train"], splits.get("validation")
         if validation is None:
-            train, validation = split_off_validation(train, bench.config.suite.seed)
+            train, validation = split_off_validation(train, context.config.suite.seed)
         if reason := _untrained(labelled, train):
             return {"absent": reason}
         fewest = int(np.bincount(train.labels, minlength=C).min())
@@ -146,24 +128,21 @@ def few_shot_curve(bench: Bench, labelled: LabelledSet, zero_shot: Results, prob
             metric=lambda labels, logits: metric_score(labelled.metric, labels, logits),
             shots=shots,
             num_seeds=settings.num_seeds,
-            seed=bench.config.suite.seed,
+            seed=context.config.suite.seed,
         )
-        labels, scores = [float(x) for x in shots], [row["score"] for row in result["shots"]]
-        whole = None
-        if probed and "score" in probed:
-            whole = (probed["num_train"] + probed["num_validation"]) / C, probed["score"]
-            labels, scores = [*labels, whole[0]], [*scores, whole[1]]
-        picture = bench.results.picture(f"{file_name(labelled.name)}-few-shot.png")
-        plot_few_shot(result["shots"], zero_shot["value"], whole, picture, labelled.title)
+        curve = [(float(number), row["score"]) for number, row in zip(shots, result["shots"])]
+        end = ((whole.num_train + whole.num_validation) / C, whole.score) if whole else None
+        picture = context.results.picture(f"{file_name(labelled.name)}-few-shot.png")
+        plot_few_shot(result["shots"], zero_shot.value, end, picture, labelled.title)
         return {
             **result,
-            "matches_zero_shot": labels_to_match(zero_shot["value"], labels, scores),
+            "matches_zero_shot": labels_to_match(zero_shot.value, *zip(*curve, *([end] if end else []))),
             "left_out_shots": [number for number in settings.shots if number > fewest],
             "features": features,
             "pictures": {"few_shot": picture},
         }
 
-    return bench.results.result("few_shot", labelled.name, key, make)
+    return context.results.result(FewShot, "few_shot", labelled.name, key, make)
 
 
 def _untrained(labelled: LabelledSet, train: Split) -> str:
@@ -175,6 +154,35 @@ def _untrained(labelled: LabelledSet, train: Split) -> str:
     return f"{bare.size} of {C} classes have no training images here, the first is {first!r}" if bare.size else ""
 
 
-def _probed(bench: Bench, found: LabelledFeatures) -> Split:
-    pooled = bench.config.linear_probe.features == "pooled"
+def _split(context: SuiteContext, labelled: LabelledSet, split: str) -> Split:
+    found, pooled = context.labelled_features(labelled, split), context.config.linear_probe.features == "pooled"
     return Split(found.features.pooled if pooled else found.features.embeddings, found.labels)
+
+
+def _splits(context: SuiteContext, labelled: LabelledSet) -> dict[str, Split]:
+    return {split: _split(context, labelled, split) for split in labelled.splits}
+
+
+def _probe(
+    context: SuiteContext, splits: Mapping[str, Split], test: Split, num_classes: int, metric: Metric
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What `linear_probe` returns by the suite's settings, and its logits of the test split."""
+    asked: list[np.ndarray] = []
+
+    def recorded(labels: np.ndarray, logits: np.ndarray) -> float:
+        asked[:] = [logits]  # the test split's come last
+        return metric(labels, logits)
+
+    settings = context.config.linear_probe
+    result = linear_probe(
+        splits["train"],
+        splits.get("validation"),
+        test,
+        num_classes,
+        metric=recorded,
+        full_sweep=settings.full_sweep,
+        num_parallel=settings.num_parallel,
+        mesh=context.model.mesh,
+        seed=context.config.suite.seed,
+    )
+    return result, asked[0]

@@ -1,4 +1,4 @@
-"""Finished results on the disk, so that an evaluation goes on where it was stopped."""
+"""Finished results on the disk, so that a suite continues where it was stopped."""
 
 import json
 import re
@@ -6,18 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clip_jax.evaluation.suite.results import Absent, Result, from_json
 from input_pipeline.storage import checksum_file, checksum_json, digest_json, write_json
 
 FORMAT = 1  # raise it when the same settings would give other numbers
 PICTURES = "pictures"
 
-Results = dict[str, Any]
-
 
 class ResultStore:
     """One JSON for each measure of each set, with the hash of all that decides it, its checksum and its pictures'.
 
-    What was made from other weights, data or settings is made anew; so is what is damaged, which `say` reports.
+    A result of other weights, data or settings is computed again; so is a damaged one, which `say` reports.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = print):
@@ -26,44 +25,49 @@ class ResultStore:
         self.reused = 0
 
     def picture(self, name: str) -> Path:
-        """Where a picture goes; its folder is made."""
+        """The path of a picture; its folder is made."""
         (self._folder / PICTURES).mkdir(parents=True, exist_ok=True)
         return self._folder / PICTURES / name
 
-    def result(self, measure: str, name: str, key: dict[str, Any], make: Callable[[], Results]) -> Results:
-        """The result of a measure on a set, ready for JSON.
+    def result(
+        self, kind: type[Result], measure: str, name: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]
+    ) -> Result | Absent:
+        """The result of a measure on a set.
 
-        key: all that decides it, ready for JSON.
-        make: computes it; `pictures` in what it returns is {what: path of a file that `picture` gave}.
+        Args:
+          kind: its dataclass.
+          measure, name: of the measure and the set.
+          key: all that decides the result, ready for JSON.
+          make: computes the dataclass's names and values, or {"absent": reason}; `pictures` are paths from `picture`.
         """
         file = self._folder / "results" / f"{measure}-{file_name(name)}.json"
         wanted = digest_json({"format": FORMAT, "measure": measure, "name": name, **key})
         if (kept := self._read(file, wanted)) is not None:
             self.reused += 1
-            return kept
+            return from_json(kind, kept)
         result = make()
         pictures = {what: str(path.relative_to(self._folder)) for what, path in result.get("pictures", {}).items()}
         result = json.loads(json.dumps({**result, **({"pictures": pictures} if pictures else {})}, allow_nan=False))
         file.parent.mkdir(parents=True, exist_ok=True)
         sums = {path: checksum_file(self._folder / path) for path in pictures.values()}
         write_json(file, {"key": wanted, "sha256": checksum_json(result), "pictures_sha256": sums, "result": result})
-        return result
+        return from_json(kind, result)
 
-    def _read(self, file: Path, wanted: str) -> Results | None:
+    def _read(self, file: Path, wanted: str) -> dict[str, Any] | None:
         if not file.is_file():
             return None
         try:
             stored = json.loads(file.read_text())
             if stored["sha256"] != checksum_json(stored["result"]):
-                raise ValueError("its checksum does not fit")
+                raise ValueError("its checksum does not match")
             if stored["key"] != wanted:
                 return None
             for path, checksum in stored["pictures_sha256"].items():
                 if checksum_file(self._folder / path) != checksum:
-                    raise ValueError(f"{path} is not what it was")
+                    raise ValueError(f"{path} has changed")
             return stored["result"]
         except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-            self._say(f"the result {file.name} is damaged ({error}): it is made again")
+            self._say(f"the result {file.name} is damaged ({error}): computing it again")
             return None
 
 

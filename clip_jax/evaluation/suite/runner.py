@@ -1,9 +1,10 @@
-"""Runs a suite: opens its data sets, measures each, goes on where it was stopped, and writes the report."""
+"""Runs a suite: opens its data sets, measures each, continues where it was stopped, and writes the report."""
 
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -11,6 +12,7 @@ from clip_jax.config.record import environment
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.evaluation.datasets import dataset_names, load_card
 from clip_jax.evaluation.report.page import write_report
+from clip_jax.evaluation.retrieval import as_table as retrieval_table
 from clip_jax.evaluation.suite.comparisons import (
     bias,
     listed_people,
@@ -21,16 +23,33 @@ from clip_jax.evaluation.suite.comparisons import (
     robustness,
 )
 from clip_jax.evaluation.suite.config import SuiteConfig
+from clip_jax.evaluation.suite.context import SuiteContext
 from clip_jax.evaluation.suite.feature_store import FeatureStore
 from clip_jax.evaluation.suite.labelled_sets import AbsentError, LabelledSet, open_labelled_set
-from clip_jax.evaluation.suite.measures import Bench, zero_shot
+from clip_jax.evaluation.suite.measures import zero_shot
 from clip_jax.evaluation.suite.probes import adapted, few_shot_curve, probe
-from clip_jax.evaluation.suite.result_store import Results, ResultStore
+from clip_jax.evaluation.suite.result_store import ResultStore
+from clip_jax.evaluation.suite.results import (
+    Absent,
+    LinearProbe,
+    Overlap,
+    Report,
+    Retrieval,
+    Robustness,
+    SetResults,
+    Unmeasured,
+    to_json,
+)
 from clip_jax.evaluation.suite.sources import RUN, open_run_sources, open_source
 from clip_jax.inference.api import load
 from clip_jax.tables import format_table
 from input_pipeline.sources import Source
 from input_pipeline.storage import digest_json, write_json
+
+OVER_SETS = ("retrieval", "robustness", "bias")  # measures that are not of one set
+
+Opened = LabelledSet | AbsentError
+OpenedSource = Source | AbsentError
 
 
 def run_suite(
@@ -42,22 +61,18 @@ def run_suite(
     data_path: str | None = None,
     activation: str | None = None,
     say: Callable[[str], None] = print,
-) -> Results:
+) -> Report:
     """Measures a model on a suite; writes report.json, report.html, pictures, results and features into `output`.
 
     Args:
       config: see `clip_jax.evaluation.suite.config`.
       model_name: workdir, exported folder or name, as `clip_jax.load` takes it.
-      output: folder; made when missing. Finished results and features that lie there are used again where weights,
-        data and settings are the same.
+      output: folder; made when missing. Its finished results and features are used again where weights, data and
+        settings are the same.
       is_run: model_name is a run's workdir, whose data retrieval and overlap may use.
-      data_path: where the run's data lies now, if it has moved.
+      data_path: the present path of the run's data, if it has moved.
       activation: as for `clip_jax.load`.
       say: takes lines for the user.
-
-    Returns:
-      What report.json holds: model, environment, settings, sets (a row each, with state "done", "absent" or "failed",
-      and `reason`), and of other measures their results.
 
     Raises:
       ValueError: no such model, an unknown data set, data of another form; several processes.
@@ -81,74 +96,67 @@ def run_suite(
     opened = {name: _open(config, name, model.image_size) for name in settings.datasets}
     sources = _open_others(config, Path(model_name) if is_run else None, model.image_size, data_path)
     output.mkdir(parents=True, exist_ok=True)
-    bench = Bench(
+    context = SuiteContext(
         config=config,
         model=model,
         features=FeatureStore(output / "features", model, preprocess, tokenizer, say),
         results=ResultStore(output, say),
+        say=say,
     )
-    rows = [_measure_set(bench, name, found, sources, say) for name, found in opened.items()]
-    report = {
-        "title": settings.name,
-        "model": _describe_model(model_name, bench),
-        "environment": environment(),
-        "settings": _settings(config),
-        "sets": rows,
-        **_measure_others(bench, rows, opened, sources, say),
-    }
-    write_json(output / "report.json", report)
-    write_report(report, output)
-    if bench.results.reused:
-        say(f"{bench.results.reused} results were there already, of the same weights, data and settings")
+    sets = [_measure_set(context, name, found, sources) for name, found in opened.items()]
+    report = Report(
+        title=settings.name,
+        model=_describe_model(model_name, context),
+        environment=environment(),
+        settings=_settings(config),
+        sets=sets,
+        **_measure_over_sets(context, sets, opened, sources),
+    )
+    write_json(output / "report.json", to_json(report))
+    write_report(to_json(report), output)
+    if count := context.results.reused:
+        say(
+            f"{count} result{'s' if count > 1 else ''} of the same weights, data and settings found, not computed again"
+        )
     return report
 
 
-def problems(report: Results) -> dict[str, list[str]]:
+def problems(report: Report) -> dict[str, list[str]]:
     """Names of what is absent and of what failed."""
-    others = [
-        {"name": measure, **report[measure]} for measure in ("retrieval", "robustness", "bias") if measure in report
-    ]
-    states = [(row["name"], row.get("state", "done")) for row in [*report["sets"], *others]]
+    over_sets: dict[str, Any] = {name: getattr(report, name) for name in OVER_SETS}
+    states: list[tuple[str, str]] = [(found.name, found.state) for found in report.sets]
+    states += [(name, found.state) for name, found in over_sets.items() if isinstance(found, Unmeasured)]
     return {state: [name for name, found in states if found == state] for state in ("absent", "failed")}
 
 
-def as_table(report: Results) -> str:
-    """The sets as a person reads them in a terminal, the absent ones with what to do."""
+def as_table(report: Report) -> str:
+    """The sets for a terminal, the absent ones with what to do."""
     header = ["data set", "metric", "zero-shot", "interval", "chance", "probe", "images", "skipped"]
-    cells, notes = [], []
-    for row in report["sets"]:
-        if row["state"] != "done":
-            notes.append(f"{row['state'].upper()}: {row['title']}: {row['reason']}")
-        if "zero_shot" not in row and "linear_probe" not in row:
-            cells.append([row["title"], row["state"], *[""] * 6])
+    cells: list[list[Any]] = []
+    notes = []
+    for row in report.sets:
+        if row.state != "done":
+            notes.append(f"{row.state.upper()}: {row.title}: {row.reason}")
+        if row.zero_shot is row.linear_probe is None:
+            cells.append([row.title, row.state, *[""] * 6])
             continue
-        found, probed = row.get("zero_shot", {}), row.get("linear_probe", {})
-        interval = f"{found['low']:.3f} to {found['high']:.3f}" if found else ""
-        cells.append(
-            [
-                row["title"],
-                row["metric"],
-                found.get("value", ""),
-                interval,
-                found.get("chance", ""),
-                probed.get("score", ""),
-                found.get("count", probed.get("count", "")),
-                found.get("num_skipped", probed.get("num_skipped", {}).get("test", "")),
-            ]
-        )
-    for measure in ("retrieval", "robustness", "bias"):
-        if (found := report.get(measure, {})).get("state"):
-            notes.append(f"{found['state'].upper()}: {measure}: {found['reason']}")
+        probed = row.linear_probe if isinstance(row.linear_probe, LinearProbe) else None
+        score = probed.score if probed else ""
+        numbers: list[Any] = ["", "", "", score, *((probed.count, probed.num_skipped["test"]) if probed else ("", ""))]
+        if found := row.zero_shot:
+            interval = f"{found.low:.3f} to {found.high:.3f}"
+            numbers = [found.value, interval, found.chance, score, found.count, found.num_skipped]
+        cells.append([row.title, row.metric, *numbers])
+    for name in OVER_SETS:
+        if isinstance(unmeasured := getattr(report, name), Unmeasured):
+            notes.append(f"{unmeasured.state.upper()}: {name}: {unmeasured.reason}")
     tables = [format_table(header, cells)] if cells else []
-    if "images" in (found := report.get("retrieval", {})):
-        ways = {"image to text": "image_to_text_r@{}", "text to image": "text_to_image_r@{}"}
-        title = f"retrieval ({found['images']} images, {found['captions']} captions)"
-        recalls = [[words, *(found[key.format(k)] for k in (1, 5, 10))] for words, key in ways.items()]
-        tables.append(format_table([title, "R@1", "R@5", "R@10"], recalls))
+    if isinstance(report.retrieval, Retrieval):
+        tables.append(retrieval_table(report.retrieval.metrics))
     return "\n\n".join([*tables, *notes])
 
 
-def _open(config: SuiteConfig, name: str, image_size: int) -> LabelledSet | AbsentError:
+def _open(config: SuiteConfig, name: str, image_size: int) -> Opened:
     try:
         return open_labelled_set(name, Path(config.suite.data_dir), image_size, config.suite.num_examples)
     except AbsentError as error:
@@ -157,7 +165,7 @@ def _open(config: SuiteConfig, name: str, image_size: int) -> LabelledSet | Abse
 
 def _open_others(
     config: SuiteConfig, workdir: Path | None, image_size: int, data_path: str | None
-) -> dict[str, Source | AbsentError]:
+) -> dict[str, OpenedSource]:
     """The sources of the measures that need one, opened before long work starts, and other files read once."""
     every = {
         "retrieval": ("retrieval.source", config.retrieval.source, "validation"),
@@ -167,7 +175,7 @@ def _open_others(
     # A run is measured on other data also where its own is not.
     of_run = any(value == RUN for _, value, _ in wanted.values())
     run = open_run_sources(workdir, image_size, data_path) if workdir and of_run else None
-    found: dict[str, Source | AbsentError] = {}
+    found: dict[str, OpenedSource] = {}
     for measure, (key, value, part) in wanted.items():
         try:
             found[measure] = open_source(key, value, run, part)
@@ -180,111 +188,105 @@ def _open_others(
     return found
 
 
-def _measure_set(
-    bench: Bench,
-    name: str,
-    labelled: LabelledSet | AbsentError,
-    sources: Mapping[str, Source | AbsentError],
-    say: Callable[[str], None],
-) -> Results:
-    """A row of the report: all measures of one set, or why there are none."""
+def _measure_set(context: SuiteContext, name: str, labelled: Opened, sources: Mapping[str, OpenedSource]) -> SetResults:
+    """All measures of one set, or why there are none."""
     if isinstance(labelled, AbsentError):
         title = load_card(name).title if name in dataset_names() else name
-        say(f"ABSENT: {title}: {labelled}")
-        return {"name": name, "title": title, "state": "absent", "reason": str(labelled)}
-    row: Results = {"name": name, "title": labelled.title, "state": "done", "metric": labelled.metric}
-    row |= {"note": labelled.note, "classes": len(labelled.class_names)}
-    row["hashes"] = {split: digest_json(bench.features.source_id(source)) for split, source in labelled.splits.items()}
-    row["hashes"]["names and prompts"] = digest_json([labelled.class_names, bench.prompts(labelled)])
-    makers: dict[str, Callable[[], Results]] = {
-        "zero_shot": lambda: zero_shot(bench, labelled),
-        "linear_probe": lambda: probe(bench, labelled),
-        "few_shot": lambda: few_shot_curve(bench, labelled, row["zero_shot"], row.get("linear_probe")),
-        "overlap": lambda: _overlap(bench, labelled, sources["overlap"]),
+        context.say(f"ABSENT: {title}: {labelled}")
+        return SetResults(name=name, title=title, state="absent", reason=str(labelled))
+    hashes = {split: digest_json(context.features.source_id(source)) for split, source in labelled.splits.items()}
+    hashes["names and prompts"] = digest_json([labelled.class_names, context.prompts(labelled)])
+    found: dict[str, Any] = {}
+    makers: dict[str, Callable[[], Any]] = {
+        "zero_shot": lambda: zero_shot(context, labelled),
+        "linear_probe": lambda: probe(context, labelled),
+        "few_shot": lambda: few_shot_curve(context, labelled, found["zero_shot"], found.get("linear_probe")),
+        "overlap": lambda: (
+            Absent(absent=str(training))
+            if isinstance(training := sources["overlap"], AbsentError)
+            else overlap(context, labelled, training)
+        ),
     }
+    reasons = []
     for measure, make in makers.items():
-        if measure in bench.config.suite.measures:
+        if measure in context.config.suite.measures:
             try:
-                row[measure] = make()
+                found[measure] = make()
             except ValueError as error:
-                reason = f"{measure}: {error}"
-                say(f"FAILED: {labelled.title}: {reason}")
-                row |= {"state": "failed", "reason": "; ".join(filter(None, [row.get("reason"), reason]))}
+                reasons.append(f"{measure}: {error}")
+                context.say(f"FAILED: {labelled.title}: {reasons[-1]}")
                 if measure == "zero_shot":  # the pictures or the names, which the others need, too
                     break
-    return row
+    return SetResults(
+        name=name,
+        title=labelled.title,
+        state="failed" if reasons else "done",
+        reason="; ".join(reasons) or None,
+        metric=labelled.metric,
+        note=labelled.note,
+        classes=len(labelled.class_names),
+        hashes=hashes,
+        **found,
+    )
 
 
-def _overlap(bench: Bench, labelled: LabelledSet, training: Source | AbsentError) -> Results:
-    if isinstance(training, AbsentError):
-        return {"absent": str(training)}
-    if labelled.multi_label:
-        return {"absent": "images with several labels are neither right nor wrong"}
-    return overlap(bench, labelled, training)
-
-
-def _measure_others(
-    bench: Bench,
-    rows: list[Results],
-    opened: Mapping[str, LabelledSet | AbsentError],
-    sources: Mapping[str, Source | AbsentError],
-    say: Callable[[str], None],
-) -> Results:
+def _measure_over_sets(
+    context: SuiteContext,
+    sets: list[SetResults],
+    opened: Mapping[str, Opened],
+    sources: Mapping[str, OpenedSource],
+) -> dict[str, Any]:
     """Results of the measures that are not of one set, by their names."""
-    measures = bench.config.suite.measures
-    done = {row["name"]: row["zero_shot"] for row in rows if "zero_shot" in row}
-    makers: dict[str, Callable[[], Results]] = {}
-    if isinstance(pairs := sources.get("retrieval"), AbsentError):
-        makers["retrieval"] = _raise(pairs)
-    elif pairs is not None:
-        makers["retrieval"] = lambda: retrieval(bench, pairs)
-    if "robustness" in measures:
-        settings = bench.config.robustness
-        missing = [name for name in (settings.reference, *settings.shifts) if "top1" not in done.get(name, {})]
-        missed = AbsentError(f"it needs zero-shot accuracies of {', '.join(missing)}")
-        makers["robustness"] = _raise(missed) if missing else lambda: _robustness(bench, done, opened)
-    overlaps = {row["title"]: row["overlap"] for row in rows if "all" in row.get("overlap", {})}
-    if overlaps:
-        makers["overlap"] = lambda: overlap_picture(bench, overlaps)
-    if "bias" in measures:
-        makers["bias"] = lambda: bias(bench)
-    results: Results = {}
-    for measure, make in makers.items():
+
+    def measure_retrieval() -> Any:
+        if isinstance(pairs := sources["retrieval"], AbsentError):
+            raise pairs
+        return retrieval(context, pairs)
+
+    def measure_robustness() -> Robustness:
+        settings = context.config.robustness
+        done = {row.name: row.zero_shot for row in sets if row.zero_shot and row.zero_shot.top1}
+        if missing := [name for name in (settings.reference, *settings.shifts) if name not in done]:
+            raise AbsentError(f"it needs zero-shot accuracies of {', '.join(missing)}")
+        found = robustness(context, done)
+        if not settings.adapt:
+            return found
+        there = {name: labelled for name, labelled in opened.items() if isinstance(labelled, LabelledSet)}
+        return dataclasses.replace(found, adapted=adapted(context, there))
+
+    overlaps = {row.title: row.overlap for row in sets if isinstance(row.overlap, Overlap)}
+    every: dict[str, Callable[[], Any]] = {
+        "retrieval": measure_retrieval,
+        "robustness": measure_robustness,
+        "overlap": lambda: overlap_picture(context, overlaps),
+        "bias": lambda: bias(context),
+    }
+    results: dict[str, Any] = {}
+    for measure, make in every.items():
+        if measure not in context.config.suite.measures or (measure == "overlap" and not overlaps):
+            continue
         try:
             results[measure] = make()
         except ValueError as error:
-            state = "absent" if isinstance(error, AbsentError) else "failed"
-            say(f"{state.upper()}: {measure}: {error}")
-            results[measure] = {"state": state, "reason": str(error)}
+            unmeasured = Unmeasured(state="absent" if isinstance(error, AbsentError) else "failed", reason=str(error))
+            context.say(f"{unmeasured.state.upper()}: {measure}: {error}")
+            results[measure] = unmeasured
     return results
 
 
-def _robustness(bench: Bench, done: Mapping[str, Results], opened: Mapping[str, LabelledSet | AbsentError]) -> Results:
-    there = {name: labelled for name, labelled in opened.items() if isinstance(labelled, LabelledSet)}
-    probed = {"adapted": adapted(bench, there)} if bench.config.robustness.adapt else {}
-    return {**robustness(bench, done), **probed}
-
-
-def _raise(error: AbsentError) -> Callable[[], Results]:
-    def fail() -> Results:
-        raise error
-
-    return fail
-
-
-def _describe_model(name: str | os.PathLike[str], bench: Bench) -> Results:
-    model = bench.model
+def _describe_model(name: str | os.PathLike[str], context: SuiteContext) -> dict[str, Any]:
+    model = context.model
     return {
         "name": str(name),
-        **bench.features.model_id,
+        **context.features.model_id,
         "embed_dim": model.embed_dim,
         "logit_scale": model.logit_scale,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.variables)),
-        "tokenizer": bench.features.tokenizer_id,
+        "tokenizer": context.features.tokenizer_id,
     }
 
 
-def _settings(config: SuiteConfig) -> Results:
+def _settings(config: SuiteConfig) -> dict[str, Any]:
     """Of the suite and of the measures that were taken."""
     sections = dataclasses.asdict(config)
     return {name: values for name, values in sections.items() if name == "suite" or name in config.suite.measures}

@@ -41,7 +41,7 @@ def open_source(key: str, value: str, run: RunSources | None, part: str) -> Sour
     Args:
       key: such as "retrieval.source", for messages.
       value: "run", or KIND:PATH[:SPLIT] with a kind of `input_pipeline.sources.make_source`.
-      run: what "run" stands for; None where the model is not a run.
+      run: the sources that "run" means; None where the model is not a run.
       part: "train" or "validation", which of them.
 
     Raises:

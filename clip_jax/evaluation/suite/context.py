@@ -1,0 +1,90 @@
+"""What every measure of a suite needs, and what decides its result."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clip_jax.evaluation.prompts import load_templates
+from clip_jax.evaluation.suite.config import OWN, SuiteConfig
+from clip_jax.evaluation.suite.feature_store import FeatureStore, ImageFeatures
+from clip_jax.evaluation.suite.labelled_sets import LabelledSet
+from clip_jax.evaluation.suite.result_store import ResultStore
+from clip_jax.inference.api import Model
+from input_pipeline.sources import Source
+
+THUMBNAIL = 96  # pixels
+ALL = "all"  # name of a result over several sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFeatures:
+    """Features of a split and its labels, int [N] or bool [N, C], in the order of the class names."""
+
+    features: ImageFeatures
+    labels: np.ndarray
+    difficult: np.ndarray | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteContext:
+    """The model, its features, the results so far and the settings; `say` takes lines for the user."""
+
+    config: SuiteConfig
+    model: Model
+    features: FeatureStore
+    results: ResultStore
+    say: Callable[[str], None]
+
+    def resampling(self) -> dict[str, Any]:
+        """Settings of bootstrap intervals."""
+        settings = self.config.zero_shot
+        return {
+            "num_resamples": settings.num_resamples,
+            "confidence": settings.confidence,
+            "seed": self.config.suite.seed,
+        }
+
+    def prompts(self, labelled: LabelledSet) -> dict[str, tuple[str, ...]]:
+        """The prompt sets to compare, by name."""
+        settings = self.config.zero_shot
+        own = labelled.templates or settings.templates or load_templates("one")
+        return {name: own if name == OWN else load_templates(name) for name in settings.prompts}
+
+    def labelled_features(self, labelled: LabelledSet, split: str) -> LabelledFeatures:
+        """Raises ValueError where labels are missing or outside the names."""
+        title = labelled.title if split == "test" else f"{labelled.title}, {split}"
+        features = self.features.images(labelled.splits[split], title, self.config.suite.num_examples)
+        labels = labelled.classes_of(split, features.labels, features.index)
+        difficult = features.difficult
+        if difficult is not None:
+            difficult = labelled.classes_of(split, difficult, features.index)
+        return LabelledFeatures(features=features, labels=labels, difficult=difficult)
+
+    def data_key(self, labelled: LabelledSet, splits: Sequence[str]) -> dict[str, Any]:
+        """What decides the features and labels of some splits, ready for JSON."""
+        return {
+            **self.features.model_id,
+            "num_examples": self.config.suite.num_examples,
+            "seed": self.config.suite.seed,
+            "metric": labelled.metric,
+            "class_names": list(labelled.class_names),
+            "splits": {
+                split: {
+                    "source": self.features.source_id(labelled.splits[split]),
+                    "class_of": labelled.class_of[split].tolist(),
+                }
+                for split in splits
+            },
+        }
+
+    def source_key(self, source: Source, settings: Any) -> dict[str, Any]:
+        """What decides the features of a source's pictures and texts, and a measure's settings, ready for JSON."""
+        return {
+            **self.features.model_id,
+            "tokenizer": self.features.tokenizer_id,
+            "source": self.features.source_id(source),
+            "settings": dataclasses.asdict(settings),
+        }
