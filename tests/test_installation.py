@@ -124,7 +124,7 @@ def names(wheel: Path) -> set[str]:
 def test_the_wheel_has_all_files_of_the_packages_and_no_others(wheel):
     files = {file for package in PACKAGES for file in (ROOT / package).rglob("*") if file.is_file()}
     assert names(wheel) == {str(f.relative_to(ROOT)) for f in files if "__pycache__" not in f.parts}
-    assert {".json", ".html", ".sh", ".sbatch", ".md"} < {Path(name).suffix for name in names(wheel)}
+    assert {".json", ".j2", ".sh", ".sbatch", ".md"} < {Path(name).suffix for name in names(wheel)}
     assert {"configs/tiny.py", "clip_jax/launch/Dockerfile"} < names(wheel)
 
 

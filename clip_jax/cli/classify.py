@@ -1,4 +1,4 @@
-"""Tells which labels fit pictures: `clip-jax classify cat.jpg --model=ViT-B/32 --labels "a cat,a dog"`.
+"""Ranks labels for pictures: `clip-jax classify cat.jpg --model=ViT-B/32 --labels "a cat,a dog"`.
 
 Softmax over the labels; a model with a logit bias (SigLIP) gives each label a probability of its own. A label with a
 comma in it stands in double quotes.
@@ -20,7 +20,7 @@ common_flags.declare("model", "activation")
 LABELS = flags.DEFINE_list("labels", None, "Labels to choose from, as 'a cat,a dog'.")
 TEMPLATE = flags.DEFINE_string("template", "{}", "Sentence around each label, as 'a photo of {}.'.")
 TOP = flags.DEFINE_integer("top", 5, "Number of labels shown for each picture.", lower_bound=1)
-JSON = flags.DEFINE_bool("json", False, "A line of JSON for each picture instead of a table.")
+JSON = flags.DEFINE_bool("json", False, "Output of one JSON line per picture instead of a table.")
 
 IMAGES_AT_ONCE = 64
 

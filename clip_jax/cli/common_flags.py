@@ -13,9 +13,13 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, metrics, pictures.")
 # A benchmark has a --model of its own, `plan` an --output.
-MODEL = flags.DEFINE_string("model", None, "Weights, by name or path as clip_jax.load takes them.", allow_override=True)
+MODEL = flags.DEFINE_string(
+    "model", None, "Name or path of the weights, as clip_jax.load takes them.", allow_override=True
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.", allow_override=True)
-ACTIVATION = flags.DEFINE_string("activation", None, "quick_gelu, gelu or gelu_tanh, for weights without a config.")
+ACTIVATION = flags.DEFINE_string(
+    "activation", None, "Activation of weights without a config: quick_gelu, gelu or gelu_tanh."
+)
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Traceback of an error, beside its message.")
 # From here on absl takes the caller of `declare` for the module whose flags are declared.
 flags.disclaim_key_flags()

@@ -39,7 +39,7 @@ PART = flags.DEFINE_string(
     "Part of the shards that this machine makes, as 0/4; by default its index among a cluster's processes.",
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Number of images or texts encoded at once.", lower_bound=1)
-TEXTS = flags.DEFINE_bool("texts", True, "Embeddings of the captions, too.")
+TEXTS = flags.DEFINE_bool("texts", True, "Embedding of the captions, beside the images.")
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Shows what is in a data set: `clip-jax inspect DATA`, DATA a folder, tars, a table, a prepared folder, ...
 
 Prints statistics of a sample of the records, spread evenly, and writes contact_sheet.png, statistics.png and
-statistics.json to --output. The form of the data is guessed from the path unless --source says it; `scenes` draws.
-Of a folder made by `clip-jax prepare` the manifest is shown, too.
+statistics.json to --output. The form of the data is guessed from the path unless --source names it; `scenes` are
+drawn. Of a folder made by `clip-jax prepare` the manifest is shown, too.
 """
 
 import json

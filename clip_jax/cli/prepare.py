@@ -2,8 +2,8 @@
 
 Larger pictures are shrunk to --image_size, antialiased; those that are small enough are copied byte by byte. A shard is
 a fixed range of the source's records, and its bytes do not depend on the number of processes or on restarts, so the
-same command goes on where it was stopped, and does nothing when all is there. Records that cannot be used, or that the
-filters leave out, are listed with their reasons.
+same command continues where it was stopped, and does nothing when it is complete. Records that cannot be used, or that
+the filters leave out, are listed with their reasons.
 
 --output gets data-00000-of-00012.array_record and beside each a .json of what is in it; settings.json; and, when all
 are there, broken.jsonl, duplicates.jsonl (groups of ids: exact and near), statistics.json, statistics.png and
@@ -71,7 +71,7 @@ CAPTION_MUST_NOT_MATCH = flags.DEFINE_string(
     "caption_must_not_match", "", "Regular expression; captions in which it is found are left out."
 )
 RUNNER = flags.DEFINE_string(
-    "runner", LOCAL, "What makes the shards: local, or a runner of Apache Beam, such as DirectRunner."
+    "runner", LOCAL, "Runner that makes the shards: local, or one of Apache Beam, such as DirectRunner."
 )
 BEAM_OPTIONS = flags.DEFINE_string("beam_options", "", "Flags of Beam's own, as '--project=P --region=R'.")
 

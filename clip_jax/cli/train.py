@@ -1,4 +1,4 @@
-"""Trains CLIP: `clip-jax train --config=tiny --workdir=runs/tiny`, and goes on where a run was stopped."""
+"""Trains CLIP: `clip-jax train --config=tiny --workdir=runs/tiny`, or continues a run where it was stopped."""
 
 from pathlib import Path
 
