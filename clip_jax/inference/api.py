@@ -97,7 +97,7 @@ class Model:
         """16 hexadecimal digits that change with any weight and with whatever the config says of the computation."""
 
         def chunks() -> Iterator[bytes | memoryview]:
-            yield repr(sorted(self.config.computation.items())).encode()
+            yield repr(sorted(self.config.feature_config.items())).encode()
             for path, leaf in sorted(flatten_dict(self.variables, sep="/").items()):
                 yield path.encode()
                 yield np.ascontiguousarray(leaf).data
