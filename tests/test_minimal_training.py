@@ -50,6 +50,5 @@ def test_the_loss_falls_far_below_chance():
     for _ in range(60):
         params, opt_state, loss, metrics = step(params, opt_state)
 
-    print(loss, metrics, np.log(N))
     assert loss < np.log(N) / 4  # chance is log N, where every text is as probable as any other
     assert metrics["image_to_text_accuracy"] > 0.7

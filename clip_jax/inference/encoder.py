@@ -78,7 +78,7 @@ class Encoder:
         return self._encode(self._image, map(np.stack, batches))
 
     def pooled_images(self, images: Iterable[np.ndarray]) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N E"]]:
-        """Features before the projection, as of `CLIP.pool_image`, not normalised; from the same pass those of `images`."""
+        """Features before the projection, not normalised, and from the same pass those that `images` gives."""
         stream = iter(images)
         batches = iter(lambda: list(itertools.islice(stream, self._batch_size)), [])
         both = self._encode(self._pooled, map(np.stack, batches))  # [N, D + E]
