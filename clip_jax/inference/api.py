@@ -1,4 +1,4 @@
-"""What people know from openai/CLIP: `model, preprocess, tokenize = clip_jax.load("ViT-B/32")`."""
+"""The API of openai/CLIP: `model, preprocess, tokenize = clip_jax.load("ViT-B/32")`."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
@@ -28,12 +29,16 @@ from input_pipeline.storage import checksum
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import check_size, decode_image, resize_and_center_crop, resize_squashed, to_eight_bit
 
+Picture = UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "S S 3"] | Float[np.ndarray, "S S 3"]  # in 0..255, or already normalised
+Images = UInt8[Array | np.ndarray, "N S S 3"] | Float[Array | np.ndarray, "N S S 3"] | Sequence[Pixels]
+
 
 class Logits(NamedTuple):
-    """Scaled cosine similarities, plus the bias of a sigmoid loss: [N, M] of N images and M texts, and [M, N]."""
+    """Cosine similarities times the logit scale, plus the bias of a sigmoid loss, of N images and M texts."""
 
-    logits_per_image: jax.Array
-    logits_per_text: jax.Array
+    logits_per_image: Float[Array, "N M"]
+    logits_per_text: Float[Array, "M N"]
 
 
 class Model:
@@ -43,7 +48,7 @@ class Model:
     row's length.
 
     Attributes:
-      config: shapes, activation, pixel mean and standard deviation.
+      config: architecture, activation, pixel mean and standard deviation.
       mesh: see `place`.
     """
 
@@ -53,14 +58,14 @@ class Model:
         self._put(variables, mesh)
 
     def _put(self, variables: Variables, mesh: Mesh) -> None:
-        # The reference's float32 is float32 also where JAX's default is not.
+        # float32 is exact in the reference; JAX's default precision is lower on some devices.
         self._precision = "highest" if self.config.compute_dtype == "float32" else None
         encoder = Encoder(self.config, mesh, self._batch_size, normalized=False, precision=self._precision)
         encoder.variables = jax.device_put(variables, variable_shardings(variables, mesh))
-        self.mesh, self._encoder = mesh, encoder  # last: a mesh that does not fit leaves the model as it was
+        self.mesh, self._encoder = mesh, encoder  # last: a mesh that does not fit leaves the model unchanged
 
     def place(self, mesh: Mesh) -> "Model":
-        """Spreads batches, and with fsdp or tensor axes weights, over a mesh; returns the model.
+        """Splits batches, and with fsdp or tensor axes weights, over a mesh; returns the model.
 
         `model.place(clip_jax.make_mesh())` takes all devices.
         """
@@ -84,20 +89,20 @@ class Model:
 
     @property
     def logit_scale(self) -> float:
-        """What cosine similarities are multiplied by, at most 100 in the paper."""
+        """Factor of the cosine similarities, at most 100 in the paper; its logarithm is the parameter."""
         return float(np.exp(self.variables["logit_scale"]))
 
     @property
     def logit_bias(self) -> float | None:
-        """Of a model trained by the sigmoid loss; its probabilities are sigmoids, each label on its own."""
+        """Of a model trained with the sigmoid loss; its probabilities are sigmoids, independent for each label."""
         return float(self.variables["logit_bias"]) if "logit_bias" in self.variables else None
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any weight and with whatever the config says of the computation."""
+        """16 hexadecimal digits that change with any weight and with the feature_config."""
 
         def chunks() -> Iterator[bytes | memoryview]:
-            yield repr(sorted(self.config.computation.items())).encode()
+            yield repr(sorted(self.config.feature_config.items())).encode()
             for path, leaf in sorted(flatten_dict(self.variables, sep="/").items()):
                 yield path.encode()
                 yield np.ascontiguousarray(leaf).data
@@ -106,25 +111,25 @@ class Model:
 
     @property
     def encoder(self) -> Encoder:
-        """What streams of any length are encoded with; its features are not normalised."""
+        """Encodes streams of any length; its features are not normalised."""
         return self._encoder
 
-    def encode_image(self, images: np.ndarray | jax.Array | Sequence[np.ndarray]) -> jax.Array:
-        """Features [N, E] in the compute dtype, not normalised, as the reference's.
+    def encode_image(self, images: Images) -> Float[Array, "N E"]:
+        """Features in the compute dtype, not normalised, as the reference's.
 
-        images: [N, S, S, 3], uint8 as `preprocess` gives, or floating-point pixels already normalised.
+        images: uint8 as `preprocess` gives, or floating-point pixels already normalised; S is the image_size.
         """
         self._check(images)
         return jnp.asarray(self._encoder.images(np.asarray(image) for image in images))
 
-    def attention_map(self, images: np.ndarray | jax.Array | Sequence[np.ndarray]) -> jax.Array:
-        """How much the features take of each place of the images, [N, G, G]; see `ImageEncoder.attention_map`."""
+    def attention_map(self, images: Images) -> Float[Array, "N G G"]:
+        """The attention weight of each position of the images; see `ImageEncoder.attention_map`."""
         self._check(images)
         graph, rows = model_graph(self.config), np.stack([np.asarray(image) for image in images])
         with jax.default_matmul_precision(self._precision):
             return jax.jit(lambda v, x: nnx.merge(graph, v).attention_map(x))(self.variables, rows)
 
-    def _check(self, images: np.ndarray | jax.Array | Sequence[np.ndarray]) -> None:
+    def _check(self, images: Images) -> None:
         shapes = {np.shape(image) for image in images}
         if shapes != {(self.image_size, self.image_size, 3)}:
             found = list(np.shape(images)) if len(shapes) < 2 else f"several: {sorted(shapes)}"
@@ -137,8 +142,8 @@ class Model:
             names = ", ".join(sorted(map(str, dtypes)))
             raise ValueError(f"images are {names}; expected uint8, or floating-point pixels already normalised")
 
-    def encode_text(self, text: np.ndarray | jax.Array) -> jax.Array:
-        """Features [N, E] in the compute dtype, not normalised, of token ids int32 [N, L] as `tokenize` gives."""
+    def encode_text(self, text: Int[Array | np.ndarray, "N L"]) -> Float[Array, "N E"]:
+        """Features in the compute dtype, not normalised, of token ids as `tokenize` gives."""
         text = np.asarray(text)
         config = self.config.text
         if text.ndim != 2 or not len(text) or not np.issubdtype(text.dtype, np.integer):
@@ -157,8 +162,8 @@ class Model:
             raise ValueError(f"a row of text has no end token ({config.eot_token}): use the model's own tokenize")
         return jnp.asarray(self._encoder.texts(text.astype(np.int32)))
 
-    def __call__(self, images: Any, text: np.ndarray | jax.Array) -> Logits:
-        """logits_per_image [N, M] and logits_per_text [M, N], as the reference's."""
+    def __call__(self, images: Images, text: Int[Array | np.ndarray, "M L"]) -> Logits:
+        """logits_per_image and logits_per_text, as the reference's."""
         zi, zt = normalize(self.encode_image(images)), normalize(self.encode_text(text))
         logits = self.logit_scale * jnp.matmul(zi, zt.T, precision="highest") + (self.logit_bias or 0.0)
         return Logits(logits, logits.T)
@@ -171,13 +176,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A picture to what a model takes: uint8 [S, S, 3]. Normalisation by mean and deviation is the model's part."""
+    """A picture to pixels in 0..255, S = image_size. The model normalises them by mean and standard deviation."""
 
     image_size: int
     transform: ImageTransform
 
-    def __call__(self, image: Image.Image | np.ndarray | str | os.PathLike[str]) -> np.ndarray:
-        """image: PIL, uint8 [H, W, 3], or the path of a picture. Raises ValueError for what is no picture."""
+    def __call__(self, image: Image.Image | Picture | str | os.PathLike[str]) -> UInt8[np.ndarray, "S S 3"]:
+        """image: a PIL image, an array, or the path of a picture. Raises ValueError for anything else."""
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
             try:
@@ -216,7 +221,7 @@ def load(
         cache), a folder or safetensors file in the layout of OpenAI, open_clip or transformers, or a run's workdir.
       activation, image_size, context_length: see `clip_jax.pretrained.load_pretrained`.
       compute_dtype: "float32", "bfloat16" (half the memory traffic, features to 3 digits) or "float64" (under x64).
-      batch_size: rows encoded at once; more are encoded in turn.
+      batch_size: rows encoded at once; more are encoded in several batches.
       mesh: devices to use; by default the first one. See `Model.place`.
 
     Returns:
@@ -241,12 +246,12 @@ def load(
 
 
 class MissingTokenizer:
-    """Stands where no vocabulary was found, and says so when it is called."""
+    """Takes the place of a tokenizer whose vocabulary was not found: a call raises ValueError."""
 
     num_truncated = 0
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Of nothing."""
+        """Of no vocabulary."""
         return {"kind": "missing"}
 
     def __call__(self, texts: str | Sequence[str], *, truncate: bool = True) -> np.ndarray:

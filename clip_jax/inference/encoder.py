@@ -1,4 +1,4 @@
-"""Any number of images or texts to features, in padded batches of a few static sizes, split over the devices."""
+"""Encodes any number of images or texts, in padded batches of a few static sizes, split over the devices."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed.sharding import batch_shards, place_whole_batch
 from clip_jax.losses import normalize
@@ -19,17 +20,17 @@ TEXT_LENGTHS = (8, 12, 16, 20, 24, 32, 48, 64)  # positions, below the context l
 
 
 class Encoder:
-    """Compiles once for each static size; what is smaller is padded to the next one and its padding dropped.
+    """Compiles once for each static size; a smaller batch is padded to the next size and its padding dropped.
 
-    Sizes of a batch are the largest, batch_size, and its halves. Text of a causal tower that is read at its end token
-    is cut behind the longest row's: what stands after the end cannot matter (`short_text=False` encodes the full
-    context length). Texts are sorted by length before they are cut into batches, and come back in their order.
+    The sizes are batch_size and its halves. Text of a causal tower that is read at its end token is cut after the
+    longest row's: what follows the end token cannot matter (`short_text=False` encodes the full context length). Texts
+    are sorted by length before they are split into batches, and returned in their order.
 
     Set `variables` before encoding. batch_size is rounded up to a multiple of the devices that share a batch. Features
     are of unit length, or with normalized=False as the towers give them. precision: of matrix products; None is JAX's
-    default, below float32 on TPU and recent GPUs. on_batch: called with each batch started, a sign of life.
+    default, below float32 on TPU and recent GPUs. on_batch: called at the start of each batch, to report progress.
 
-    Of several processes each gives all rows and gets all features; their devices share the work.
+    With several processes each gives all rows and gets all features; their devices share the work.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Encoder:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         shards = batch_shards(mesh)
-        rows = -(-batch_size // shards)  # a device
+        rows = -(-batch_size // shards)  # per device
         self._batch_sizes = [rows * shards]
         while rows := rows // 2:
             self._batch_sizes.append(rows * shards)
@@ -58,10 +59,10 @@ class Encoder:
         self._precision = precision
         self._short_text = short_text and model.text.ignores_padding
         finish = normalize if normalized else (lambda features: features)
-        everywhere = NamedSharding(mesh, P())  # other processes' rows could not be read
+        everywhere = NamedSharding(mesh, P())  # a process could not read the rows of another
         self._image = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_image(x)), out_shardings=everywhere)
 
-        def pool_and_project(v: Variables, x: jax.Array) -> jax.Array:
+        def pool_and_project(v: Variables, x: Array) -> Float[Array, "B D+E"]:
             clip = nnx.merge(graph, v)
             pooled = clip.pool_image(x)
             return jnp.concatenate([pooled, finish(clip.project_image(pooled))], axis=-1)
@@ -70,24 +71,21 @@ class Encoder:
         self._embed_dim = model.embed_dim
         self._text = jax.jit(lambda v, x: finish(nnx.merge(graph, v).encode_text(x)), out_shardings=everywhere)
 
-    def images(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Images [H, W, 3], one by one, uint8 or normalised pixels, to features [N, E]."""
+    def images(self, images: Iterable[np.ndarray]) -> Float[np.ndarray, "N E"]:
+        """Features of single images [H, W, 3], uint8 or normalised floating-point pixels."""
         stream = iter(images)
         batches = iter(lambda: list(itertools.islice(stream, self._batch_size)), [])
         return self._encode(self._image, map(np.stack, batches))
 
-    def pooled_images(self, images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Images as for `images` to features before the projection [N, D], never normalised, and to features [N, E].
-
-        What `CLIP.pool_image` gives and, of the same pass, what `images` gives.
-        """
+    def pooled_images(self, images: Iterable[np.ndarray]) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N E"]]:
+        """Features before the projection, not normalised, and from the same pass those that `images` gives."""
         stream = iter(images)
         batches = iter(lambda: list(itertools.islice(stream, self._batch_size)), [])
         both = self._encode(self._pooled, map(np.stack, batches))  # [N, D + E]
         return both[:, : -self._embed_dim], both[:, -self._embed_dim :]
 
-    def texts(self, text: np.ndarray) -> np.ndarray:
-        """Token ids, int32 [N, L], to features [N, E]."""
+    def texts(self, text: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N E"]:
+        """Features of token ids."""
         lengths = np.full(len(text), text.shape[1])
         if self._short_text:
             lengths = np.argmax(text == self._eot_token, axis=1) + 1  # [N]
@@ -103,9 +101,9 @@ class Encoder:
         full = text.shape[1]
         return next((size for size in TEXT_LENGTHS if length <= size < full), full) if self._short_text else full
 
-    def _encode(self, encode: Callable[[Variables, jax.Array], jax.Array], batches: Iterable[np.ndarray]) -> np.ndarray:
+    def _encode(self, encode: Callable[[Variables, Array], Array], batches: Iterable[np.ndarray]) -> np.ndarray:
         features: list[np.ndarray] = []
-        waiting: tuple[jax.Array, int] | None = None  # under way while the next batch is prepared
+        waiting: tuple[Array, int] | None = None  # computed while the next batch is prepared
         for rows in batches:
             self.on_batch()
             started = self._encode_batch(encode, rows), len(rows)
@@ -116,7 +114,7 @@ class Encoder:
             raise ValueError("there is nothing to encode")
         return np.concatenate([*features, np.asarray(waiting[0])[: waiting[1]]])
 
-    def _encode_batch(self, encode: Callable[[Variables, jax.Array], jax.Array], rows: np.ndarray) -> jax.Array:
+    def _encode_batch(self, encode: Callable[[Variables, Array], Array], rows: np.ndarray) -> Array:
         size = min(size for size in self._batch_sizes if size >= len(rows))
         padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
         with jax.set_mesh(self._mesh), jax.default_matmul_precision(self._precision):

@@ -1,5 +1,4 @@
-"""Losses over all pairs of a batch: dense references, their sharded and their streamed twins; and of captions
-predicted."""
+"""Losses over all pairs of a batch, dense, sharded and streamed; and losses of predicted captions."""
 
 from clip_jax.losses.captions import CaptionScores, caption_chance, caption_loss, caption_scores, caption_targets
 from clip_jax.losses.config import LossConfig, make_loss

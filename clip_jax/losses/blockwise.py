@@ -1,21 +1,21 @@
-"""Every image row meets every text, block by block, while the texts travel round the devices of the batch axes.
+"""Compares every image row with every text in blocks, while the texts travel round the ring of devices.
 
 What the streamed losses share, for use inside of a `shard_map`, on the arrays of one device. The rows stay; the texts
-go from device to device and home again, and what the blocks say about a text follows it.
+move from device to device until they are back, and the results for a text travel with it.
 
 Reference: Zhai et al. 2023, sec. 3.3, passes the texts on in the same way, a device's whole share at once.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from clip_jax.distributed.sharding import BATCH_AXES
 
-Tree = Any
+Results = tuple[PyTree, PyTree]  # for rows and for texts
 BLOCK_SIZE = 256  # among 128, 256 and 512 the fastest on CPU; see clip_jax/benchmarks/loss.py
 
 
@@ -26,22 +26,21 @@ def check_block_size(block_size: int) -> int:
     return block_size
 
 
-def meet(
-    visit: Callable[[Tree, Tree, jax.Array, jax.Array], tuple[Tree, Tree]],
-    merge: Callable[[Tree, Tree], Tree],
-    rows: Tree,
-    texts: Tree,
-    nothing: tuple[Tree, Tree],
+def scan_blocks(
+    block_fn: Callable[[PyTree, PyTree, Int[Array, "b"], Bool[Array, "b"]], Results],
+    combine: Callable[[PyTree, PyTree], PyTree],
+    rows: PyTree[Float[Array, "n ..."]],
+    texts: PyTree[Float[Array, "n ..."]],
+    identity: Results,
     block_size: int,
-) -> tuple[Tree, Tree]:
-    """What all blocks together say about this device's rows and about its texts.
+) -> Results:
+    """The combined results of all blocks for the n rows and the n texts of this device.
 
     Args:
-      visit: (rows [b, ...], texts [n, ...], own [b], real [b]) -> (about these rows, about these texts). `own` is where
-        among the texts a row's partner stands, n if elsewhere. Rows that fill up the last block are zeros, not `real`.
-      merge: joins what two blocks say, of rows or of texts.
-      rows, texts: trees of arrays [n, ...].
-      nothing: what no block says, about rows [n, ...] and about texts; to merge it with anything changes nothing.
+      block_fn: (b rows, n texts, match_index, is_real) -> results. match_index is a row's own text among these texts,
+        or n where it is not among them. Rows that pad the last block are zeros and not is_real.
+      combine: joins the results of two blocks, either for rows or for texts.
+      identity: the results that change nothing in a combination; those for rows are led by n.
       block_size: rows computed at once, at most; blocks are of equal size.
     """
     n = len(jax.tree.leaves(rows)[0])
@@ -49,43 +48,44 @@ def meet(
     b = -(-n // num_blocks)
     num_devices = lax.axis_size(BATCH_AXES)
 
-    def fill_up(x: jax.Array) -> jax.Array:
+    def pad(x: Array) -> Array:
         return jnp.pad(x, [(0, num_blocks * b - n)] + [(0, 0)] * (x.ndim - 1))
 
-    def pass_on(tree: Tree) -> Tree:
+    def pass_on(tree: PyTree) -> PyTree:
         return lax.ppermute(tree, BATCH_AXES, [(i, (i + 1) % num_devices) for i in range(num_devices)])
 
-    rows, about_rows = jax.tree.map(fill_up, (rows, nothing[0]))
+    rows, row_results = jax.tree.map(pad, (rows, identity[0]))
 
-    def stop(carry: tuple[Tree, Tree, Tree], step: jax.Array) -> tuple[tuple[Tree, Tree, Tree], None]:
-        about_rows, texts, about_last_texts = carry
-        # Both leave before the computation and without waiting for it: these texts, and what was said of the last.
-        next_texts, said_before = pass_on((texts, about_last_texts))
+    def ring_step(carry: tuple[PyTree, PyTree, PyTree], step: Array) -> tuple[tuple[PyTree, PyTree, PyTree], None]:
+        row_results, texts, last_results = carry
+        # Both are sent before the computation and do not wait for it: these texts, and the results for the last ones.
+        next_texts, earlier_results = pass_on((texts, last_results))
 
-        def block(carry: tuple[Tree, Tree], start: jax.Array) -> tuple[tuple[Tree, Tree], None]:
-            about_rows, about_texts = carry
+        def block(carry: Results, start: Array) -> tuple[Results, None]:
+            row_results, text_results = carry
             index = start + jnp.arange(b)
             is_real = index < n
-            own = jnp.where(is_real & (step == 0), index, n)
-            these, about_these = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, b), (rows, about_rows))
-            said_of_rows, said_of_texts = visit(these, texts, own, is_real)
-            about_rows = jax.tree.map(
-                lambda x, new: lax.dynamic_update_slice_in_dim(x, new, start, axis=0),
-                about_rows,
-                merge(about_these, said_of_rows),
+            match_index = jnp.where(is_real & (step == 0), index, n)
+            block_rows, old = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, b), (rows, row_results))
+            new, new_text_results = block_fn(block_rows, texts, match_index, is_real)
+            row_results = jax.tree.map(
+                lambda x, part: lax.dynamic_update_slice_in_dim(x, part, start, axis=0), row_results, combine(old, new)
             )
-            return (about_rows, merge(about_texts, said_of_texts)), None
+            return (row_results, combine(text_results, new_text_results)), None
 
-        (about_rows, about_texts), _ = lax.scan(block, (about_rows, nothing[1]), b * jnp.arange(num_blocks))
-        return (about_rows, next_texts, merge(said_before, about_texts)), None
+        (row_results, text_results), _ = lax.scan(block, (row_results, identity[1]), b * jnp.arange(num_blocks))
+        return (row_results, next_texts, combine(earlier_results, text_results)), None
 
-    (about_rows, _, about_texts), _ = lax.scan(stop, (about_rows, texts, nothing[1]), jnp.arange(num_devices))
-    return jax.tree.map(lambda x: x[:n], about_rows), pass_on(about_texts)
+    carry = row_results, texts, identity[1]
+    (row_results, _, text_results), _ = lax.scan(ring_step, carry, jnp.arange(num_devices))
+    return jax.tree.map(lambda x: x[:n], row_results), pass_on(text_results)
 
 
-def split(logits: jax.Array, own: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of a block [b, n] the logits of strangers, -inf elsewhere, and those [b] of the rows' own texts, 0 elsewhere."""
+def split_logits(
+    logits: Float[Array, "b n"], match_index: Int[Array, "b"], is_real: Bool[Array, "b"]
+) -> tuple[Float[Array, "b n"], Float[Array, "b"]]:
+    """The negatives of a block, -inf elsewhere, and each row's logit with its own text, 0 where that is elsewhere."""
     n = logits.shape[1]
-    strangers = jnp.where(real[:, None] & (own[:, None] != jnp.arange(n)), logits, -jnp.inf)
-    match = jnp.take_along_axis(logits, jnp.minimum(own, n - 1)[:, None], axis=1)[:, 0]
-    return strangers, jnp.where(own < n, match, 0)
+    negatives = jnp.where(is_real[:, None] & (match_index[:, None] != jnp.arange(n)), logits, -jnp.inf)
+    match = jnp.take_along_axis(logits, jnp.minimum(match_index, n - 1)[:, None], axis=1)[:, 0]
+    return negatives, jnp.where(match_index < n, match, 0)

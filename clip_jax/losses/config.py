@@ -5,18 +5,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from clip_jax.losses.captions import CaptionKind, CaptionScores, caption_loss
 from clip_jax.losses.contrastive import Metrics, normalize, sharded_contrastive_loss
 from clip_jax.losses.sigmoid import sharded_sigmoid_loss, streamed_sigmoid_loss
 from clip_jax.losses.streamed import streamed_contrastive_loss
 
-Features = tuple[jax.Array, jax.Array]  # of images and texts, [N, E] each, not normalised
-Loss = Callable[[Mapping[str, Any], Any], tuple[jax.Array, Metrics]]
-# By kind, with each device's whole rows, and streamed.
+Features = tuple[Float[Array, "N E"], Float[Array, "N E"]]  # of images and texts, not normalised
+Loss = Callable[[Mapping[str, Any], Any], tuple[Float[Array, ""], Metrics]]
+# By kind: sharded, with each device's whole rows, and streamed.
 FORMS: dict[str, tuple[Callable, Callable]] = {
     "contrastive": (sharded_contrastive_loss, streamed_contrastive_loss),
     "sigmoid": (sharded_sigmoid_loss, streamed_sigmoid_loss),
@@ -28,12 +28,12 @@ class LossConfig:
     """What is learned from the pairs of a batch.
 
     Attributes:
-      kind: "contrastive", the paper's softmax over rows and columns, or "sigmoid", SigLIP's, with a bias. What the
-        paper compares its objective with looks at each pair by itself: "bag_of_words" predicts the words of the
-        caption from the image, "language_model" writes it token by token.
-      block_size: 0 computes each device's rows of the similarities at once, N²/D numbers; more computes so many rows at
-        a time while the texts travel round the devices, so that memory is O(N/D): the same numbers for batches whose
-        rows do not fit.
+      kind: "contrastive", the paper's softmax over rows and columns, or "sigmoid", SigLIP's, with a bias. The
+        objectives that the paper compares with use each pair alone: "bag_of_words" predicts the words of the caption
+        from the image, "language_model" predicts it token by token.
+      block_size: 0 computes each device's rows of the logits at once, N² / devices numbers; a larger number computes
+        that many rows at a time while the texts travel round the devices, with memory O(N / devices): the same loss
+        for batches whose rows do not fit.
 
     Reference: Radford et al. 2021, sec. 2.3; Zhai et al. 2023, https://arxiv.org/abs/2303.15343, sec. 3.2.
     """
@@ -43,7 +43,7 @@ class LossConfig:
 
     @property
     def caption_kind(self) -> CaptionKind | None:
-        """How captions are predicted; None where pairs are compared."""
+        """How captions are predicted; None for the losses over all pairs."""
         return None if self.kind in FORMS else self.kind  # type: ignore[return-value]
 
     def __post_init__(self) -> None:
@@ -59,18 +59,19 @@ class LossConfig:
 
 
 def make_loss(config: LossConfig, mesh: Mesh) -> Loss:
-    """(parameters, features of the global batch) -> (loss, metrics); of the parameters it reads logit_scale and, if
-    sigmoid, logit_bias. `chance_loss` is what one answer to all questions, the best one, would give.
+    """(parameters, features of the global batch) -> (loss, metrics).
 
-    Of captions predicted, the features are their CaptionScores, and chance is `caption_chance`, which asks the text.
+    Of the parameters it reads logit_scale, a logarithm, and for the sigmoid loss logit_bias. The metric chance_loss is
+    the loss of the best single answer for all pairs.
+    Where captions are predicted, the features are CaptionScores, and chance is `caption_chance`, which needs the text.
     """
     if config.caption_kind:
         return predict
-    whole, streamed = FORMS[config.kind]
-    form, options = (streamed, {"block_size": config.block_size}) if config.block_size else (whole, {})
+    sharded, streamed = FORMS[config.kind]
+    form, options = (streamed, {"block_size": config.block_size}) if config.block_size else (sharded, {})
     scalars = ("logit_scale", "logit_bias") if config.kind == "sigmoid" else ("logit_scale",)
 
-    def loss(params: Mapping[str, Any], features: Features) -> tuple[jax.Array, Metrics]:
+    def loss(params: Mapping[str, Any], features: Features) -> tuple[Float[Array, ""], Metrics]:
         zi, zt = map(normalize, features)
         value, metrics = form(zi, zt, *(params[name] for name in scalars), mesh=mesh, **options)
         return value, {**metrics, "chance_loss": jnp.asarray(chance_loss(config.kind, len(zi)))}
@@ -78,8 +79,8 @@ def make_loss(config: LossConfig, mesh: Mesh) -> Loss:
     return loss
 
 
-def predict(params: Mapping[str, Any], scores: CaptionScores) -> tuple[jax.Array, Metrics]:
-    """The loss of captions predicted, which has no parameters."""
+def predict(params: Mapping[str, Any], scores: CaptionScores) -> tuple[Float[Array, ""], Metrics]:
+    """`caption_loss` as a Loss; it has no parameters."""
     return caption_loss(scores)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
 
 from clip_jax.distributed.sharding import BATCH_AXES
 from clip_jax.models.config import ModelConfig
@@ -15,11 +16,11 @@ MOMENTUM = 0.1  # the share of the new statistics, as PyTorch counts
 
 
 class BatchNorm(nnx.Module):
-    """Normalises [B, H, W, C] by channel, with statistics in at least float32.
+    """Normalises each channel, with statistics in at least float32.
 
     `nnx.BatchNorm` keeps the biased running variance; the released weights have the unbiased one. With "per_device"
-    statistics the batch is cut into as many groups as devices share it, each is normalised by itself, and the running
-    statistics are the mean of the groups' (PyTorch keeps the first device's).
+    statistics the batch is split into one group for each device that shares it, each group is normalised alone, and the
+    running statistics are the mean over the groups (PyTorch keeps the first device's).
 
     Reference: Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167.
     """
@@ -34,8 +35,8 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(width, stat_dtype))
         self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))  # batches seen; PyTorch stores it, nothing reads it
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """In training by the batch's statistics, which move the running ones; else by the running ones."""
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
+        """In training with the batch's statistics, which update the running ones; otherwise with the running ones."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
         if not train:
             gain = self.scale[...].astype(wide) * jax.lax.rsqrt(self.var[...].astype(wide) + EPS)
@@ -48,21 +49,21 @@ class BatchNorm(nnx.Module):
         num_values = grouped[0, ..., 0].size
         if num_values == 1:
             raise ValueError(
-                "a batch norm sees a single value of each channel, which has no variance: take more images a device, "
+                "a batch norm sees a single value of each channel, which has no variance: use more images per device, "
                 "larger ones, or vision.batch_norm='global'"
             )
-        self._move(self.mean, mean.mean((0, 1, 2, 3)))
-        self._move(self.var, var.mean((0, 1, 2, 3)) * (num_values / (num_values - 1)))
+        self._update(self.mean, mean.mean((0, 1, 2, 3)))
+        self._update(self.var, var.mean((0, 1, 2, 3)) * (num_values / (num_values - 1)))
         self.count.set_value(self.count[...] + 1)
         y = centred * (jax.lax.rsqrt(var + EPS) * self.scale[...]) + self.bias[...]
         return y.reshape(x.shape).astype(x.dtype)
 
-    def _move(self, running: nnx.BatchStat, new: jax.Array) -> None:
+    def _update(self, running: nnx.BatchStat, new: Array) -> None:
         running.set_value((1 - MOMENTUM) * running[...] + MOMENTUM * new.astype(running.dtype))
 
 
-def _split_over_devices(x: jax.Array) -> jax.Array:
-    """[B, ...] to [G, B / G, ...], group g being what device g of those that share the batch holds."""
+def _split_over_devices(x: Float[Array, "B ..."]) -> Float[Array, "G B/G ..."]:
+    """Group g is what device g, of those that share the batch, holds."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x[None]

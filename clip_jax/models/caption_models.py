@@ -1,21 +1,22 @@
-"""Two models that predict an image's caption, on the image encoder of CLIP: what the contrastive objective is compared
-with.
+"""Two models that predict an image's caption, with the image encoder of CLIP: baselines of the contrastive objective.
 
-Both read the image features [B, E] that `encode_image` gives, so that nothing of the image encoder differs.
+Both read the image features that `encode_image` gives, so that the image encoder is the same.
 
 Reference: Radford et al. 2021, sec. 2.3 and fig. 2.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.clip import CLIP, ImageEncoder
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.text_transformer import TextTransformer
 
-OUTPUT_STD = 0.02  # of an output layer's kernel, as of the token embedding: all words are about equally likely at first
+OUTPUT_STD = (
+    0.02  # of the output layer's kernel, as of the token embedding: at first all words are about equally probable
+)
 
 
 class BagOfWords(ImageEncoder):
@@ -39,17 +40,19 @@ class BagOfWords(ImageEncoder):
             dtype=jnp.promote_types(config.dtypes["dtype"], jnp.float32),  # a small part of a step
         )
 
-    def caption_logits(self, image_features: jax.Array, text: jax.Array) -> jax.Array:
-        """Of each word of the vocabulary, at least float32 [B, V]; text is not read."""
+    def caption_logits(
+        self, image_features: Float[Array, "B E"], text: Int[Array, "B L"] | None
+    ) -> Float[Array, "B V"]:
+        """Of each word of the vocabulary, at least float32; text is not read."""
         return constrain_batch(self.word_logits(image_features))
 
 
 class LanguageModel(ImageEncoder):
-    """A causal transformer, of the text tower's sizes, that writes the caption after the image.
+    """A causal transformer, of the text tower's sizes, that predicts the caption from the image.
 
-    The image is one position before the caption: its features, linearly projected to the text width. Against
-    cross-attention to patches this leaves the text tower as it is, and the image encoder ends, as for the other
-    objectives, in one vector, whatever tower it has; an image is encoded once for any number of captions.
+    The image is one position before the caption: its features, linearly projected to the text width. Unlike
+    cross-attention to patches this leaves the text tower as it is, and every image tower ends in one vector, as for the
+    other objectives; an image is encoded once for any number of captions.
 
     Reference: Desai & Johnson 2021, https://arxiv.org/abs/2006.06666 (VirTex), which attends to a grid of features and
     predicts in both directions; the paper's has one direction.
@@ -65,8 +68,8 @@ class LanguageModel(ImageEncoder):
             config.embed_dim, config.text.width, kernel_init=init, rngs=rngs, **config.dtypes
         )
 
-    def caption_logits(self, image_features: jax.Array, text: jax.Array) -> jax.Array:
-        """Of each token that may stand at text[:, 1:], after those before it, at least float32 [B, L - 1, V]."""
+    def caption_logits(self, image_features: Float[Array, "B E"], text: Int[Array, "B L"]) -> Float[Array, "B L-1 V"]:
+        """Of each token of the vocabulary at text[:, 1:], given those before it, at least float32."""
         return self.text.next_token_logits(self.prefix_projection(image_features), constrain_batch(text))
 
 

@@ -1,8 +1,8 @@
-"""CLIP: two towers, a linear projection from each into the joint space, and the learned temperature."""
+"""CLIP: two towers, a linear projection from each into the joint space, and the learned logit scale."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig, ResNetConfig
@@ -11,9 +11,11 @@ from clip_jax.models.text_transformer import PackedText, TextTransformer
 from clip_jax.models.transformer import ACTIVATIONS
 from clip_jax.models.vision_transformer import VisionTransformer
 
+Images = UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"]  # in 0..255, or already normalised
 
-def normalize_images(images: jax.Array, config: ModelConfig) -> jax.Array:
-    """uint8 [B, H, W, 3] in 0..255 to zero-mean, unit-variance pixels in the compute dtype."""
+
+def normalize_images(images: UInt8[Array, "*B H W 3"], config: ModelConfig) -> Float[Array, "*B H W 3"]:
+    """Pixels in 0..255 to zero mean and unit variance, in the compute dtype."""
     dtype = config.dtypes["dtype"]
     wide = jnp.promote_types(dtype, jnp.float32)
     pixels = images.astype(wide) / 255
@@ -21,7 +23,7 @@ def normalize_images(images: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 class MLPProjection(nnx.Module):
-    """Two linear layers around the activation, [B, D] to [B, E]: what the paper found no better than one layer."""
+    """Two linear layers around the activation, which the paper found no better than one layer."""
 
     def __init__(self, width: int, config: ModelConfig, rngs: nnx.Rngs):
         init = nnx.initializers.normal(width**-0.5)
@@ -29,14 +31,14 @@ class MLPProjection(nnx.Module):
         self.fc_in = nnx.Linear(width, width, kernel_init=init, rngs=rngs, **config.dtypes)
         self.fc_out = nnx.Linear(width, config.embed_dim, use_bias=False, kernel_init=init, rngs=rngs, **config.dtypes)
 
-    def __call__(self, features: jax.Array) -> jax.Array:
+    def __call__(self, features: Float[Array, "B D"]) -> Float[Array, "B E"]:
         return self.fc_out(self.activation(self.fc_in(features)))
 
 
 class ImageEncoder(nnx.Module):
-    """The image side of every model: a tower and, where the tower has none of its own, a linear projection.
+    """The image side of every model: a tower and, unless the tower has its own, a projection.
 
-    Subclasses set config, visual and visual_projection, each in the order in which its parameters are drawn.
+    Subclasses set config, visual and visual_projection, in the order in which their parameters are drawn.
     """
 
     config: ModelConfig
@@ -58,27 +60,31 @@ class ImageEncoder(nnx.Module):
             width, self.config.embed_dim, use_bias=use_bias, kernel_init=init, rngs=rngs, **self.config.dtypes
         )
 
-    def encode_image(self, images: jax.Array, *, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
-        """Features [B, E], not normalised.
+    def encode_image(
+        self, images: Images, *, train: bool = False, keys: Key[Array, "B"] | None = None
+    ) -> Float[Array, "B E"]:
+        """Features, not normalised.
 
-        images: [B, H, W, 3], uint8 in 0..255, or already normalised floating-point pixels.
-        train: batch norms use the batch's statistics and move their running ones; patches are dropped.
-        keys: random keys, [B], one for each image; needed only where patches are dropped.
+        images: uint8 in 0..255, or already normalised floating-point pixels.
+        train: batch norms use the batch's statistics and update their running ones; patches are dropped.
+        keys: one random key for each image; needed only where patches are dropped.
         """
         return self.project_image(self.pool_image(images, train=train, keys=keys))
 
-    def pool_image(self, images: jax.Array, *, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
-        """Features before the projection, [B, D]; of a ResNet, whose attention pool is its projection, [B, E].
+    def pool_image(
+        self, images: Images, *, train: bool = False, keys: Key[Array, "B"] | None = None
+    ) -> Float[Array, "B D"]:
+        """Features before the projection; of a ResNet, whose attention pool is its projection, [B, E].
 
         Arguments as for `encode_image`. Reference: Radford et al. 2021, appendix A (features of the linear probes).
         """
         return self.visual(self._normalized(images), train, keys)
 
-    def attention_map(self, images: jax.Array) -> jax.Array:
-        """How much the feature takes of each place of the image, [B, G, G] with G the grid_size, mean over the heads.
+    def attention_map(self, images: Images) -> Float[Array, "B G G"]:
+        """The attention weight of each position of the image, in a grid of grid_size, mean over the heads.
 
-        Of the last attention of the class token, or of the attention pooling. What it takes of the rest (the class
-        token itself, a ResNet's mean) is missing: a map sums to at most 1. images: as for `encode_image`.
+        Of the last attention of the class token, or of the attention pooling. The weight of the rest (the class token
+        itself, a ResNet's mean) is left out: a map sums to at most 1. images: as for `encode_image`.
 
         Raises:
           ValueError: features that are the mean of all patches.
@@ -86,18 +92,18 @@ class ImageEncoder(nnx.Module):
         weights = self.visual.pooling_weights(self._normalized(images)).mean(1)  # [B, P]
         return weights.reshape(len(weights), *[self.config.vision.grid_size] * 2)
 
-    def _normalized(self, images: jax.Array) -> jax.Array:
+    def _normalized(self, images: Images) -> Float[Array, "B H W 3"]:
         if images.dtype == jnp.uint8:
             images = normalize_images(images, self.config)
         return constrain_batch(images.astype(self.config.dtypes["dtype"]))
 
-    def project_image(self, pooled: jax.Array) -> jax.Array:
-        """What `pool_image` gives, [B, D], to features [B, E]."""
+    def project_image(self, pooled: Float[Array, "B D"]) -> Float[Array, "B E"]:
+        """The output of `pool_image` to features, not normalised."""
         return constrain_batch(self.visual_projection(pooled) if self.visual_projection else pooled)
 
 
 class CLIP(ImageEncoder):
-    """Image and text encoders into one space.
+    """Image and text encoders into one space. The parameter logit_scale is a logarithm, as in the released weights.
 
     Reference: Radford et al. 2021, fig. 3 and sec. 2.3 (linear projections, no bias, no non-linearity).
     """
@@ -113,6 +119,6 @@ class CLIP(ImageEncoder):
         bias = config.logit_bias_init
         self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, dtypes["param_dtype"]))
 
-    def encode_text(self, text: jax.Array | PackedText) -> jax.Array:
-        """Features [B, E], not normalised, of token ids int32 [B, L], or packed; see `TextTransformer` about both."""
+    def encode_text(self, text: Int[Array, "B L"] | PackedText) -> Float[Array, "B E"]:
+        """Features, not normalised, of token ids, or packed ones; see `TextTransformer` about both."""
         return constrain_batch(self.text_projection(self.text(constrain_batch(text))))

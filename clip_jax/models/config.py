@@ -1,4 +1,4 @@
-"""The shape of a CLIP model, as frozen dataclasses that refuse what cannot be built."""
+"""The architecture of a CLIP model, as frozen dataclasses; a model that cannot be built is a ValueError."""
 
 import dataclasses
 import typing
@@ -36,15 +36,15 @@ class VisionConfig(TransformerConfig):
 
     Attributes:
       image_size, patch_size: in pixels.
-      pooling: what the feature is. "class_token": the class token, the paper's. "mean": the mean over the patches
-        after the last layer norm (open_clip's pool_type "avg"). "attention": SigLIP's tower, in which a learned query
-        attends to the patches; it has no class token, no layer norm before the blocks and no projection, and its
-        patch embedding has a bias. Only there may image_size leave a rest when it is divided by patch_size: the last
-        pixels are not seen, as in SigLIP's SO400M/14 at 384 pixels.
+      pooling: "class_token": the feature is the class token, the paper's. "mean": the mean over the patches after the
+        last layer norm (open_clip's pool_type "avg"). "attention": SigLIP's tower, in which a learned query attends to
+        the patches; it has no class token, no layer norm before the blocks and no projection, and its patch embedding
+        has a bias. Only there may image_size leave a remainder when it is divided by patch_size: the last pixels are
+        not seen, as in SigLIP's SO400M/14 at 384 pixels.
       position_init_scale: multiplies the initial standard deviation of the position embeddings, width^-0.5; 1 is the
         paper's. Small models on small images learn shapes sooner with more.
-      patch_dropout: the share of patches, in [0, 1), that are left out in training: a random choice for each image and
-        step, always of the same number, the class token never among them. 0, the paper's, leaves none out.
+      patch_dropout: the share of patches, in [0, 1), that are dropped in training: a random choice for each image and
+        step, always of the same number, never the class token. 0 is the paper's.
 
     Reference: Radford et al. 2021, table 20; attention pooling: Zhai et al. 2022, https://arxiv.org/abs/2106.04560;
     patch dropout: Li et al. 2022, https://arxiv.org/abs/2212.00794 (FLIP).
@@ -63,13 +63,13 @@ class VisionConfig(TransformerConfig):
 
     @property
     def num_kept_patches(self) -> int:
-        """Patches that a training step sees of an image."""
+        """Patches of an image that a training step sees."""
         return round(self.grid_size**2 * (1 - self.patch_dropout))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rest = self.image_size % max(self.patch_size, 1) if self.pooling != "attention" else 0
-        if self.patch_size < 1 or self.image_size < self.patch_size or rest:
+        remainder = self.image_size % max(self.patch_size, 1) if self.pooling != "attention" else 0
+        if self.patch_size < 1 or self.image_size < self.patch_size or remainder:
             below = max(self.image_size // max(self.patch_size, 1), 1) * self.patch_size
             raise ValueError(
                 f"vision.image_size={self.image_size} is not divisible by vision.patch_size={self.patch_size}: "
@@ -91,8 +91,8 @@ class ResNetConfig:
       stages: bottleneck blocks of each of the four stages.
       stem_width: channels after the stem; the last stage has 32 times as many, which table 19 calls the vision width.
       num_heads: of the attention pooling.
-      batch_norm: over which images statistics are taken in training: "per_device" over those of one device, the
-        paper's, or "global" over the whole batch, so that the numbers do not depend on the number of devices.
+      batch_norm: the images over which statistics are taken in training: "per_device", those of one device, as in the
+        paper, or "global", the whole batch, so that results do not depend on the number of devices.
 
     Reference: Radford et al. 2021, sec. 2.4 and table 19.
     """
@@ -142,8 +142,8 @@ class TextConfig(TransformerConfig):
     """Text transformer.
 
     Attributes:
-      context_length: positions, the start and end token included.
-      eot_token: id of the end token; the released vocabulary's is its last.
+      context_length: positions, with the start and end token.
+      eot_token: id of the end token; in the released vocabulary the last.
       causal: each position sees only itself and those before it, as in the paper; SigLIP's see all.
       pooling: the feature is taken at the first `eot_token` of each row, "eot", or at the "last" position (SigLIP).
       projection_bias: whether the projection into the joint space has a bias; only SigLIP's has.
@@ -158,7 +158,7 @@ class TextConfig(TransformerConfig):
 
     @property
     def ignores_padding(self) -> bool:
-        """Whether what stands behind a row's end token cannot matter: the row may be cut there, or packed."""
+        """Whether nothing after a row's end token can matter: the row may be cut there, or packed."""
         return self.causal and self.pooling == "eot"
 
     def __post_init__(self) -> None:
@@ -174,29 +174,30 @@ class TextConfig(TransformerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Both towers and what they share.
+    """Both towers and their common settings.
 
     Attributes:
       embed_dim: channels of the joint embedding space.
-      head: what reads the image features [B, E]. "embedding": nothing, they are compared with those of texts, as CLIP
-        does. "bag_of_words", "language_model": what predicts the caption from them, see `caption_models`; such a model
-        has no text features. No key of a config: loss.kind says it.
+      head: "embedding": image features are compared with text features, as in CLIP. "bag_of_words", "language_model":
+        the part that predicts the caption from the image features, see `caption_models`; such a model has no text
+        features. Not a key of a config: it follows from loss.kind.
       activation: "quick_gelu", x * sigmoid(1.702 x), as in the released weights, the exact "gelu", or its tanh
         approximation "gelu_tanh" (SigLIP).
-      projection: what takes each tower's feature into the joint space: "linear", the paper's, or "mlp", two linear
-        layers around the activation with the tower's width between them, as in the SimCLR line of work that the paper
-        left (sec. 2.3); not for towers that end in attention pooling, which have no projection of their own.
+      projection: from each tower into the joint space: "linear", the paper's, or "mlp", two linear layers around the
+        activation with the tower's width between them, as in SimCLR, which the paper departs from (sec. 2.3); not for
+        towers that end in attention pooling, which have no separate projection.
       logit_scale_init: initial logit scale before the logarithm; 1 / 0.07 in the paper (sec. 2.5).
-      logit_bias_init: of the bias that the sigmoid loss adds to every logit; None, the paper's, has no such parameter.
+      logit_bias_init: initial bias that the sigmoid loss adds to every logit; with None, the paper's, there is no such
+        parameter.
       image_mean, image_std: of pixels in [0, 1], by channel; the released models' by default.
       compute_dtype: dtype of activations; softmax, layer-norm statistics and the loss are at least float32. The
         towers' matrix products use JAX's default precision, which on TPU and recent GPUs is below float32.
       param_dtype: dtype in which parameters are stored.
-      remat: what a block keeps for the backward pass; all else is computed again. "none": nothing is computed again.
+      remat: what a block keeps for the backward pass; the rest is computed again. "none": nothing is computed again.
         "dots": the outputs of linear layers and convolutions are kept. "named": each attention's output and each MLP's
         hidden layer before the activation (of a ResNet, each convolution's output). "attention": each attention's
-        output. "full": only a block's input is kept. From first to last less memory and more time; see the README of
-        this package for both.
+        output. "full": only a block's input is kept. From first to last less memory and more time; clip_jax/README.md
+        has the measurements.
 
     Reference: Radford et al. 2021, sec. 2.4, tables 19 and 20.
     """
@@ -255,36 +256,36 @@ class ModelConfig:
         return isinstance(self.vision, VisionConfig) and self.vision.pooling != "attention"
 
     @property
-    def computation(self) -> dict[str, Any]:
-        """By name, all that decides the features: precision, memory and initial values are left out."""
-        aside = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init", "head"}
-        aside |= {"vision.position_init_scale", "vision.batch_norm", "vision.patch_dropout"}
+    def feature_config(self) -> dict[str, Any]:
+        """The settings that change the features, by name: without precision, memory and initial values."""
+        excluded = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init", "head"}
+        excluded |= {"vision.position_init_scale", "vision.batch_norm", "vision.patch_dropout"}
         flat = _flatten(dataclasses.asdict(self)) | {"has a logit bias": self.logit_bias_init is not None}
-        return {name: value for name, value in flat.items() if name not in aside}
+        return {name: value for name, value in flat.items() if name not in excluded}
 
     def differences(self, other: "ModelConfig", towers: tuple[str, ...] = ("visual", "text")) -> list[str]:
-        """What the other model, or the named towers of it, compute otherwise, as "name is X, not Y"."""
-        own, theirs = self.computation, other.computation
-        aside = [] if "visual" in towers else ["vision.", "image_mean", "image_std"]
-        aside += [] if "text" in towers else ["text."]
-        aside += [] if len(towers) == 2 else ["has a logit bias"]
+        """Differences in feature_config, of the named towers, as "name is X, not Y"."""
+        own, theirs = self.feature_config, other.feature_config
+        excluded = [] if "visual" in towers else ["vision.", "image_mean", "image_std"]
+        excluded += [] if "text" in towers else ["text."]
+        excluded += [] if len(towers) == 2 else ["has a logit bias"]
         names = [
             name
             for name in {**own, **theirs}
-            if own.get(name) != theirs.get(name) and not name.startswith(tuple(aside))
+            if own.get(name) != theirs.get(name) and not name.startswith(tuple(excluded))
         ]
         return [f"{name} is {own.get(name)}, not {theirs.get(name)}" for name in names]
 
     @property
     def dtypes(self) -> dict[str, Any]:
-        """The keyword arguments that every NNX layer takes. Raises ValueError for float64 that JAX would not give."""
+        """The dtype arguments of every NNX layer. Raises ValueError for float64 while JAX has it disabled."""
         if "float64" in (self.compute_dtype, self.param_dtype) and jnp.zeros(0, float).dtype != jnp.float64:
             raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment; without it JAX computes in float32")
         return {"dtype": jnp.dtype(self.compute_dtype), "param_dtype": jnp.dtype(self.param_dtype)}
 
 
 def _nearest(value: int, fits: Callable[[int], bool]) -> str:
-    """The next values on either side that fit, from 1 on: "3 or 5", or the one there is."""
+    """The closest fitting values below and above, at least 1: "3 or 5", or the only one."""
     near = range(1, 2 * abs(value) + 4096)
     below = max((n for n in near if n < value and fits(n)), default=None)
     above = min((n for n in near if n > value and fits(n)), default=None)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Key, PyTree
 
 from clip_jax.distributed.sharding import constrain_batch, platform
 from clip_jax.models.batch_norm import BatchNorm
@@ -13,10 +14,10 @@ from clip_jax.models.transformer import attention, attention_weights
 EXPANSION = 4  # of a bottleneck's channels by its last convolution
 
 
-def average_pool(x: jax.Array, size: int) -> jax.Array:
-    """Means over squares of size × size: [B, H, W, C] to [B, H / size, W / size, C].
+def average_pool(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B H//{size} W//{size} C"]:
+    """Means over squares of size × size.
 
-    It stands before every stride ("antialiased rect-2 blur pooling").
+    It comes before every stride ("antialiased rect-2 blur pooling").
     """
     B, H, W, C = x.shape
     return x.reshape(B, H // size, size, W // size, size, C).mean((2, 4)) if size > 1 else x
@@ -41,17 +42,17 @@ class ConvNorm(nnx.Module):
         )
         self.norm = BatchNorm(width_out, model, model.vision.batch_norm)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w c"]:
         return self.norm(keep(self._convolve(x), "convolution"), train)
 
-    def _convolve(self, x: jax.Array) -> jax.Array:
+    def _convolve(self, x: Array) -> Array:
         if self.conv.kernel_size != (1, 1):
             return self.conv(x)
         return jnp.matmul(x, self.conv.kernel[0, 0].astype(x.dtype))
 
 
 class Bottleneck(nnx.Module):
-    """1×1, 3×3, 1×1 convolutions beside a shortcut; the last gain starts at zero, so that the block starts as it."""
+    """1×1, 3×3, 1×1 convolutions and a shortcut; the last gain starts at zero, so the block starts as its shortcut."""
 
     def __init__(self, width_in: int, width: int, stride: int, model: ModelConfig, rngs: nnx.Rngs):
         width_out = EXPANSION * width
@@ -63,7 +64,9 @@ class Bottleneck(nnx.Module):
         has_shortcut = stride > 1 or width_in != width_out
         self.shortcut = ConvNorm(width_in, width_out, 1, model, rngs) if has_shortcut else None
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool
+    ) -> Float[Array, "B H//{self.stride} W//{self.stride} c"]:
         y = nnx.relu(self.conv_1(x, train))
         y = nnx.relu(self.conv_2(y, train))
         y = self.conv_3(average_pool(y, self.stride), train)
@@ -73,7 +76,7 @@ class Bottleneck(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """A first block, which widens and strides, and equal ones after it, stacked and scanned."""
+    """A first block, which widens and strides, and further blocks of one shape, stacked and scanned."""
 
     def __init__(self, depth: int, width_in: int, width: int, stride: int, model: ModelConfig, rngs: nnx.Rngs):
         self.remat = model.remat
@@ -84,10 +87,10 @@ class Stage(nnx.Module):
 
         self.blocks = nnx.vmap(make)(rngs.split(depth - 1)) if depth > 1 else None
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, 4 * width]; moves the running statistics in training."""
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w c"]:
+        """Divides the sides by the stride, c = 4 * width; updates the running statistics in training."""
 
-        def apply(x: jax.Array, state: nnx.State) -> tuple[jax.Array, nnx.State]:
+        def apply(x: Array, state: PyTree) -> tuple[Array, PyTree]:
             block = nnx.merge(graph, state)
             y = block(x, train)
             return y, nnx.state(block, nnx.BatchStat)
@@ -126,17 +129,16 @@ class AttentionPool(nnx.Module):
             heads, model.embed_dim, axis=(-2, -1), kernel_init=normal, rngs=rngs, **model.dtypes
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, D] to [B, E]."""
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B E"]:
         x = self._embed(x)
         return self.out(attention(self.query(x[:, :1]), self.key(x), self.value(x), causal=False))[:, 0]
 
-    def weights(self, x: jax.Array) -> jax.Array:
-        """How much is taken of each of the P = H * W positions, [B, heads, P]; the rest, up to 1, of their mean."""
+    def weights(self, x: Float[Array, "B H W D"]) -> Float[Array, "B heads H*W"]:
+        """The attention weight of each position; the rest, up to 1, is that of their mean."""
         x = self._embed(x)
         return attention_weights(self.query(x[:, :1]), self.key(x))[:, :, 0, 1:]
 
-    def _embed(self, x: jax.Array) -> jax.Array:
+    def _embed(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H*W+1 D"]:
         x = x.reshape(len(x), -1, x.shape[-1])
         return jnp.concatenate([x.mean(1, keepdims=True), x], axis=1) + self.positional_embedding[...].astype(x.dtype)
 
@@ -163,19 +165,21 @@ class ModifiedResNet(nnx.Module):
         self.stage_4 = Stage(four, 16 * width, 8 * width, 2, model, rngs)
         self.attention_pool = AttentionPool(config, model, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """Maps normalised images [B, H, W, 3] to features [B, E]; moves the running statistics in training.
+    def __call__(
+        self, images: Float[Array, "B H W 3"], train: bool, keys: Key[Array, "B"] | None = None
+    ) -> Float[Array, "B E"]:
+        """Normalised images to features; updates the running statistics in training.
 
         H and W must be the config's image_size: the position embeddings are learned for that grid. Nothing is random
         here, so keys are not read.
         """
         return self.attention_pool(self._grid(images, train))
 
-    def pooling_weights(self, images: jax.Array) -> jax.Array:
-        """How much the attention pooling takes of each position of the last grid: [B, heads, P]."""
+    def pooling_weights(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B heads P"]:
+        """The weight of each position of the last grid in the attention pooling."""
         return self.attention_pool.weights(self._grid(images, train=False))
 
-    def _grid(self, images: jax.Array, train: bool) -> jax.Array:
+    def _grid(self, images: Float[Array, "B H W 3"], train: bool) -> Float[Array, "B h w D"]:
         _, H, W, _ = images.shape
         if not H == W == self.image_size:
             raise ValueError(f"images are {H}x{W} pixels, the model's image_size is {self.image_size}: resize them")

@@ -1,10 +1,11 @@
-"""What a block keeps for the backward pass and what it computes again there: the policies behind `model.remat`."""
+"""Rematerialisation: what a block keeps for the backward pass and what it computes again, by `model.remat`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array
 
 POLICIES = jax.checkpoint_policies
 NAMED = ("attention_output", "mlp_hidden", "convolution")  # what "named" keeps
@@ -18,7 +19,7 @@ SAVEABLE: dict[str, Callable[..., Any]] = {
 }
 
 
-def keep(x: jax.Array, name: str) -> jax.Array:
+def keep(x: Array, name: str) -> Array:
     """x, marked as one of NAMED."""
     assert name in NAMED
     return checkpoint_name(x, name)

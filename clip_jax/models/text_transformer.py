@@ -1,34 +1,37 @@
-"""The text tower: a transformer, causal but for SigLIP's, whose feature is read at the end token."""
+"""The text tower: a transformer, causal except for SigLIP's, whose feature is read at the end token."""
 
 from dataclasses import dataclass
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.transformer import Transformer, make_layer_norm
 
 
+@no_type_check  # JAX rebuilds it with leaves that are no arrays
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class PackedText:
-    """G groups of n captions each, packed into r rows of L positions a group; all int32. It stands for the token ids
+    """G groups of n captions each, packed into r rows of L positions per group; all int32. Equivalent to the token ids
     [G n, L] of the same captions in the same order.
 
-    A group's captions lie in its own rows and every array is led by the groups, so that a batch split over devices by
-    groups is encoded and differentiated without a look at another device's activations.
+    A group's captions are in its own rows and the groups are the leading axis of every array, so that a batch split
+    over devices by groups is encoded and differentiated without another device's activations.
 
-    tokens: [G, r, L]. segments: [G, r, L], by which a caption's positions know each other; 0 between captions.
-    positions: [G, r, L], within the caption. rows, ends: [G, n], each end token's place in its group's rows.
+    segments: number of the caption that a position belongs to; 0 between captions. positions: within the caption.
+    rows, ends: row, within the group, and position of each caption's end token.
     """
 
-    tokens: jax.Array
-    segments: jax.Array
-    positions: jax.Array
-    rows: jax.Array
-    ends: jax.Array
+    tokens: Int[Array, "G r L"]
+    segments: Int[Array, "G r L"]
+    positions: Int[Array, "G r L"]
+    rows: Int[Array, "G n"]
+    ends: Int[Array, "G n"]
 
 
 class TextTransformer(nnx.Module):
@@ -53,11 +56,11 @@ class TextTransformer(nnx.Module):
         self.transformer = Transformer(config, model, causal=config.causal, rngs=rngs)
         self.ln_final = make_layer_norm(config.width, model, rngs)
 
-    def __call__(self, text: jax.Array | PackedText) -> jax.Array:
-        """Maps token ids, int32 [B, L] with L <= context_length, or B packed captions, to features [B, D].
+    def __call__(self, text: Int[Array, "B L"] | PackedText) -> Float[Array, "B D"]:
+        """Token ids, L <= context_length, or B packed captions, to features.
 
-        With pooling "eot" each row has an end token, and what stands after it does not matter to a causal tower: rows
-        cut behind the last end token give the same features, and so do packed ones. Only such a tower packs.
+        With pooling "eot" each row has an end token, and what follows it does not matter to a causal tower: rows cut
+        after the last end token give the same features, and so do packed ones. Only such a tower takes packed text.
         """
         if isinstance(text, PackedText):
             return self._encode_packed(text)
@@ -70,12 +73,12 @@ class TextTransformer(nnx.Module):
         # Layer norm acts on each position alone, so we norm only the one that is read.
         return self.ln_final(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
 
-    def next_token_logits(self, prefix: jax.Array, text: jax.Array) -> jax.Array:
-        """What follows each position, float32 [B, L - 1, V], of token ids int32 [B, L] with L <= context_length.
+    def next_token_logits(self, prefix: Float[Array, "B D"], text: Int[Array, "B L"]) -> Float[Array, "B L-1 V"]:
+        """Logits of the token after each position, at least float32; L <= context_length.
 
-        prefix, [B, D], stands in the place of the start token, which all texts share: logits [:, i] see it and
-        text[:, 1 : i + 1], and predict text[:, i + 1]. The token embedding is the output layer, too; products are of
-        the compute dtype and their sums at least float32.
+        prefix replaces the start token, which all texts share: logits [:, i] depend on it and on text[:, 1 : i + 1],
+        and predict text[:, i + 1]. The token embedding is also the output layer; products are of the compute dtype and
+        their sums at least float32.
         """
         x = jnp.concatenate([prefix[:, None], self.token_embedding(text[:, 1:-1])], axis=1)  # [B, L - 1, D]
         x = x + self.positional_embedding[: x.shape[1]].astype(x.dtype)
@@ -84,7 +87,7 @@ class TextTransformer(nnx.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         return constrain_batch(jnp.einsum("bld,vd->blv", x, embedding, preferred_element_type=wide))
 
-    def _encode_packed(self, text: PackedText) -> jax.Array:
+    def _encode_packed(self, text: PackedText) -> Float[Array, "B D"]:
         if not self.ignores_padding:
             raise ValueError("packed text needs a causal tower that is read at the end token; encode its rows unpacked")
         G, _, L = text.tokens.shape
@@ -93,6 +96,6 @@ class TextTransformer(nnx.Module):
         x = x + self.positional_embedding[...][positions].astype(x.dtype)
         x = self.transformer(x, segments)
         x = x.reshape(G, -1, x.shape[-1])  # [G, r L, D]
-        end = text.rows * L + text.ends  # [G, n], within the group: no device asks for another's rows
+        end = text.rows * L + text.ends  # [G, n], within the group: no device needs another's rows
         x = jnp.take_along_axis(x, end[:, :, None], axis=1)  # [G, n, D]
         return self.ln_final(x.reshape(-1, x.shape[-1]))

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig, TransformerConfig
 from clip_jax.models.remat import keep, rematerialize
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -23,11 +24,15 @@ def make_layer_norm(width: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Laye
 
 
 def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, segments: jax.Array | None = None
-) -> jax.Array:
-    """Scaled dot-product attention of queries [B, L, H, K] over [B, M, H, K]; the softmax is in at least float32.
+    query: Float[Array, "B L H K"],
+    key: Float[Array, "B M H K"],
+    value: Float[Array, "B M H K"],
+    causal: bool,
+    segments: Int[Array, "B L"] | None = None,
+) -> Float[Array, "B L H K"]:
+    """Scaled dot-product attention; the softmax is in at least float32.
 
-    segments: int32 [B, L], L = M; each position sees only those of its own segment.
+    segments: with L = M, each position sees only those of its own segment.
     `jax.nn.dot_product_attention` casts its softmax down to float32 under x64, so that float64 could not be had.
     """
     weights = attention_weights(query, key, causal, segments).astype(value.dtype)
@@ -35,11 +40,14 @@ def attention(
 
 
 def attention_weights(
-    query: jax.Array, key: jax.Array, causal: bool = False, segments: jax.Array | None = None
-) -> jax.Array:
-    """How much each query takes of each position, [B, H, L, M], in at least float32; rows sum to 1."""
+    query: Float[Array, "B L H K"],
+    key: Float[Array, "B M H K"],
+    causal: bool = False,
+    segments: Int[Array, "B L"] | None = None,
+) -> Float[Array, "B H L M"]:
+    """The weight of each position for each query, in at least float32; rows sum to 1."""
     logits = jnp.einsum("blhk,bmhk->bhlm", query * query.shape[-1] ** -0.5, key)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # [B, H, L, M]
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if causal:
         visible = jnp.tril(jnp.ones(logits.shape[-2:], bool))
         logits = jnp.where(visible, logits, -jnp.inf)
@@ -69,12 +77,12 @@ class Attention(nnx.Module):
             **model.dtypes,
         )
 
-    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: Float[Array, "B L D"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # [B, L, H, K] each
         return keep(self.out(attention(query, key, value, self.causal, segments)), "attention_output")
 
-    def weights(self, x: jax.Array) -> jax.Array:
-        """Of every position on every other, [B, H, L, L]."""
+    def weights(self, x: Float[Array, "B L D"]) -> Float[Array, "B H L L"]:
+        """The attention weights of every position over all."""
         query, key, _ = jnp.moveaxis(self.qkv(x), -3, 0)
         return attention_weights(query, key, self.causal)
 
@@ -90,7 +98,7 @@ class MLP(nnx.Module):
         self.fc_in = nnx.Linear(width, mlp_dim, kernel_init=normal((2 * width) ** -0.5), rngs=rngs, **model.dtypes)
         self.fc_out = nnx.Linear(mlp_dim, width, kernel_init=normal(out_std), rngs=rngs, **model.dtypes)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.fc_out(self.activation(keep(self.fc_in(x), "mlp_hidden")))
 
 
@@ -103,7 +111,7 @@ class Block(nnx.Module):
         self.ln_2 = make_layer_norm(config.width, model, rngs)
         self.mlp = MLP(config, model, rngs)
 
-    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: Float[Array, "B L D"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
         x = x + self.attn(self.ln_1(x), segments)
         return x + self.mlp(self.ln_2(x))
 
@@ -121,22 +129,20 @@ class Transformer(nnx.Module):
         self.remat = model.remat
         self.blocks = nnx.vmap(lambda r: Block(config, model, causal, r))(rngs.split(config.depth))
 
-    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-        """Maps [B, L, D] to [B, L, D] in the compute dtype; with `segments`, int32 [B, L], each by itself."""
+    def __call__(self, x: Float[Array, "B L D"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
+        """Applies all blocks, in the compute dtype; with `segments` each segment sees only itself."""
         return self._apply(*nnx.split(self.blocks), x, segments)
 
-    def last_weights(self, x: jax.Array) -> jax.Array:
-        """The attention of the last block, [B, H, L, L], for what the first one is given, [B, L, D]."""
+    def last_weights(self, x: Float[Array, "B L D"]) -> Float[Array, "B H L L"]:
+        """The attention weights of the last block; x is the input of the first."""
         graphdef, stacked = nnx.split(self.blocks)
         x = self._apply(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), x)
         last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
         return last.attn.weights(last.ln_1(x))
 
-    def _apply(
-        self, graphdef: nnx.GraphDef[Block], stacked: nnx.State, x: jax.Array, segments: jax.Array | None = None
-    ) -> jax.Array:
-        def body(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
-            # Left to itself, XLA may split the channels of what a scan carries, as fsdp splits those of the weights.
+    def _apply(self, graphdef: nnx.GraphDef[Block], stacked: PyTree, x: Array, segments: Array | None = None) -> Array:
+        def body(x: Array, params: PyTree) -> tuple[Array, None]:
+            # Unconstrained, XLA may split the channels of what a scan carries, as fsdp splits those of the weights.
             return constrain_batch(nnx.merge(graphdef, params)(constrain_batch(x), segments)), None
 
         return jax.lax.scan(rematerialize(body, self.remat), x, stacked)[0]

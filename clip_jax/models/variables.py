@@ -1,17 +1,17 @@
-"""A model as a pure function's argument: its graph, and its arrays as one nested dict."""
+"""A model as the argument of a pure function: its graph, and its arrays as one nested dict."""
 
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key
 
 from clip_jax.models import ModelConfig, make_model
 
 Params = dict[str, Any]
 Variables = dict[str, Any]  # parameters and running statistics in one nested dict
-# What makes a tower's embedding, by the first key of a parameter's path.
+# The modules of a tower, by the first key of a parameter's path.
 TOWERS = {"visual": ("visual", "visual_projection"), "text": ("text", "text_projection")}
 
 
@@ -20,13 +20,13 @@ def model_graph(config: ModelConfig) -> nnx.GraphDef[Any]:
     return nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))[0]
 
 
-def init_variables(config: ModelConfig, key: jax.Array) -> Variables:
-    """Fresh parameters and running statistics as a nested dict of arrays."""
+def init_variables(config: ModelConfig, key: Key[Array, ""]) -> Variables:
+    """Initial parameters and running statistics as a nested dict of arrays."""
     return nnx.to_pure_dict(nnx.split(make_model(config, nnx.Rngs(key)))[1])
 
 
 def split_variables(variables: Variables) -> tuple[Params, Variables]:
-    """Parameters, and the running statistics: what batch norms call mean, var and count."""
+    """Parameters, and the running statistics: mean, var and count of batch norms."""
     flat = flatten_dict(variables)
     is_statistic = {path: path[-1] in ("mean", "var", "count") for path in flat}
     params, batch_stats = (
@@ -42,6 +42,6 @@ def join_variables(*parts: Variables) -> Variables:
 
 
 def tower_variables(variables: Variables, towers: Iterable[str]) -> Variables:
-    """Those of the named towers, of "visual" and "text"; the temperature belongs to neither."""
+    """Those of the named towers, of "visual" and "text"; the logit scale belongs to neither."""
     names = {name for tower in towers for name in TOWERS[tower]}
     return {name: value for name, value in variables.items() if name in names}

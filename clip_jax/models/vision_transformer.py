@@ -1,8 +1,9 @@
-"""The image tower: a vision transformer with one more layer norm before its blocks."""
+"""The image tower: a vision transformer with an additional layer norm before its blocks."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from clip_jax.models.config import ModelConfig, VisionConfig
 from clip_jax.models.transformer import MLP, Transformer, attention, attention_weights, make_layer_norm
@@ -25,28 +26,27 @@ class AttentionHead(nnx.Module):
         self.ln = make_layer_norm(width, model, rngs)
         self.mlp = MLP(config, model, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, P, D] to [B, D]."""
+    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B D"]:
         pooled = self.out(attention(self._query(x), self.key(x), self.value(x), causal=False))[:, 0]
         return pooled + self.mlp(self.ln(pooled))
 
-    def weights(self, x: jax.Array) -> jax.Array:
-        """How much is taken of each patch, [B, H, P]."""
+    def weights(self, x: Float[Array, "B P D"]) -> Float[Array, "B H P"]:
+        """The attention weight of each patch."""
         return attention_weights(self._query(x), self.key(x))[:, :, 0]
 
-    def _query(self, x: jax.Array) -> jax.Array:
+    def _query(self, x: Float[Array, "B P D"]) -> Float[Array, "B 1 H K"]:
         return jnp.broadcast_to(self.query(self.probe[...].astype(x.dtype)), (len(x), 1, *self.query.out_features))
 
 
-def choose_patches(keys: jax.Array, num_patches: int, num_kept: int) -> jax.Array:
-    """For each key a random choice of patches without repetition, int32 [B, num_kept]; all are equally likely."""
+def choose_patches(keys: Key[Array, "B"], num_patches: int, num_kept: int) -> Int[Array, "B {num_kept}"]:
+    """For each key a random choice of patches without repetition; all choices are equally probable."""
     noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)  # [B, P]
-    # Not top_k: XLA gathers the rows of all devices for it, and sorts each device's alone.
+    # Not top_k: for it XLA gathers the rows of all devices, while a sort stays on each device.
     return jnp.argsort(noise, axis=1)[:, :num_kept]
 
 
 class VisionTransformer(nnx.Module):
-    """Images to features before the projection into the joint space, by default the class token's.
+    """Images to features before the projection into the joint space, by default of the class token.
 
     Reference: Radford et al. 2021, sec. 2.4 ("an additional layer normalization to the combined patch and position
     embeddings before the transformer").
@@ -81,11 +81,13 @@ class VisionTransformer(nnx.Module):
         self.ln_post = make_layer_norm(config.width, model, rngs)
         self.attention_head = AttentionHead(config, model, rngs) if config.pooling == "attention" else None
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """Maps normalised images [B, H, W, 3] to features [B, D].
+    def __call__(
+        self, images: Float[Array, "B H W 3"], train: bool, keys: Key[Array, "B"] | None = None
+    ) -> Float[Array, "B D"]:
+        """Normalised images to features.
 
         H and W must be the config's image_size: the position embeddings are learned for that grid. In training with
-        patch dropout each image's key, of keys [B], says which of its patches are seen.
+        patch dropout each image's key chooses the patches that are kept.
         """
         x = self.transformer(self._embed(images, train, keys))
         if self.pooling == "class_token":
@@ -94,22 +96,24 @@ class VisionTransformer(nnx.Module):
             return self.ln_post(x[:, 1:]).mean(1)
         return self.attention_head(self.ln_post(x))
 
-    def pooling_weights(self, images: jax.Array) -> jax.Array:
-        """How much the class token in its last attention, or the attention head, takes of each patch: [B, heads, P]."""
+    def pooling_weights(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B heads P"]:
+        """The weight of each patch in the last attention of the class token, or in the attention head."""
         x = self._embed(images, train=False)
         if self.attention_head is not None:
             return self.attention_head.weights(self.ln_post(self.transformer(x)))
         if self.pooling == "mean":
-            raise ValueError("vision.pooling='mean' takes as much of every patch: there is no attention to show")
+            raise ValueError("vision.pooling='mean' weighs all patches equally: there is no attention to show")
         return self.transformer.last_weights(x)[:, :, 0, 1:]
 
-    def _embed(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """What the blocks are given, [B, L, D]."""
+    def _embed(
+        self, images: Float[Array, "B H W 3"], train: bool, keys: Key[Array, "B"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """The input of the blocks."""
         B, H, W, _ = images.shape
         p = self.patch_size
         if not H == W == self.image_size:
             raise ValueError(f"images are {H}x{W} pixels, the model's image_size is {self.image_size}: resize them")
-        images = images[:, : H // p * p, : W // p * p]  # a rest is not seen, as by a strided convolution
+        images = images[:, : H // p * p, : W // p * p]  # a remainder is not seen, as by a strided convolution
         patches = images.reshape(B, H // p, p, W // p, p, 3).swapaxes(2, 3).reshape(B, -1, p * p * 3)
         positions = self.positional_embedding[...]  # [P + 1, D], without a class token [P, D]
         if train and self.num_kept_patches < patches.shape[1]:

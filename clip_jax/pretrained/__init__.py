@@ -1,4 +1,4 @@
-"""Published weights in, our weights out: one call each way. See README.md in this folder."""
+"""Loads published weights and saves ours in their formats. See README.md in this folder."""
 
 import dataclasses
 import os
@@ -55,7 +55,7 @@ FORMATS: tuple[Format, ...] = ("open_clip", "huggingface")
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A model as it is read or written. variables: NumPy arrays. folder: where its files lie."""
+    """A model as it is loaded or saved. variables: NumPy arrays. folder: of its files."""
 
     config: ModelConfig
     variables: Variables
@@ -76,13 +76,13 @@ def load_pretrained(
     Args:
       name_or_path: a safetensors file, a folder that open_clip or transformers wrote or would read, a name of
         `PUBLISHED`, or a Hub repository "owner/name".
-      activation: needed for a file without a config, an error when it differs from the config.
+      activation: required for a file without a config; must not differ from a config.
       image_size, context_length: interpolate the position embeddings to another resolution (pixels) or length.
       param_dtype: of the arrays; float16 and bfloat16 weights become float32 without loss.
 
     Raises:
-      ValueError: nothing there, a pickle, a damaged file, a config that does not fit the weights or the published
-        model of that name, or keys that are missing, left over or misshapen.
+      ValueError: no such file or name, a pickle, a damaged file, a config that does not fit the weights or the
+        published model of that name, or keys that are missing, left over or of a wrong shape.
     """
     path, published = _locate(str(name_or_path))
     files, config_file = weight_files(path)
@@ -92,7 +92,7 @@ def load_pretrained(
     except ValueError as error:
         raise ValueError(f"{files[0]}: {error}") from None
     if published is not None and (differing := pretrained.config.differences(published)):
-        raise ValueError(f"the weights found for {name_or_path} are of another model: {'; '.join(differing)}")
+        raise ValueError(f"the weights found for {name_or_path} belong to another model: {'; '.join(differing)}")
     variables, config = resize_positions(pretrained.variables, pretrained.config, image_size, context_length)
     return dataclasses.replace(pretrained, variables=variables, config=config)
 
@@ -146,7 +146,7 @@ def _read(
 
 
 def _check_buffers(state_dict: StateDict, config: ModelConfig) -> None:
-    """Drops the constants that older files hold besides weights, once they are seen to be what they should be."""
+    """Drops the constants that older files have beside weights; raises ValueError if they do not fit the config."""
     vision, text = config.vision, config.text
     has_prefix = not (isinstance(vision, VisionConfig) and vision.pooling == "attention")
     expected = {
@@ -168,7 +168,7 @@ def save_pretrained(
     """Writes weights, config, image transform and vocabulary so that open_clip or transformers loads the folder.
 
     open_clip: `open_clip.create_model_and_transforms("local-dir:FOLDER")`. huggingface: `CLIPModel.from_pretrained` or
-    `SiglipModel.from_pretrained`. The folder appears whole or not at all.
+    `SiglipModel.from_pretrained`. The folder is renamed into existence, complete.
 
     Raises:
       ValueError: the format has no such model, or the folder exists already.
@@ -188,13 +188,13 @@ def save_pretrained(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        # transformers refuses a file that does not say that its arrays are laid out as PyTorch's.
+        # transformers rejects a file without this format entry.
         save_file(to_state_dict(pretrained.variables, layout, config), partial / weights, metadata={"format": "pt"})
         for name, json in jsons.items():
             (partial / name).write_text(dumps(json, indent=2) + "\n")
         for name, content in tokenizer.files().items() if tokenizer is not None else ():
             (partial / name).write_bytes(content)
-        partial.chmod(0o755)  # mkdtemp's are closed to others
+        partial.chmod(0o755)  # mkdtemp makes it private
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A state dict to our variables and back, entry by entry of a layout; every key is used exactly once."""
+"""Converts a state dict to our variables and back, entry by entry of a layout; every key is used exactly once."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,12 +13,11 @@ from clip_jax.pretrained.layouts import Entry, LayoutName, make_layout
 
 
 def to_variables(state_dict: Mapping[str, np.ndarray], name: LayoutName, config: ModelConfig) -> Variables:
-    """The variables of a model as NumPy arrays in its param_dtype; nothing is copied but once into its place.
+    """The variables of a model as NumPy arrays in its param_dtype; every array is copied once.
 
     Args:
-      state_dict: keys to arrays; one that reads an array only when it is asked for it keeps memory low.
+      state_dict: keys to arrays; a lazy one, which reads an array when it is indexed, keeps memory low.
       name: the layout of the state dict.
-      config: of the model.
 
     Raises:
       ValueError: lists every key that is missing, left over, of another shape, not of floating-point numbers or not
@@ -32,7 +31,7 @@ def to_variables(state_dict: Mapping[str, np.ndarray], name: LayoutName, config:
     used: set[str] = set()
     unfilled = set(out)
     for entry in make_layout(name, config):
-        for keys, places in _places(entry, out):
+        for keys, targets in _arrays_of(entry, out):
             used |= set(keys)
             absent = [key for key in keys if key not in state_dict]
             missing += absent
@@ -42,11 +41,11 @@ def to_variables(state_dict: Mapping[str, np.ndarray], name: LayoutName, config:
             mistyped = [
                 f"{key} is {array.dtype}, not floating-point numbers"
                 for key, array in zip(keys, arrays)
-                if _is_float(places[0]) and not _is_float(array)
+                if _is_float(targets[0]) and not _is_float(array)
             ]
-            wrong += mistyped or _fill(places, arrays, keys, entry) or _not_finite(places, keys)
+            wrong += mistyped or _fill(targets, arrays, keys, entry) or _not_finite(targets, keys)
         unfilled -= set(entry.paths)
-    assert not unfilled, f"the layout {name} knows no key for {unfilled}"
+    assert not unfilled, f"the layout {name} has no key for {unfilled}"
     leftover = sorted(set(state_dict) - used)
     if missing or leftover or wrong:
         raise ValueError(
@@ -63,19 +62,19 @@ def to_state_dict(variables: Variables, name: LayoutName, config: ModelConfig) -
     unused = set(arrays) - {path for entry in layout for path in entry.paths}
     assert not unused, f"the layout {name} has no key for {unused}"
     for entry in layout:
-        for keys, values in _places(entry, arrays):
-            state_dict |= zip(keys, (np.asarray(value, order="C") for value in entry.turn_back(*values)))
+        for keys, values in _arrays_of(entry, arrays):
+            state_dict |= zip(keys, (np.asarray(value, order="C") for value in entry.to_theirs(*values)))
     return state_dict
 
 
-def _not_finite(places: list[np.ndarray], keys: list[str]) -> list[str]:
-    if all(np.isfinite(place).all() for place in places):
+def _not_finite(targets: list[np.ndarray], keys: list[str]) -> list[str]:
+    if all(np.isfinite(target).all() for target in targets):
         return []
-    return [f"{' or '.join(keys)} has NaN, infinity or numbers beyond {places[0].dtype}"]
+    return [f"{' or '.join(keys)} has NaN, infinity or numbers beyond {targets[0].dtype}"]
 
 
-def _places(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[list[str], list[np.ndarray]]]:
-    """The entry's keys and the views of our arrays where they go, layer by layer."""
+def _arrays_of(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+    """The entry's keys and views of the arrays at its paths, layer by layer."""
     if entry.layers is None:
         yield list(entry.keys), [arrays[path] for path in entry.paths]
     else:
@@ -88,16 +87,16 @@ def _is_float(array: Any) -> bool:
     return jax.numpy.issubdtype(array.dtype, np.floating)  # unlike NumPy's, it knows bfloat16
 
 
-def _fill(places: list[np.ndarray], arrays: list[np.ndarray], keys: list[str], entry: Entry) -> list[str]:
-    """Writes the turned arrays into their places; returns what is wrong with their shapes."""
+def _fill(targets: list[np.ndarray], arrays: list[np.ndarray], keys: list[str], entry: Entry) -> list[str]:
+    """Writes the converted arrays into the targets; returns the errors of their shapes."""
     try:
-        turned = entry.turn(*arrays)
+        converted = entry.to_ours(*arrays)
     except ValueError:  # they cannot be reshaped
-        turned = [np.empty((0,))] * len(places)
-    if [array.shape for array in turned] != [place.shape for place in places]:
+        converted = [np.empty((0,))] * len(targets)
+    if [array.shape for array in converted] != [target.shape for target in targets]:
         theirs = ", ".join(f"{key} {list(array.shape)}" for key, array in zip(keys, arrays))
-        ours = ", ".join(str(list(place.shape)) for place in places)
-        return [f"{theirs} does not turn into {ours}"]
-    for place, array in zip(places, turned):
-        place[...] = array
+        ours = ", ".join(str(list(target.shape)) for target in targets)
+        return [f"{theirs} does not convert to {ours}"]
+    for target, array in zip(targets, converted):
+        target[...] = array
     return []

@@ -1,4 +1,4 @@
-"""Where weights come from and go to: safetensors files, folders, the Hugging Face Hub. Pickles are never opened."""
+"""Reads weights from safetensors files, folders and the Hugging Face Hub. Pickles are never opened."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 HF_WEIGHTS, HF_INDEX, HF_CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-# What a folder may hold of its tokenizer, and of which kind that is.
+# Tokenizer files that a folder may have, and their kind.
 VOCABULARY_FILES = {
     "tokenizer.model": "sentencepiece",
     "spiece.model": "siglip",
@@ -40,7 +40,7 @@ HUB_REPOS = {
 
 
 class StateDict(Mapping[str, np.ndarray]):
-    """The arrays of one or several safetensors files, each read when it is asked for.
+    """The arrays of one or several safetensors files, each read when it is indexed.
 
     Raises:
       ValueError: a file is missing, truncated or no safetensors file, or a key occurs twice.
@@ -57,8 +57,8 @@ class StateDict(Mapping[str, np.ndarray]):
                 raise ValueError(f"there is no weights file {file}") from None
             except (SafetensorError, OSError) as error:
                 raise ValueError(
-                    f"{file} cannot be read as safetensors; it is truncated, damaged or something else ({error}): "
-                    "get it again"
+                    f"{file} cannot be read as safetensors; it is truncated, damaged or another format ({error}): "
+                    "download it again"
                 ) from None
             for key in handle.keys():  # noqa: SIM118, it is not a dict
                 if key in self._handles:
@@ -72,11 +72,11 @@ class StateDict(Mapping[str, np.ndarray]):
         except (SafetensorError, TypeError, AttributeError) as error:  # the last: NumPy has no such dtype, as float8
             dtype = self._handles[key].get_slice(key).get_dtype()
             raise ValueError(
-                f"{key} cannot be read as {dtype} ({error}): write the file anew in float32, float16 or bfloat16"
+                f"{key} cannot be read as {dtype} ({error}): write the file again in float32, float16 or bfloat16"
             ) from None
 
     def drop(self, key: str) -> None:
-        """Leaves the key out from now on."""
+        """Removes the key."""
         del self._handles[key], self.shapes[key]
 
     def __contains__(self, key: object) -> bool:
@@ -90,12 +90,12 @@ class StateDict(Mapping[str, np.ndarray]):
 
 
 def refuse_pickle(file: Path) -> None:
-    """ValueError for a file that only unpickling could read."""
+    """Raises ValueError for a file that only unpickling could read."""
     if file.suffix in PICKLES:
         out = file.with_suffix(".safetensors")
         raise ValueError(
-            f"{file} is a pickle, which can run any code when it is opened, so clip_jax does not read it. Where you "
-            'trust it and have PyTorch, write it anew: python -c "import torch; from safetensors.torch import '
+            f"{file} is a pickle, which can run any code when it is opened, so clip_jax does not read it. If you "
+            'trust it and have PyTorch, convert it: python -c "import torch; from safetensors.torch import '
             f"save_file; d = torch.load('{file}', map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
             f"save_file({{k: v.contiguous() for k, v in d.items()}}, '{out}')\" (of OpenAI's own .pt files, which are "
             "TorchScript: d = torch.jit.load(...).state_dict())"
@@ -103,7 +103,7 @@ def refuse_pickle(file: Path) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; ValueError that names the file when it is not one."""
+    """A JSON object; raises ValueError with the file's name for anything else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -131,7 +131,7 @@ def weight_files(path: Path) -> tuple[list[Path], Path | None]:
 
 
 def _config_beside(weights: Path) -> Path | None:
-    """transformers' files are named as its; all others are taken for open_clip's first."""
+    """For a name that transformers uses its config comes first, for all others open_clip's."""
     names = [OPEN_CLIP_CONFIG, HF_CONFIG]
     names = names if not weights.name.startswith("model") else names[::-1]
     return next((weights.with_name(name) for name in names if weights.with_name(name).is_file()), None)
@@ -151,8 +151,8 @@ def download(repo: str) -> Path:
     """The folder of a Hub repository's weights, config and tokenizer, downloaded or from the cache.
 
     Raises:
-      ValueError: huggingface_hub is not there, the Hub cannot be reached and the cache has nothing, or no such
-        repository.
+      ValueError: huggingface_hub is not installed, the Hub cannot be reached and the cache has no copy, or there is no
+        such repository.
     """
     try:
         import huggingface_hub

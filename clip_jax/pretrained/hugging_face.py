@@ -1,4 +1,4 @@
-"""Model configs as transformers writes them for CLIPModel and SiglipModel, to ours and back."""
+"""Converts the configs of transformers' CLIPModel and SiglipModel to ours and back."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from clip_jax.pretrained.layouts import LayoutName
 from clip_jax.pretrained.transform import ImageTransform, mean_std, only
 
 HF_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-# transformers leaves out what is at its default.
+# transformers does not write values at their defaults.
 HF_CLIP_DEFAULTS: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 HF_SIGLIP_DEFAULTS: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 HF_VISION_DEFAULTS: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -23,7 +23,7 @@ HF_TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def config_from_hf(json: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[ModelConfig, ImageTransform]:
-    """From transformers' config.json and, where there is one, preprocessor_config.json.
+    """From transformers' config.json and preprocessor_config.json, {} without one.
 
     Raises:
       ValueError: neither CLIPModel nor SiglipModel, or something these models do not have.
@@ -38,7 +38,7 @@ def config_from_hf(json: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[
     act = only({tower["hidden_act"] for tower in (vision, text)}, "hidden_act")
     if act not in HF_ACTIVATIONS:
         raise ValueError(f"config.json has hidden_act={act!r}; clip_jax has {', '.join(HF_ACTIVATIONS)}")
-    eot = text["eos_token_id"] if is_clip else 1  # where SigLIP's tokenizer has it; the model does not look for it
+    eot = text["eos_token_id"] if is_clip else 1  # SigLIP's tokenizer has it there; the model does not read it
     mean, std = mean_std(images, "image_mean", "image_std", None if is_clip else (0.5, 0.5, 0.5))
     config = ModelConfig(
         embed_dim=json.get("projection_dim", 512) if is_clip else text.get("projection_size", text["hidden_size"]),
@@ -51,7 +51,7 @@ def config_from_hf(json: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[
         text=TextConfig(
             context_length=text["max_position_embeddings"],
             vocab_size=text["vocab_size"],
-            # 2 is what configs said before the end token was looked for; then it is the highest id.
+            # Older configs have 2; for them the end token is the highest id.
             eot_token=text["vocab_size"] - 1 if is_clip and eot == 2 else eot,
             causal=is_clip,
             pooling="eot" if is_clip else "last",
@@ -68,7 +68,7 @@ def config_from_hf(json: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[
 
 
 def _transform_from_hf(images: Mapping[str, Any], image_size: int, is_clip: bool) -> ImageTransform:
-    """From preprocessor_config.json; older ones have plain numbers for sizes."""
+    """From preprocessor_config.json; in older ones sizes are plain numbers."""
     needed = {"do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
     unknown = [f"{key}={images[key]!r}" for key, value in needed.items() if images.get(key, value) != value]
     square = {"height": image_size, "width": image_size}
@@ -96,7 +96,7 @@ def _hf_tower(json: Mapping[str, Any]) -> dict[str, int]:
 
 
 def hf_layout(config: ModelConfig) -> LayoutName:
-    """The layout in which transformers has this model; ValueError when it has none."""
+    """The layout of this model in transformers; raises ValueError if there is none."""
     vision, text = config.vision, config.text
     if config.projection == "mlp":
         raise ValueError("model.projection='mlp': neither open_clip nor transformers has a CLIP with such projections")
@@ -156,7 +156,7 @@ def hf_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def hf_preprocessor_json(config: ModelConfig, transform: ImageTransform) -> dict[str, Any]:
-    """preprocessor_config.json: what transformers' processor does to a picture."""
+    """preprocessor_config.json: how transformers' processor prepares a picture."""
     size = config.vision.image_size
     square = {"height": size, "width": size}
     is_cut = transform.resize_mode == "shortest"

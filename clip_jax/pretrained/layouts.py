@@ -1,4 +1,4 @@
-"""What others call our parameters: for every key of a state dict the paths it goes to and how its axes turn, both ways.
+"""Layouts of other implementations: for each key of their state dicts our path, and the conversion both ways.
 
 Layouts read off https://github.com/openai/CLIP (clip/model.py), https://github.com/mlfoundations/open_clip and
 https://github.com/huggingface/transformers (models/clip, models/siglip).
@@ -18,24 +18,24 @@ Arrays = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Entry:
-    """Some of their keys and the same numbers at our paths.
+    """Keys of theirs and paths of ours that hold the same numbers.
 
     Attributes:
       keys, paths: "{}" in a key stands for each number of `layers`, whose arrays are stacked at the path.
-      turn: arrays of the keys to arrays of the paths; turn_back: the inverse.
-      layers: their numbers of stacked layers; None for an array on its own.
+      to_ours: arrays of the keys to arrays of the paths; to_theirs: the inverse.
+      layers: their layer numbers; None for an array that is not stacked.
     """
 
     keys: tuple[str, ...]
     paths: tuple[str, ...]
-    turn: Callable[..., Arrays]
-    turn_back: Callable[..., Arrays]
+    to_ours: Callable[..., Arrays]
+    to_theirs: Callable[..., Arrays]
     layers: range | None = None
 
 
-def _make(key: str, path: str, turn: Callable, turn_back: Callable, layers: range | None = None) -> Entry:
+def _make(key: str, path: str, to_ours: Callable, to_theirs: Callable, layers: range | None = None) -> Entry:
     """One key, one path."""
-    return Entry((key,), (path,), lambda x: [turn(x)], lambda x: [turn_back(x)], layers)
+    return Entry((key,), (path,), lambda x: [to_ours(x)], lambda x: [to_theirs(x)], layers)
 
 
 def _same(key: str, path: str, layers: range | None = None) -> Entry:
@@ -97,7 +97,7 @@ def _heads(config: TransformerConfig) -> tuple[int, int]:
 
 
 def make_layout(name: LayoutName, config: ModelConfig) -> list[Entry]:
-    """All entries of a layout; together they have every parameter and running statistic of the model once."""
+    """All entries of a layout; together they cover every parameter and running statistic of the model once."""
     match name:
         case "open_clip":
             return _open_clip(config)

@@ -1,4 +1,4 @@
-"""Model configs as open_clip writes them, to ours and back."""
+"""Converts open_clip's model configs to ours and back."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.pretrained.transform import ImageTransform, mean_std, only
 
-# Keys of open_clip's configs that we do not read, with the values at which they change nothing.
+# Keys of open_clip's configs that we do not read, with the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attentional_pool": (False, None),
     "attn_pooler_queries": (256,),
@@ -34,7 +34,7 @@ def config_from_open_clip(json: Mapping[str, Any]) -> tuple[ModelConfig, ImageTr
     """From open_clip's JSON: a bare model config, or {"model_cfg", "preprocess_cfg"} as on the Hub.
 
     Raises:
-      ValueError: lists every key that asks for something these models do not have.
+      ValueError: lists every key that needs something these models do not have.
     """
     model: Mapping[str, Any] = json.get("model_cfg", json)
     images: Mapping[str, Any] = json.get("preprocess_cfg", {})
@@ -49,7 +49,7 @@ def config_from_open_clip(json: Mapping[str, Any]) -> tuple[ModelConfig, ImageTr
         if pool.get("pool_type", known[0]) not in known:
             unread.append(f"{name}_cfg.pool_type={pool['pool_type']!r}")
     if unread:
-        raise ValueError(f"this model has parts that clip_jax does not: {', '.join(unread)}")
+        raise ValueError(f"this model has parts that clip_jax does not have: {', '.join(unread)}")
     is_resnet = isinstance(vision.get("layers"), list | tuple)
     # A ResNet has no layer norm.
     eps = {(tower.get("norm_kwargs") or {}).get("eps", 1e-5) for tower in ([text] if is_resnet else [vision, text])}
@@ -112,7 +112,7 @@ def _unread(section: str, given: Mapping[str, Any], read: set[str]) -> list[str]
 
 
 def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, Any]:
-    """open_clip_config.json of a model; ValueError for one that open_clip's CLIP cannot be."""
+    """open_clip_config.json of a model; raises ValueError for a model that open_clip's CLIP cannot express."""
     vision, text = config.vision, config.text
     is_siglip = isinstance(vision, VisionConfig) and vision.pooling == "attention"
     if is_siglip or text.pooling == "last" or text.projection_bias:

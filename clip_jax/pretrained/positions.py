@@ -1,4 +1,4 @@
-"""Learned positions for another resolution or context length."""
+"""Interpolates learned position embeddings to another resolution or context length."""
 
 import dataclasses
 from typing import Any
@@ -13,8 +13,10 @@ from clip_jax.models.variables import Variables
 def resize_positions(
     variables: Variables, config: ModelConfig, image_size: int | None = None, context_length: int | None = None
 ) -> tuple[Variables, ModelConfig]:
-    """The model at another size: positions of images are interpolated bicubically with antialiasing, as open_clip does
-    (transformers has no antialiasing and another kernel), those of text linearly. None leaves as it is.
+    """The model at another image_size, in pixels, or context_length; None keeps the present one.
+
+    Positions of images are interpolated bicubically with antialiasing, as in open_clip (transformers has no
+    antialiasing and another kernel), those of text linearly.
     """
     vision, text = config.vision, config.text
     if image_size is not None and image_size != vision.image_size:
@@ -44,7 +46,7 @@ def _table(variables: Any, path: tuple[str, ...]) -> np.ndarray:
 
 
 def _with(variables: Any, path: tuple[str, ...], table: np.ndarray) -> Any:
-    """The same variables but for the positional embedding of the module at the path."""
+    """The variables with another positional embedding in the module at the path."""
     if not path:
         return {**variables, "positional_embedding": table}
     return {**variables, path[0]: _with(variables[path[0]], path[1:], table)}

@@ -1,4 +1,4 @@
-"""What a model's files say about pictures and about both towers at once."""
+"""What both config formats share: the image transform, and values that both towers must have in common."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from clip_jax.models import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """How a picture becomes the model's square: its shorter side resized and the centre cut, or squashed (SigLIP)."""
+    """How a picture becomes square: "shortest" resizes the shorter side and crops the centre, "squash" resizes both."""
 
     resize_mode: Literal["shortest", "squash"] = "shortest"
 
 
 def only(values: set[Any], what: str) -> Any:
-    """The one value of a set; ValueError when the towers do not share it."""
+    """The only value of a set; raises ValueError if the towers differ."""
     if len(values) != 1:
         raise ValueError(f"the two towers differ in {what}, {sorted(values)}; clip_jax has one for both")
     return values.pop()
@@ -24,7 +24,7 @@ def only(values: set[Any], what: str) -> Any:
 def mean_std(
     images: Mapping[str, Any], mean: str, std: str, default: tuple[float, ...] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of pixels in [0, 1], under these two keys; `default` stands for both, None for the released models'."""
+    """Mean and standard deviation of pixels in [0, 1], under these keys; a default of None is the released models'."""
     given = [images.get(key, default) for key in (mean, std)]
     released = (ModelConfig.image_mean, ModelConfig.image_std)
     first, second = (tuple(values or fallback) for values, fallback in zip(given, released))

@@ -1,4 +1,4 @@
-"""Captions predicted, as bags and as sequences, against loops over captions and words."""
+"""Prediction of captions, as bags and as sequences, against loops over captions and words."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def some_text():
     text = np.zeros((N, L), np.int32)
     for row, caption in zip(text, words):
         row[: len(caption) + 2] = [SOT, *caption, EOT]
-    return text, words
+    return jnp.asarray(text), words
 
 
 def some_logits(kind, dtype=np.float64):
@@ -30,9 +30,9 @@ def some_logits(kind, dtype=np.float64):
 
 
 def reference(kind, logits, words):
-    """Loss, accuracy, and the gradient of the loss: probabilities less what was asked for."""
+    """Loss, accuracy, and the gradient of the loss: probabilities minus targets."""
     p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    total, right, asked, grad = 0.0, 0.0, 0.0, np.zeros_like(logits)
+    total, correct, weight, grad = 0.0, 0.0, 0.0, np.zeros_like(logits)
     for n, caption in enumerate(words):
         if kind == "bag_of_words":
             bag = set(caption)
@@ -40,17 +40,17 @@ def reference(kind, logits, words):
                 total -= np.log(p[n, word]) / len(bag)
                 grad[n] += p[n] / len(bag)
                 grad[n, word] -= 1 / len(bag)
-            asked += len(bag) > 0
-            likeliest = set(np.argsort(-logits[n])[: len(bag)])
-            right += len(bag & likeliest) / len(bag) if bag else 0
+            weight += len(bag) > 0
+            top = set(np.argsort(-logits[n])[: len(bag)])
+            correct += len(bag & top) / len(bag) if bag else 0
         else:
             for position, token in enumerate([*caption, EOT]):
                 total -= np.log(p[n, position, token])
                 grad[n, position] += p[n, position]
                 grad[n, position, token] -= 1
-                asked += 1
-                right += np.argmax(logits[n, position]) == token
-    return total / asked, right / asked, grad / asked
+                weight += 1
+                correct += np.argmax(logits[n, position]) == token
+    return total / weight, correct / weight, grad / weight
 
 
 def loss_of(kind, logits, text):
@@ -86,16 +86,16 @@ def test_each_captions_score_is_its_own(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stands_behind_the_end_does_not_matter(kind):
+def test_what_follows_the_end_token_does_not_matter(kind):
     (text, _), logits = some_text(), some_logits(kind, np.float32)
-    other, moved = text.copy(), logits.copy()
-    behind = np.arange(L) > np.argmax(text == EOT, axis=1)[:, None]
-    other[behind] = np.random.default_rng(2).integers(1, V, size=behind.sum())  # further end tokens among them
+    other, moved = np.array(text), logits.copy()
+    after = np.arange(L) > np.argmax(text == EOT, axis=1)[:, None]
+    other[after] = np.random.default_rng(2).integers(1, V, size=after.sum())  # further end tokens among them
     if kind == "language_model":
-        moved[behind[:, 1:]] += 5
-    before, after = (loss_of(kind, jnp.asarray(x), t) for x, t in ((logits, text), (moved, other)))
+        moved[after[:, 1:]] += 5
+    before, after = (loss_of(kind, jnp.asarray(x), t) for x, t in ((logits, text), (moved, jnp.asarray(other))))
     assert before == after
-    assert caption_chance(kind, text, EOT, V) == caption_chance(kind, other, EOT, V)
+    assert caption_chance(kind, text, EOT, V) == caption_chance(kind, jnp.asarray(other), EOT, V)
 
 
 def test_a_bag_has_no_order_and_no_repetition_and_a_sequence_has_both():
@@ -104,6 +104,7 @@ def test_a_bag_has_no_order_and_no_repetition_and_a_sequence_has_both():
     text = np.zeros((3, L), np.int32)
     for row, caption in zip(text, captions):
         row[: len(caption) + 2] = [SOT, *caption, EOT]
+    text = jnp.asarray(text)
     same = {kind: jnp.tile(x[:1], (3, *[1] * (x.ndim - 1))) for kind, x in logits.items()}
     bag, sequence = (caption_scores(kind, same[kind], text, EOT).log_likelihood for kind in KINDS)
     np.testing.assert_allclose(bag, np.repeat(bag[:1], 3), rtol=2e-7)
@@ -112,7 +113,7 @@ def test_a_bag_has_no_order_and_no_repetition_and_a_sequence_has_both():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", KINDS)
-def test_chance_is_the_least_loss_of_one_answer(kind):
+def test_chance_is_the_least_loss_of_a_single_answer(kind):
     text, _ = some_text()
     targets, weights = caption_targets(kind, text, EOT)
     shares = np.zeros(V)
@@ -121,7 +122,7 @@ def test_chance_is_the_least_loss_of_one_answer(kind):
     chance = caption_chance(kind, text, EOT, V)
 
     def loss(shares):
-        with np.errstate(divide="ignore"):  # of words that never stand
+        with np.errstate(divide="ignore"):  # of words that never occur
             return loss_of(kind, jnp.broadcast_to(np.maximum(np.log(shares), -60), shape), text)[0]
 
     np.testing.assert_allclose(chance, loss(shares), rtol=1e-12)
@@ -141,10 +142,9 @@ def test_numbers_of_bfloat16_are_widened(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_without_words_gives_numbers(kind):
-    empty = np.zeros((3, L), np.int32)
-    empty[:, :2] = SOT, EOT
+    empty = jnp.zeros((3, L), jnp.int32).at[:, :2].set(jnp.array([SOT, EOT]))
     loss, metrics = loss_of(kind, jnp.asarray(some_logits(kind, np.float32)[:3]), empty)
-    if kind == "bag_of_words":  # nothing is asked
+    if kind == "bag_of_words":  # no targets
         assert loss == metrics["token_accuracy"] == 0
     else:  # but the end token
         log_p = jax.nn.log_softmax(some_logits(kind, np.float32)[:3, 0])
@@ -152,7 +152,7 @@ def test_a_batch_without_words_gives_numbers(kind):
     assert caption_chance(kind, empty, EOT, V) == 0
 
 
-def test_blocks_are_refused_where_pairs_do_not_meet():
+def test_a_block_size_is_refused_for_captions():
     with pytest.raises(ValueError, match=r"loss.block_size=7 is of losses over all pairs; loss.kind='bag_of_words'"):
         LossConfig(kind="bag_of_words", block_size=7)
     assert [LossConfig(kind=kind).caption_kind for kind in ("contrastive", "sigmoid", *KINDS)] == [None, None, *KINDS]

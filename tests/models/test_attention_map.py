@@ -88,5 +88,5 @@ def test_the_loaded_model_has_it_too():
 
 def test_a_mean_has_no_map():
     config, variables, images = make(dataclasses.replace(VIT, pooling="mean"))
-    with pytest.raises(ValueError, match=r"vision.pooling='mean' takes as much of every patch"):
-        jax.eval_shape(lambda: nnx.merge(model_graph(config), variables).attention_map(images))
+    with pytest.raises(ValueError, match=r"vision.pooling='mean' weighs all patches equally"):
+        jax.eval_shape(nnx.merge(model_graph(config), variables).attention_map, images)

@@ -115,8 +115,8 @@ def test_logits_of_a_bfloat16_model_are_sums_in_float32(config):
     narrow = nnx.merge(
         model_graph(dataclasses.replace(config, compute_dtype="bfloat16")), nnx.to_pure_dict(nnx.state(model(config)))
     )
-    features = some_features().astype(jnp.bfloat16)
-    logits = narrow.caption_logits(features, some_text())
+    features = jnp.asarray(some_features(), jnp.bfloat16)
+    logits = narrow.caption_logits(features, jnp.asarray(some_text()))
     assert logits.dtype == jnp.float32
     expected = logits_of(config, features.astype(jnp.float32), some_text())
     # Of up to 12; the language model's activations are bfloat16, measured 0.37. Rounded logits would hold 8 bits alone.

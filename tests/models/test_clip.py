@@ -322,7 +322,7 @@ def test_a_rest_of_pixels_is_seen_by_no_tower_with_attention_pooling():
     vision = replace(TINY.vision, image_size=13, pooling="attention")
     config = replace(TINY, embed_dim=15, vision=vision)
     params = random_params(jax.eval_shape(lambda: init_variables(config, jax.random.key(0))))
-    images = np.random.default_rng(0).integers(256, size=(2, 13, 13, 3), dtype=np.uint8)
+    images = jnp.asarray(np.random.default_rng(0).integers(256, size=(2, 13, 13, 3), dtype=np.uint8))
     even = replace(config, vision=replace(vision, image_size=10))
     features = nnx.merge(model_graph(config), params).encode_image(images)
     np.testing.assert_array_equal(nnx.merge(model_graph(even), params).encode_image(images[:, :10, :10]), features)
@@ -361,7 +361,7 @@ def test_a_non_linear_projection_is_two_layers_around_the_activation():
     pooled = np.random.default_rng(1).normal(size=(3, 15)).astype(np.float32)
     hidden = pooled @ layers["fc_in"]["kernel"] + layers["fc_in"]["bias"]
     hidden = 0.5 * hidden * (1 + np.tanh((2 / np.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)))
-    found = nnx.merge(model_graph(config), params).project_image(pooled)
+    found = nnx.merge(model_graph(config), params).project_image(jnp.asarray(pooled))
     np.testing.assert_allclose(found, hidden @ layers["fc_out"]["kernel"], rtol=1e-5, atol=1e-6)  # float32 rounding
     assert param_specs(params)["text_projection"]["fc_in"]["kernel"] == P("fsdp", "tensor")
     with pytest.raises(ValueError, match=r"model.projection='mlp' needs an image tower that a projection follows"):

@@ -52,14 +52,14 @@ def some_images(dtype=np.float64):
 
 
 def apply(graph, params, batch_stats, images, train):
-    """Features and the moved statistics."""
+    """Features and the updated statistics."""
     tower = nnx.merge(graph, join_variables(params, batch_stats))
-    features = tower(images, train)
+    features = tower(jnp.asarray(images), train)
     return features, nnx.to_pure_dict(nnx.state(tower, nnx.BatchStat))
 
 
 def plain_resnet(params, stats, images, train):
-    """The tower written out, block after block and head after head; returns features and moved statistics."""
+    """The tower written out, block after block and head after head; returns features and updated statistics."""
     params, stats, moved = flatten_dict(params, sep="/"), flatten_dict(stats, sep="/"), {}
 
     def conv_norm(x, path, layer=None, stride=1):
@@ -281,7 +281,7 @@ def test_blocks_start_as_their_shortcut():
 def test_images_of_another_size_are_refused():
     graph, params, stats = make_tower(TINY)
     with pytest.raises(ValueError, match="images are 32x64 pixels, the model's image_size is 64: resize them"):
-        apply(graph, params, stats, np.zeros((1, 32, 64, 3), np.float32), False)
+        apply(graph, params, stats, jnp.zeros((1, 32, 64, 3)), False)
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_unsupported_parts_of_open_clip_are_listed():
     with pytest.raises(ValueError, match="parts") as error:
         config_from_open_clip(json)
     assert str(error.value) == (
-        "this model has parts that clip_jax does not: custom_text=True, vision_cfg.timm_model_name='vit', "
+        "this model has parts that clip_jax does not have: custom_text=True, vision_cfg.timm_model_name='vit', "
         "text_cfg.embed_cls=True, vision_cfg.pool_type='last', text_cfg.pool_type='last'"
     )
 

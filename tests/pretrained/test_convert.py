@@ -143,10 +143,10 @@ def test_released_state_dicts_have_these_keys_and_shapes(goldens, name):
         for index, number in enumerate([None] if entry.layers is None else entry.layers):
             keys = [key if number is None else key.format(number) for key in entry.keys]
             places = [ours[path] if number is None else (ours[path][0][1:], ours[path][1]) for path in paths]
-            theirs = entry.turn_back(*dummies(dict(enumerate(places))).values())
+            theirs = entry.to_theirs(*dummies(dict(enumerate(places))).values())
             assert not out.keys() & set(keys)
             out |= {key: array.shape for key, array in zip(keys, theirs)}
-            turned = entry.turn(*dummies({key: (released[key], np.float32) for key in keys}).values())
+            turned = entry.to_ours(*dummies({key: (released[key], np.float32) for key in keys}).values())
             assert [array.shape for array in turned] == [shape for shape, _ in places]
             assert number is None or ours[paths[0]][0][0] == len(entry.layers) > index
     assert out == released
@@ -169,9 +169,9 @@ def test_all_that_is_wrong_is_listed_together(models, make_pretrained):
     assert str(error.value) == (
         "the state dict does not fit the model: missing ['visual.transformer.resblocks.1.ln_2.weight', "
         "'ln_final.bias'], left over ['module.logit_scale', 'visual.extra'], misshapen ["
-        "'visual.conv1.weight [15, 3, 5, 4] does not turn into [75, 15]', "
+        "'visual.conv1.weight [15, 3, 5, 4] does not convert to [75, 15]', "
         "'token_embedding.weight is int8, not floating-point numbers', "
-        "'text_projection [22, 8] does not turn into [22, 7]']"
+        "'text_projection [22, 8] does not convert to [22, 7]']"
     )
 
 

@@ -37,9 +37,9 @@ def test_truncated_files(exported, share):
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
     message = refusal(exported)
-    start = f"{file} cannot be read as safetensors; it is truncated, damaged or something else ("
+    start = f"{file} cannot be read as safetensors; it is truncated, damaged or another format ("
     assert message.startswith(start)
-    assert message.endswith("): get it again")
+    assert message.endswith("): download it again")
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04N.", b"x" * 1000, b"\xff" * 100, b"PK\x03\x04" + b"\0" * 100])
@@ -233,7 +233,7 @@ def test_what_is_fetched_from_the_hub(exported, models, monkeypatch):
 def test_another_model_under_a_published_name(exported, monkeypatch):
     fake_hub(monkeypatch, lambda repo, allow_patterns: str(exported))
     message = refusal("ViT-B/32")
-    assert message.startswith("the weights found for ViT-B/32 are of another model: embed_dim is 7, not 512; ")
+    assert message.startswith("the weights found for ViT-B/32 belong to another model: embed_dim is 7, not 512; ")
     assert "vision.width is 15, not 768" in message
 
 
