@@ -428,6 +428,7 @@ def test_a_training_on_a_pod_goes_on_after_a_sigterm_a_restart_of_its_hosts_and_
     for pid in pids:
         kill(pid)
     third = next_training(pod, second)
+    eventually(lambda: "host.sh status" in pod.calls("gcloud")[-1][-1])  # it was started, and is watched
 
     pod.slice.write_text("SUSPENDED")
     for name in ("clip_jax_run", "clip_jax_code", "clip_jax_venv"):  # the new slice has nothing
@@ -507,7 +508,9 @@ def test_gke_gets_an_image_its_buckets_and_the_workload(stage):
     assert flags["--num-slices"] == "2"
     command = flags["--command"].replace("/gcs/", f"{stage.buckets}/")
     code, _, err = stage.processes.run(["bash", "-c", command], 60, env=stage.env)
-    assert (code, err.splitlines()[0]) == (1, "")
+    data = f"{stage.buckets}/data/pairs/{TARS}"
+    assert code == 1
+    assert err.startswith(f"clip-jax: error: no data at '{data}', which does not exist: expected a tar")
     stage.run("gke.sh", "stop", *GKE)
     assert stage.calls("xpk")[-1] == ["workload", "delete", "--workload=clip", "--cluster=c", GKE[2], "--project=p"]
 
