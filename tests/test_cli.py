@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Processes
 
 from clip_jax.ablations.jobs import record_sweep
 from clip_jax.ablations.spec import load_ablation, questions
@@ -64,9 +65,9 @@ class Outcome:
 
 def run_all(folder: Path, commands: dict[str, list[str]]) -> dict[str, Outcome]:
     arguments = [str(folder), json.dumps(list(commands.values()))]
-    subprocess.run(
-        [sys.executable, "-c", RUNNER, *arguments], check=True, timeout=200, cwd=Path(__file__).parent.parent
-    )
+    with Processes() as processes:
+        code, _, err = processes.run([sys.executable, "-c", RUNNER, *arguments], 200, cwd=ROOT)
+    assert code == 0, err
 
     def outcome(number: int) -> Outcome:
         code, out, err = ((folder / f"{number}.{name}").read_text() for name in ("code", "out", "err"))
