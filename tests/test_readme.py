@@ -4,7 +4,7 @@ import re
 import sysconfig
 from pathlib import Path
 
-from clip_jax.metrics import read_metrics
+from clip_jax.runs.logging import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
