@@ -6,6 +6,7 @@ Set before jax wakes up.
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ["CLIP_JAX_CACHE"] = tempfile.mkdtemp(prefix="clip_jax_cache_")  # of kept indices and copies of data
@@ -20,6 +21,7 @@ import jax
 import jaxtyping
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from processes import Processes
 
 # Types and shapes in these modules' signatures are checked at run time, in tests only; configs check themselves.
 SHAPES_CHECKED = [
@@ -31,8 +33,27 @@ jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 
 GOLDENS = Path(__file__).parent / "goldens"
 
+# What is started by `nohup ... &` ignores Ctrl-C, and so would all that tests start and interrupt. And tests that are
+# told to end take down what they have started.
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
+
 
 atexit.register(shutil.rmtree, os.environ["CLIP_JAX_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture
+def processes():
+    """Starts programs, and kills what is left of them after the test, passed or failed."""
+    with Processes() as processes:
+        yield processes
+
+
+@pytest.fixture
+def adopt(processes, monkeypatch):
+    """What the code under test starts is killed after the test, too."""
+    for name, value in processes.environment.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Processes
 
 from clip_jax.ablations.jobs import record_sweep
 from clip_jax.ablations.spec import load_ablation, questions
@@ -64,9 +65,9 @@ class Outcome:
 
 def run_all(folder: Path, commands: dict[str, list[str]]) -> dict[str, Outcome]:
     arguments = [str(folder), json.dumps(list(commands.values()))]
-    subprocess.run(
-        [sys.executable, "-c", RUNNER, *arguments], check=True, timeout=200, cwd=Path(__file__).parent.parent
-    )
+    with Processes() as processes:
+        code, _, err = processes.run([sys.executable, "-c", RUNNER, *arguments], 200, cwd=ROOT)
+    assert code == 0, err
 
     def outcome(number: int) -> Outcome:
         code, out, err = ((folder / f"{number}.{name}").read_text() for name in ("code", "out", "err"))
@@ -172,6 +173,8 @@ def commands(place: Path) -> dict[str, list[str]]:
         "tokenizer file": train("--config.data.tokenizer_file=/nowhere/a.model"),
         "labelled set": train("--config.evaluation.zero_shot=scenes/cats", tokenizer),
         "apart": ["train", "--config", "tiny", "--workdir=w", "--config.train.global_batch_size=12"],
+        "any order": ["train", "--config.train.global_batch_size=12", "--workdir=w", "--config=tiny"],
+        "any order, apart": ["train", "--config.train.global_batch_size=12", "--config", "tiny", "--workdir=w"],
         "path of a config": ["train", "--config=configs/tiny.py", "--workdir=w", "--config.train.global_batch_size=12"],
         "other config": ["train", "--config=tiny", f"--workdir={place / 'other'}", "--config.train.seed=333"],
         "no run": ["evaluate", f"--workdir={place / 'empty'}"],
@@ -307,6 +310,8 @@ MESSAGES = {
     "tokenizer file": "cannot read the SentencePiece model /nowhere/a.model: No such file or directory",
     "labelled set": "labelled set 'cats' of the drawn scenes is unknown: choose one of compositions, ",
     "apart": "train.global_batch_size=12 is not divisible",
+    "any order": "train.global_batch_size=12 is not divisible",
+    "any order, apart": "train.global_batch_size=12 is not divisible",
     "path of a config": "train.global_batch_size=12 is not divisible",
     "other config": "workdir {place}/other holds a run of another config: train.seed was {seed}, is 333. Use another",
     "no run": "{place}/empty is not the workdir of a run: it has no config.json",

@@ -4,6 +4,7 @@ All are forked from one process that has imported everything, because importing 
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Processes
 from test_train import miniature, picture
 
 import clip_jax
@@ -146,32 +148,25 @@ class Host:
     def err(self) -> str:
         return Path(self._request["err"]).read_text()
 
-    def kill(self) -> None:
-        if self._code is None and self._ask({"wait": self.pid}) is None:
-            os.kill(self.pid, signal.SIGKILL)
-
 
 @pytest.fixture(scope="module")
 def ask(compile_once):
-    nursery = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    with Processes() as processes:
+        nursery = processes.start([sys.executable, "-W", "ignore", "-c", NURSERY], stdin=subprocess.PIPE, stderr=None)
 
-    def ask(request: dict) -> Any:
-        assert nursery.stdin is not None
-        assert nursery.stdout is not None
-        nursery.stdin.write(json.dumps(request) + "\n")
-        nursery.stdin.flush()
-        return json.loads(nursery.stdout.readline())
+        def ask(request: dict) -> Any:
+            assert nursery.stdin is not None
+            assert nursery.stdout is not None
+            nursery.stdin.write(json.dumps(request) + "\n")
+            nursery.stdin.flush()
+            return json.loads(nursery.stdout.readline())
 
-    yield ask
-    nursery.communicate(timeout=10)
+        yield ask
 
 
 @pytest.fixture(scope="module")
 def start(ask, tmp_path_factory):
-    """Starts processes; what is left of them at the end is killed."""
-    hosts = []
+    """Starts processes."""
 
     def start(count: int, devices: int, sections: dict | list[dict], workdir: Path, patch: str = "", folders=None):
         notes = tmp_path_factory.mktemp("notes")
@@ -191,12 +186,9 @@ def start(ask, tmp_path_factory):
             streams = {name: str(notes / f"{name}_{process}") for name in ("out", "err")}
             folder = str(folders[process] if folders else notes)
             started.append(Host(ask, {"start": work, **streams, "folder": folder, "env": {"XLA_FLAGS": flags}}))
-        hosts.extend(started)
         return SimpleNamespace(hosts=started, notes=notes, workdir=workdir)
 
-    yield start
-    for host in hosts:
-        host.kill()
+    return start
 
 
 SLURM_PORTS = range(2**16 - 2**12, 2**16)  # of which JAX takes one by the job's number
@@ -457,17 +449,21 @@ def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
     assert list((tmp_path / "a" / "run").iterdir()) == []
 
 
-def run_module(name: str, *options: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "clip_jax", name, *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env={**os.environ, **environment}, text=True, **pipes)
+@pytest.fixture
+def run_module(processes):
+    def run_module(name: str, *options: str, **environment: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "clip_jax", name, *options]
+        return processes.start(command, env={**os.environ, **environment})
+
+    return run_module
 
 
-def run_command(*options: str, **environment: str) -> subprocess.Popen:
-    return run_module("train", "--config=tiny", *options, **environment)
+@pytest.fixture
+def run_command(run_module):
+    return functools.partial(run_module, "train", "--config=tiny")
 
 
-def test_the_command_finds_its_processes_by_slurm_and_names_the_one_with_another_config(tmp_path):
+def test_the_command_finds_its_processes_by_slurm_and_names_the_one_with_another_config(run_command, tmp_path):
     workdir, port = f"--workdir={tmp_path / 'run'}", free_port(SLURM_PORTS)
     job = {"SLURM_JOB_ID": str(port - SLURM_PORTS[0]), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     first = run_command(workdir, **job, SLURM_PROCID="0", SLURM_LOCALID="0")
@@ -484,7 +480,7 @@ def test_the_command_finds_its_processes_by_slurm_and_names_the_one_with_another
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_names_the_missing_process(tmp_path):
+def test_the_command_names_the_missing_process(run_command, tmp_path):
     port = free_port()
     flags = ["--num_processes=3", "--process_id=0", f"--coordinator=localhost:{port}", "--host_timeout_s=1"]
     process = run_command(f"--workdir={tmp_path / 'run'}", *flags)
@@ -497,7 +493,7 @@ def test_the_command_names_the_missing_process(tmp_path):
     )
 
 
-def test_embed_gives_each_process_its_shards(goldens, tmp_path):
+def test_embed_gives_each_process_its_shards(run_module, goldens, tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(11):
         pixels = np.random.default_rng(i).integers(256, size=(40, 40, 3), dtype=np.uint8)

@@ -16,7 +16,7 @@ COLAB = ROOT / "colab"
 NAMES = sorted(file.stem for file in COLAB.glob("*.ipynb"))
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("compile_once", "adopt")
 
 
 def source(cells):

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tarfile
 import threading
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Processes
 
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.config import record
@@ -104,13 +104,11 @@ run_command(lambda: loop.train(sections, Path(workdir)), sys.argv)
 class Run:
     """A training process, the first of a process group of its own."""
 
-    def __init__(self, sections: dict, workdir: Path, delay_s: float = 0.0, more: str = ""):
+    def __init__(self, processes: Processes, sections: dict, workdir: Path, delay_s: float = 0.0, more: str = ""):
         arguments = json.dumps([sections, str(workdir), delay_s])
         command = [sys.executable, "-c", RUN.replace("{more}", more), arguments]
         self.workdir = workdir
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        self.process = processes.start(command)
 
     def wait_for_step(self, step: int) -> None:
         deadline = time.monotonic() + 60
@@ -121,11 +119,8 @@ class Run:
 
     def end(self) -> tuple[int, str, str]:
         """Exit code, stdout and stderr, once every process of the group is gone."""
-        try:
-            out, err = self.process.communicate(timeout=60)  # until the last process that holds the pipes is gone
-            self.wait_for_group()
-        finally:
-            self.kill_group()
+        out, err = self.process.communicate(timeout=60)  # until the last process that holds the pipes is gone
+        self.wait_for_group()
         return self.process.returncode, out, err
 
     def wait_for_group(self) -> None:
@@ -140,10 +135,6 @@ class Run:
         except ProcessLookupError:
             return False
         return True
-
-    def kill_group(self) -> None:
-        if self.group_lives():
-            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -256,18 +247,14 @@ def test_the_same_command_after_the_end_changes_nothing(finished, no_pictures, c
     assert "records that could not be used 0 met, 0 left out beforehand" in out
 
 
-def test_a_run_killed_and_stopped_several_times_ends_as_an_undisturbed_one(finished, tmp_path, no_pictures):
+def test_a_run_killed_and_stopped_several_times_ends_as_an_undisturbed_one(processes, finished, tmp_path, no_pictures):
     sections, workdir = miniature(data__num_workers=1), tmp_path / "disturbed"
     for number, after_step in ((signal.SIGKILL, 10), (signal.SIGTERM, 30), (signal.SIGINT, 50)):
-        run = Run(sections, workdir, delay_s=0.1)
-        try:
-            run.wait_for_step(after_step)
-            time.sleep(random.uniform(0, 0.5))
-            # Ctrl-C and a scheduler's stop reach the whole group; SIGKILL finds one process alone.
-            os.killpg(run.process.pid, number) if number != signal.SIGKILL else run.process.kill()
-        except BaseException:
-            run.kill_group()
-            raise
+        run = Run(processes, sections, workdir, delay_s=0.1)
+        run.wait_for_step(after_step)
+        time.sleep(random.uniform(0, 0.5))
+        # Ctrl-C and a scheduler's stop reach the whole group; SIGKILL finds one process alone.
+        os.killpg(run.process.pid, number) if number != signal.SIGKILL else run.process.kill()
         code, out, err = run.end()
         assert "Traceback" not in err
         if number == signal.SIGKILL:
@@ -464,8 +451,10 @@ Checkpointer.save = save_on_a_full_disk
 """
 
 
-def test_a_full_disk_ends_in_one_message_and_the_run_resumes_when_there_is_room(finished, tmp_path, no_pictures):
-    code, _, err = Run(miniature(), tmp_path, more=FULL_DISK).end()
+def test_a_full_disk_ends_in_one_message_and_the_run_resumes_when_there_is_room(
+    processes, finished, tmp_path, no_pictures
+):
+    code, _, err = Run(processes, miniature(), tmp_path, more=FULL_DISK).end()
     assert code == 1
     assert "orbax/checkpoint/_src" not in err  # its own tracebacks
     message = err[err.index("clip-jax: error: ") :]

@@ -8,8 +8,12 @@ from ml_collections import config_flags
 
 T = TypeVar("T")
 
+ARGV: list[str] = []  # what is parsed, where --config looks for the keys to change
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, or the bare name of a shipped one; --config.SECTION.KEY=VALUE changes a key."
+    "config",
+    None,
+    "Config file, or the bare name of a shipped one; --config.SECTION.KEY=VALUE changes a key.",
+    sys_argv=ARGV,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, metrics, pictures.")
 # A benchmark has a --model of its own, `plan` an --output.

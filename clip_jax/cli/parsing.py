@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from clip_jax.cli.common_flags import TRACEBACK
+from clip_jax.cli.common_flags import ARGV, TRACEBACK
 
 
 def run_command(main: Callable[..., int | None], argv: Sequence[str]) -> None:
@@ -60,7 +60,8 @@ def _check_flags(module: ModuleType) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(_find_config(argv))
+        ARGV[:] = _find_config(argv)
+        rest = flags.FLAGS(ARGV)
     except (flags.Error, AttributeError, KeyError) as error:
         _fail(f"{_describe(error)}\n--help lists the flags")
     if flags.FLAGS["verbosity"].using_default_value:  # the libraries' information would bury the progress bar
@@ -81,14 +82,17 @@ def _describe(error: Exception) -> str:
 
 def _find_config(argv: Sequence[str]) -> list[str]:
     """--config=tiny and --config tiny mean the shipped configs/tiny.py, as suites/paper means configs/suites/paper.py;
-    what has a suffix, or is a file, is a path."""
-    argv = list(argv)
-    for i, argument in enumerate(argv):
+    what has a suffix, or is a file, is a path. It comes first, because its keys are flags once it is read."""
+    program, *arguments = argv
+    configs, others = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
         name, _, value = argument.partition("=")
         if name != "--config":
+            others.append(argument)
             continue
         if "=" not in argument:
-            value = argv.pop(i + 1) if i + 1 < len(argv) else ""
+            value = next(remaining, "")
         file = Path(value)
         if "." not in value and not file.is_file():
             folder = Path(__file__).parents[2] / "configs"
@@ -100,8 +104,8 @@ def _find_config(argv: Sequence[str]) -> list[str]:
                 _fail(f"there is no shipped config {value!r}: use one of {', '.join(known)}, or the path of a file")
         if not file.is_file():
             _fail(f"there is no config file {value}")
-        argv[i] = f"--config={file}"
-    return argv
+        configs.append(f"--config={file}")
+    return [program, *configs, *others]
 
 
 def _fail(message: str) -> NoReturn:

@@ -15,12 +15,12 @@ running() { # after a restart of the machine the number may be another's
 }
 
 status() {
-  if [[ -e $state/exit_code && -e $state/stopped ]]; then
+  if running; then # asked first: at its end it writes the code, then it is gone
+    echo running
+  elif [[ -e $state/exit_code && -e $state/stopped ]]; then
     echo stopped
   elif [[ -e $state/exit_code ]]; then
     echo "exit $(<"$state/exit_code")"
-  elif running; then
-    echo running
   else
     echo none # a new machine, or one that was taken away in the middle
   fi
@@ -58,7 +58,7 @@ case ${1:-} in
     install
     rm -f "$state/stopped" "$state/exit_code" "$state/pid"
     nohup setsid "$0" supervise "$@" >>"$state/log" 2>&1 </dev/null &
-    until [[ -e $state/pid ]]; do sleep 0.1; done # or who asks next would hear that there is none
+    until [[ -s $state/pid ]]; do sleep 0.1; done # or who asks next would hear that there is none
     echo "$(hostname): started"
     ;;
   supervise)

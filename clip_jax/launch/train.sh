@@ -11,5 +11,5 @@ gcs=$(dirname "${BASH_SOURCE[0]}")/gcs.sh
 data=$("$gcs" data "$2")
 workdir=$("$gcs" workdir "$3")
 shift 3
-[[ -z $data ]] || set -- --config.data.path="$data" "$@"
+[[ -z $data ]] || set -- "$@" --config.data.path="$data" # a key of --config, which the flags begin with
 exec "$clip_jax" train --workdir="$workdir" "$@"

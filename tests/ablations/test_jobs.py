@@ -13,6 +13,8 @@ from clip_jax.ablations.jobs import StoppedError, run_all, unique
 from clip_jax.ablations.spec import load_ablation
 from clip_jax.ablations.sweep import conclude, prepare
 
+pytestmark = pytest.mark.usefixtures("adopt")
+
 COMMAND = """
 import os, runpy, signal, sys, time
 from pathlib import Path

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Processes
 
 from input_pipeline.tokenizers import CLIP_NUM_MERGES
 from input_pipeline.vocabulary import train_sentencepiece
@@ -96,9 +97,10 @@ def reports(tmp_path_factory):
         for kind, flags in kinds.items()
     ]
     flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the devices are the commands' own
-    subprocess.run(
-        [sys.executable, "-c", RUNNER, json.dumps(commands)], check=True, cwd=ROOT, env={**os.environ, **flags}
-    )
+    with Processes() as processes:
+        command = [sys.executable, "-c", RUNNER, json.dumps(commands)]
+        code, _, err = processes.run(command, 600, cwd=ROOT, env={**os.environ, **flags})
+    assert code == 0, err
     return {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in kinds}
 
 

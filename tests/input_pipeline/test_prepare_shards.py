@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import struct
-import subprocess
 import sys
 import tarfile
 import time
@@ -308,7 +307,7 @@ def test_the_shard_of_a_killed_worker_is_made_by_another(tar, prepared, tmp_path
 
 
 DRAWN = """
-import functools, signal, sys
+import functools, sys
 from pathlib import Path
 from input_pipeline.prepare import workers
 from input_pipeline.prepare.folder import LocalFolder
@@ -325,7 +324,6 @@ def run(output, num_workers):
     return prepare(maker, make, lambda statistics, path: Path(path).touch(), max_broken_share=0)
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what started it may ignore it
     run(sys.argv[1], 2)
 """
 
@@ -348,11 +346,12 @@ def drawn(tmp_path_factory) -> tuple[Callable, dict[str, str]]:
         ("worker", signal.SIGKILL, 0),
     ],
 )
-def test_a_kill_in_the_middle_costs_nothing(victim, number, code, drawn, tmp_path):
+def test_a_kill_in_the_middle_costs_nothing(victim, number, code, drawn, tmp_path, processes):
     run_drawn, expected = drawn
     command = [sys.executable, "-c", DRAWN, str(tmp_path)]
     errors = tmp_path.parent / f"{victim}.err"
-    with errors.open("wb") as err, subprocess.Popen(command, start_new_session=True, stderr=err) as process:
+    with errors.open("wb") as err:
+        process = processes.start(command, stderr=err)
         wait_until(lambda: list(tmp_path.glob("*-of-00012.json")))
         children = [int(x) for x in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         assert len(children) == 2
