@@ -1,6 +1,6 @@
 """Files that appear whole or not at all, digests of what decides a result, and folders that continue one record only.
 
-The one place where the repository writes files atomically, computes SHA-256 and compares what is stored with what is
+The only module that writes files atomically, computes SHA-256 and compares what is stored with what is
 asked for.
 """
 

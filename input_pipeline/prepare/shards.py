@@ -1,7 +1,7 @@
 """The shards of a prepared data set: fixed ranges of a source's records, each made by one process from start to end.
 
 What a shard holds is decided by the source, the settings and its number, so whoever makes it, and however often, the
-bytes are the same. Beside NAME-00000-of-00012.array_record lies NAME-00000-of-00012.json with all that the manifest
+bytes are the same. Beside NAME-00000-of-00012.array_record is NAME-00000-of-00012.json with all that the manifest
 needs; it is written last, so a shard that has it is complete, and one that lacks it is made again.
 """
 

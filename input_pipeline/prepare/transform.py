@@ -72,7 +72,7 @@ def prepare_record(record: Record, settings: Settings) -> Prepared:
     Pictures whose shorter side is at most image_size stay as they are: JPEG, PNG and WebP are copied byte by byte (but
     decoded, so that a broken one is found), drawn ones become PNG. All else becomes JPEG without EXIF and ICC profile.
     Its colour is subsampled 4:2:0, as in nearly every photograph's source: beside 4:4:4 at 256 pixels and quality 90 it
-    has 21 % fewer bytes, to be read in every epoch, for a mean error of 3.4 levels in place of 2.8.
+    has 21 % fewer bytes, to be read in every epoch, for a mean error of 3.4 levels instead of 2.8.
 
     Raises:
       BrokenRecordError: neither caption nor label, or a picture that `decode_image` refuses.

@@ -51,7 +51,7 @@ class ArrayRecordSource:
         self._paths = find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
         _require_all_of_n(path, self._paths)
         self._states = find_states(self._paths)
-        self._told = describe_files(self._paths, self._states, captions_field)
+        self._files = describe_files(self._paths, self._states, captions_field)
         copies = [opener.local_copy(file) for file in self._paths]
         for file in copies:  # one by one, since the library's message does not name the file
             try:
@@ -94,7 +94,7 @@ class ArrayRecordSource:
         return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "array_record", **self._told, "length": len(self)}
+        return {"kind": "array_record", **self._files, "length": len(self)}
 
     def file_states(self) -> list:
         return self._states

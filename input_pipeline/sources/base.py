@@ -23,7 +23,7 @@ class BrokenRecordError(ValueError):
     """A record that cannot be used; the pipeline counts and skips it."""
 
     def __init__(self, record_id: str, reason: str):
-        super().__init__(record_id, reason)  # both, or the error would not survive the way from a worker process
+        super().__init__(record_id, reason)  # both, or the error could not be unpickled from a worker process
         self.record_id = record_id
         self.reason = reason
 
@@ -64,7 +64,7 @@ class Source(Protocol):
 class SubsetSource:
     """The records [start, stop) of another source, as to hold out a validation part.
 
-    `broken` is the whole source's: what is broken has no place in the order.
+    `broken` is the whole source's: what is broken is not part of the order.
     """
 
     def __init__(self, source: Source, start: int, stop: int):

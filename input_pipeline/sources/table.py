@@ -54,7 +54,7 @@ class TableSource:
 
         self._paths = find_files(path, r"\.(csv|parquet)", "a .csv or .parquet file, or several")
         self._states = find_states(self._paths)
-        self._told = describe_files(self._paths, self._states, captions_field)
+        self._files = describe_files(self._paths, self._states, captions_field)
         self._captions_field = captions_field
         self.broken: list[tuple[str, str]] = []
         self.filtered: Counter[str] = Counter()
@@ -190,7 +190,7 @@ class TableSource:
         return tuple(self._rows["captions"][index].as_py())
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "table", **self._told, "length": len(self), "digest": self._digest}
+        return {"kind": "table", **self._files, "length": len(self), "digest": self._digest}
 
     def file_states(self) -> list:
         return self._states

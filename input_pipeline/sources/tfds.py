@@ -88,7 +88,7 @@ class TfdsSource:
         self.broken: list[tuple[str, str]] = []
         self._paths = sorted(set(files))
         self._states = find_states(self._paths)
-        self._told = describe_files(self._paths, self._states, captions_field)
+        self._files = describe_files(self._paths, self._states, captions_field)
         self._name = f"{info.full_name}/{split}"
         data = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         self._length = len(data)
@@ -129,7 +129,7 @@ class TfdsSource:
         return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "tfds", "name": self._name, **self._told, "length": len(self)}
+        return {"kind": "tfds", "name": self._name, **self._files, "length": len(self)}
 
     def file_states(self) -> list:
         return self._states

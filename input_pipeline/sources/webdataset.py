@@ -49,7 +49,7 @@ class WebDatasetSource:
         self._paths = find_files(path, r"\.tar", "a tar, a folder of tars, a glob or a {00000..00011}.tar pattern")
         self._names = relative_names(self._paths)
         self._states = find_states(self._paths)
-        self._told = describe_files(self._paths, self._states, captions_field)
+        self._files = describe_files(self._paths, self._states, captions_field)
         self._captions_field = captions_field
         self._opener = opener.Opener()
         self.broken: list[tuple[str, str]] = []
@@ -126,7 +126,7 @@ class WebDatasetSource:
 
     def fingerprint(self) -> dict[str, Any]:
         index = digest(self._index.tobytes(), "\n".join(self._keys).encode())
-        return {"kind": "webdataset", **self._told, "length": len(self), "digest": index}
+        return {"kind": "webdataset", **self._files, "length": len(self), "digest": index}
 
     def file_states(self) -> list:
         return self._states

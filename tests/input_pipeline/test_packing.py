@@ -121,9 +121,7 @@ def test_given_rows_stay_empty_where_they_are_not_needed():
 
 def test_an_overflow_says_how_many_captions_find_no_place_and_what_would_help():
     text = some_text([L, L, 3, 3, *[L] * 3, 9])  # in groups of four: 3 rows and 4
-    with pytest.raises(
-        PackingOverflowError, match=r"^4 captions find no place in 2 rows a group: give 4 rows"
-    ) as error:
+    with pytest.raises(PackingOverflowError, match=r"^4 captions do not fit 2 rows a group: give 4 rows") as error:
         pack_text(text, END, num_groups=2, rows=2)
     assert (error.value.captions, error.value.rows_needed) == (4, 4)
     np.testing.assert_array_equal(unpack(pack_text(text, END, num_groups=2, rows=4)), text)

@@ -196,7 +196,7 @@ def test_each_process_makes_its_rows_of_the_same_batches(parts):
 
 @pytest.mark.parametrize("rows", [[], [3, 8], [-1]])
 def test_rows_outside_of_the_batch_are_refused(rows):
-    with pytest.raises(ValueError, match=r"rows=\[.*\] must be places in a batch of global_batch_size=8"):
+    with pytest.raises(ValueError, match=r"rows=\[.*\] must be rows of a batch of global_batch_size=8"):
         BatchIterator(make_examples(), BATCH_SIZE, rows=np.array(rows, int))
 
 
@@ -466,7 +466,7 @@ def test_after_a_killed_worker_the_batches_go_on_as_if_nothing_had_been(monkeypa
         batches.append(next(iterator))
     assert_equal_batches(batches, expected[2 : 2 + len(batches)])
     at = 2 + len(batches) - 1
-    assert f"a data worker died; the workers start anew at batch {at}, time 1 of 1" in capfd.readouterr().err
+    assert f"a data worker died; the workers start again at batch {at}, time 1 of 1" in capfd.readouterr().err
     assert iterator.get_state()["next_batch"] == at + 1
     assert iterator.get_state()["broken"] == sum(len(batch["broken"]) for batch in expected[: at + 1])
     kill_a_worker()
