@@ -24,6 +24,7 @@ from input_pipeline.storage import differences, listed
 
 LAST_ROW = 2**62  # the stream has no end that a run could reach
 BROKEN_REMEMBERED = 20
+COUNTS = ("truncated", "broken", "retries")
 MAX_RESTARTS = 3  # of the worker processes in a run, when one was killed
 
 
@@ -88,21 +89,14 @@ class BatchIterator(Iterator[Batch]):
             raise ValueError(f"rows={rows.tolist()} must be rows of a batch of global_batch_size={global_batch_size}")
         fingerprint = {**examples.fingerprint(), "global_batch_size": global_batch_size}
         fingerprint = json.loads(json.dumps(fingerprint))  # as a checkpoint gives it back
-        start = {"next_batch": 0, "truncated": 0, "broken": 0, "retries": 0, "first_broken": [], **(state or {})}
+        none: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "first_broken": []}
         if state:
             # Checkpoints that name neither are from before there were any: they have the first version's order.
             unnamed = {"version": 1, "decode": decoder("exact")}
             if found := differences({**unnamed, **state["fingerprint"]}, fingerprint):
                 raise ValueError(f"the data is not what the checkpoint was made with: {listed(found)}")
-        self._start = {**start, "fingerprint": fingerprint}
-        self.progress: dict[str, Any] = {
-            "batches": 0,
-            "truncated": 0,
-            "broken": 0,
-            "retries": 0,
-            "first_broken": [],
-            "restarts": 0,
-        }
+        self._start = {"next_batch": 0, **none, **(state or {}), "fingerprint": fingerprint}
+        self.progress: dict[str, Any] = {"batches": 0, **none, "restarts": 0}
         self._examples = examples
         self._local_batch_size = len(rows)
         self._batch_size = global_batch_size
@@ -130,13 +124,12 @@ class BatchIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         batch = self._next_batch()
         start, before = self._start, self.progress
+        new = {**batch, "broken": len(batch["broken"])}
         self.progress = own = {
+            **before,
             "batches": before["batches"] + 1,
-            "truncated": before["truncated"] + batch["truncated"],
-            "broken": before["broken"] + len(batch["broken"]),
-            "retries": before["retries"] + batch["retries"],
+            **{name: before[name] + new[name] for name in COUNTS},
             "first_broken": (before["first_broken"] + [list(pair) for pair in batch["broken"]])[:BROKEN_REMEMBERED],
-            "restarts": before["restarts"],
         }
         if batch["broken"]:
             seen = start["next_batch"] * self._batch_size + own["batches"] * self._local_batch_size
@@ -183,9 +176,7 @@ class BatchIterator(Iterator[Batch]):
         first = start["first_broken"] + [pair for own in counts for pair in own["first_broken"]]
         return {
             "next_batch": start["next_batch"] + progress["batches"],
-            "truncated": start["truncated"] + sum(own["truncated"] for own in counts),
-            "broken": start["broken"] + sum(own["broken"] for own in counts),
-            "retries": start["retries"] + sum(own["retries"] for own in counts),
+            **{name: start[name] + sum(own[name] for own in counts) for name in COUNTS},
             "first_broken": first[:BROKEN_REMEMBERED],
             "fingerprint": start["fingerprint"],
         }

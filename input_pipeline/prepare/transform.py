@@ -11,20 +11,15 @@ from input_pipeline.prepare.duplicates import perceptual_hash
 from input_pipeline.prepare.statistics import DRAWN, Facts
 from input_pipeline.resize import antialiased
 from input_pipeline.sources import Filters
-from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record
+from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record, UnusedRecordError
 from input_pipeline.storage import checksum
 from input_pipeline.transforms import FORMATS, MIN_SIDE, decode_image
 
 KEPT_FORMATS = ("JPEG", "PNG", "WEBP")  # copied byte by byte when they are small enough: nothing is lost twice
 
 
-class FilteredRecordError(ValueError):
+class FilteredRecordError(UnusedRecordError):
     """A record that can be used, but was not asked for."""
-
-    def __init__(self, record_id: str, reason: str):
-        super().__init__(record_id, reason)
-        self.record_id = record_id
-        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ Record = dict[str, Any]
 NO_CAPTION = "no caption, or only empty ones"
 
 
-class BrokenRecordError(ValueError):
-    """A record that cannot be used; the pipeline counts and skips it."""
+class UnusedRecordError(ValueError):
+    """A record that is left out."""
 
     def __init__(self, record_id: str, reason: str):
         super().__init__(record_id, reason)  # both, or the error could not be unpickled from a worker process
@@ -29,6 +29,10 @@ class BrokenRecordError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.record_id}: {self.reason}"
+
+
+class BrokenRecordError(UnusedRecordError):
+    """A record that cannot be used; the pipeline counts and skips it."""
 
 
 class Source(Protocol):

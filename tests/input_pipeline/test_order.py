@@ -51,16 +51,16 @@ def test_one_source_keeps_the_order_that_runs_of_earlier_versions_have():
 def test_shares_are_exact_in_each_block_and_each_source_has_epochs_of_its_own():
     order = Order(LENGTHS, WEIGHTS, seed=0)
     for block in (0, 1, 10**9):
-        places = [order.locate(block * BLOCK + offset) for offset in range(BLOCK)]
+        located = [order.locate(block * BLOCK + offset) for offset in range(BLOCK)]
         for source, share in enumerate(SHARES):
             # Its samples follow each other without a gap, so every epoch has every record once.
-            assert [n for s, n in places if s == source] == list(range(block * share, (block + 1) * share))
+            assert [n for s, n in located if s == source] == list(range(block * share, (block + 1) * share))
     assert Counter(order.index(0, sample) for sample in range(3310, 3641)) == Counter(range(331))
     assert Counter(order.index(1, sample) for sample in range(1009)) == Counter(range(331, 1340))
     assert [order.index(1, 7, ahead) for ahead in range(3)] == [order.index(1, 7 + ahead) for ahead in range(3)]
 
 
-def test_samples_seen_counts_what_stands_before_a_position():
+def test_samples_seen_counts_the_samples_before_a_position():
     order = Order(LENGTHS, WEIGHTS, seed=1)
     counts = np.zeros(3, int)
     for position in range(BLOCK + 500):
