@@ -176,18 +176,27 @@ def relative_names(paths: Sequence[str]) -> list[str]:
     return [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
 
 
-def find_states(paths: Sequence[str]) -> list[list[int | str]]:
-    """`opener.file_state` of each file; of remote ones many at a time."""
-    with ThreadPoolExecutor(opener.THREADS if is_remote(paths[0]) else 1) as pool:
-        return list(pool.map(opener.file_state, paths))
+class FilesSource:
+    """What the sources of files share: their states and their part of the fingerprint.
 
+    Args:
+      paths: of the files, local or URLs.
+      captions_field: a chosen field of captions, or empty.
+    """
 
-def describe_files(
-    paths: Sequence[str], states: Sequence[Sequence[int | str]], captions_field: str = ""
-) -> dict[str, Any]:
-    """The part of a fingerprint that names the files, their sizes in bytes, and a chosen field of captions."""
-    field = {"captions_field": captions_field} if captions_field else {}
-    return {"files": relative_names(paths), "sizes": [size for size, _ in states], **field}
+    class_names: tuple[str, ...] | None = None
+
+    def __init__(self, paths: list[str], captions_field: str):
+        self._paths = paths
+        with ThreadPoolExecutor(opener.THREADS if is_remote(paths[0]) else 1) as pool:
+            self._states = list(pool.map(opener.file_state, paths))
+        field = {"captions_field": captions_field} if captions_field else {}
+        self._files = {"files": relative_names(paths), "sizes": [size for size, _ in self._states], **field}
+        self.broken: list[tuple[str, str]] = []
+
+    def file_states(self) -> list[list[int | str]]:
+        """`opener.file_state` of each file."""
+        return self._states
 
 
 def clean_captions(captions: Any) -> tuple[str, ...]:
