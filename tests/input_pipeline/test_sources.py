@@ -762,7 +762,7 @@ def test_make_source_other_errors(tmp_path):
         make_source("hdf5", str(tmp_path))
     with pytest.raises(ValueError, match=r"nowhere://bucket/cifar10/.* cannot be opened: Protocol not known"):
         make_source("tfds", "nowhere://bucket/cifar10", "train")
-    with pytest.raises(ValueError, match="nowhere://bucket/photos is remote, and a folder of pictures is read where"):
+    with pytest.raises(ValueError, match="nowhere://bucket/photos is remote, and a folder of pictures must be local"):
         make_source("folder", "nowhere://bucket/photos")
     folder = write_shards(tmp_path / "shards")
     with pytest.raises(ValueError, match=r"2 of 4 files do not exist, the first is .*00002\.tar"):
