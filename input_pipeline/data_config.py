@@ -47,16 +47,16 @@ class DataConfig(Filters):
       split: of a tfds data set; unused elsewhere.
       num_examples: pictures of a drawn epoch; unused elsewhere.
       scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
-      captions_field: where the captions stand, if not in the usual place: a column, a feature, a key of the JSON.
+      captions_field: column, feature or JSON key of the captions, if not the usual one.
       mixture: the sources of a mixture; empty elsewhere.
       num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream and
         then filtered); of a mixture the last ones of each source, in proportion to its records.
       min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
       decode: of training's JPEGs, "fast", or "exact" as the evaluation decodes; see `Examples`.
       tokenizer: "sentencepiece" or "clip_bpe".
-      tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or looks in the Hub's cache.
+      tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or is found in the Hub's cache.
       pack_text: several captions share a row of the text tower: the same features and gradients but for rounding, from
-        fewer positions. A batch that does not fit the rows foreseen is encoded unpacked, and counted.
+        fewer positions. A batch that needs more rows than planned is encoded unpacked, and counted.
       num_workers: processes that read and decode; 0 does it in the training process.
       max_broken_share: the run stops when more of the records than this cannot be used.
       seed: of the order, the crops, the choice of captions and the drawn scenes.
@@ -131,7 +131,7 @@ def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
 
 
 def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixture]:
-    # Pictures are drawn when asked for, so their number for validation may be told later.
+    # Pictures are drawn when asked for, so their number for validation may be known later.
     opened = [_open_part(config, part, image_size, f"data.mixture[{i}]", 0) for i, part in enumerate(config.mixture)]
     held_out = _proportional(config.num_validation, [len(whole) for whole, _ in opened])
     train: dict[str, Source] = {}
@@ -145,8 +145,8 @@ def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixtur
             assert drawn is not None
             validation[part.name] = drawn
         else:
-            told = f"the share {num_validation} of {part.name!r} in data.num_validation={config.num_validation}"
-            train[part.name], validation[part.name] = _split(whole, num_validation, told, part.path)
+            share = f"the share {num_validation} of {part.name!r} in data.num_validation={config.num_validation}"
+            train[part.name], validation[part.name] = _split(whole, num_validation, share, part.path)
     if not validation:
         raise ValueError(f"data.num_validation={config.num_validation} must hold out at least one record")
     weights = [part.weight for part in config.mixture if part.weight is not None]
@@ -177,8 +177,8 @@ def _open_part(
     else:
         if not part.path:
             key = "source" if where == "data" else "kind"
-            mend = ", as --config.data.path=DIR" if where == "data" else ""
-            raise ValueError(f"{where}.path is empty: {where}.{key}={part.kind!r} needs one{mend}")
+            fix = ", as --config.data.path=DIR" if where == "data" else ""
+            raise ValueError(f"{where}.path is empty: {where}.{key}={part.kind!r} needs one{fix}")
         whole = make_source(part.kind, part.path, part.split, part.captions_field)
     filters = [chosen for keys in (config, part) if (chosen := filters_of(keys))]
     if filters:
@@ -188,10 +188,10 @@ def _open_part(
     return whole, drawn
 
 
-def _split(source: Source, num_validation: int, told: str, path: str) -> tuple[Source, Source]:
+def _split(source: Source, num_validation: int, what: str, path: str) -> tuple[Source, Source]:
     num_train = len(source) - num_validation
     if num_train < 1 or num_validation < 1:
-        raise ValueError(f"{told} must leave something on both sides of the {len(source)} records of {path}")
+        raise ValueError(f"{what} must leave something on both sides of the {len(source)} records of {path}")
     return SubsetSource(source, 0, num_train), SubsetSource(source, num_train, len(source))
 
 

@@ -26,7 +26,7 @@ DATA_VERSION = 1  # of the order, the choice of captions and the crops: raise it
 class Batch(TypedDict):
     """One process's rows of a global batch.
 
-    image: uint8 [b, H, W, 3]. text: int32 [b, L]. index: int64 [b], the records' places in the source.
+    image: uint8 [b, H, W, 3]. text: int32 [b, L]. index: int64 [b], the records' indices in the source.
     truncated: how many captions were cut. broken: (id, reason) of the records met that could not be used. retries: how
     many reads failed and were tried again. seconds: [3] that a worker spent on its rows, by STAGES; decoding with
     cropping.
@@ -42,7 +42,7 @@ class Batch(TypedDict):
 
 
 class Example(TypedDict):
-    """One row of a batch and what happened on the way to it."""
+    """One row of a batch and what happened while it was made."""
 
     image: np.ndarray
     text: np.ndarray
@@ -57,7 +57,7 @@ class Example(TypedDict):
 class Examples:
     """Position in the endless stream of shuffled epochs -> example, a pure function.
 
-    A record that cannot be used is reported where it stands, and the next one of its source's epoch takes its place.
+    A record that cannot be used is reported at its position, and replaced by the next one of its source's epoch.
     min_scale: the smallest side of the random square crop, as a share of the image's shorter side.
     decode: "exact" decodes and resizes with Pillow, as the evaluation does; "fast" takes `jpeg.random_jpeg_crop` for
       plain JPEGs: the same square, nearly the same pixels.
@@ -86,7 +86,7 @@ class Examples:
         return {f"samples_seen/{name}": number for name, number, _ in named} | epochs
 
     def __getitem__(self, position: int) -> Example:
-        part, sample = self._order.place(position)
+        part, sample = self._order.locate(position)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
         square_numbers = rng.random(3)
         started = time.perf_counter()
@@ -106,7 +106,7 @@ class Examples:
             cropped = time.perf_counter()
             text, truncated = self.tokenizer.encode(record["captions"][rng.integers(len(record["captions"]))])
             seconds = np.diff([started, read, cropped, time.perf_counter()])
-            # Only the record that stands here is this position's to report: the others stand elsewhere, too.
+            # Only the first record is this position's to report: the others have positions of their own.
             retries += count_retries()
             return Example(
                 image=image,

@@ -1,7 +1,7 @@
-"""JPEG bytes to a square crop, the quick way: what training spends its cores on.
+"""JPEG bytes to a square crop, fast: the most expensive step of training on the host.
 
 libjpeg-turbo decodes, at 1/2, 1/4 or 1/8 of the size where that still holds more pixels than the crop, and the
-antialiased resize, which costs Pillow as much as decoding, runs on the processor's vector units. Pillow's own way,
+antialiased resize, which costs Pillow as much as decoding, runs on the processor's vector units. Pillow's decoder,
 `transforms.random_square_crop`, stays the definition and takes whatever is not a plain, whole JPEG.
 """
 
@@ -35,7 +35,7 @@ def random_jpeg_crop(data: bytes, image_size: int, min_scale: float, numbers: np
       numbers: the three of `random_square`.
 
     Returns:
-      uint8 [S, S, 3]; None for what is no plain JPEG or broken in any way: `decode_image` reads it, or says how.
+      uint8 [S, S, 3]; None for what is not a plain, sound JPEG: `decode_image` reads it, or says what is wrong.
     """
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)

@@ -1,4 +1,4 @@
-"""Which record stands at which position of the endless stream: a pure function of the seed and the sources' lengths."""
+"""The record at each position of the endless stream: a pure function of the seed and the sources' lengths."""
 
 import itertools
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ class Order:
         self._shares = _shares(weights) if len(lengths) > 1 else np.array([BLOCK])
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def place(self, position: int) -> tuple[int, int]:
-        """The number of the source whose sample stands at a position, and how many of its samples stand before it."""
+    def locate(self, position: int) -> tuple[int, int]:
+        """The number of the source of a position's sample, and the number of its samples before that position."""
         if len(self._lengths) == 1:
             return 0, position
         block, offset = divmod(position, BLOCK)
@@ -44,7 +44,7 @@ class Order:
         return source, block * int(self._shares[source]) + int(ranks[offset])
 
     def index(self, source: int, sample: int, ahead: int = 0) -> int:
-        """The record that is a source's sample of that number, or comes so many places after it in its epoch.
+        """The record that is a source's sample of that number, or `ahead` records after it in its epoch.
 
         A record's index counts the records of all sources, one source after the other.
         """
@@ -53,7 +53,7 @@ class Order:
         return self._starts[source] + self._shuffled(source, epoch, (offset + ahead) % length)
 
     def samples_seen(self, position: int) -> tuple[int, ...]:
-        """How many samples of each source stand before a position."""
+        """Number of samples of each source before a position."""
         if len(self._lengths) == 1:
             return (position,)
         block, offset = divmod(position, BLOCK)
@@ -69,7 +69,7 @@ class Order:
         return index_shuffle(offset, max_index=length - 1, seed=int(seed), rounds=4)
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each position of a block its source, and how many samples of that source stand before it in the block."""
+        """For each position of a block its source, and the number of that source's samples before it in the block."""
         if (made := self._blocks.get(block)) is None:
             bits = np.random.Philox(np.random.SeedSequence([self._seed, block, _MIXTURE_STREAM])).random_raw(BLOCK)
             slots = np.repeat(np.arange(len(self._lengths)), self._shares)

@@ -1,7 +1,7 @@
 """Several captions in one row of text, so that the text tower computes few positions that nobody reads.
 
 Captions stand in groups of equal size, and each group is packed into rows of its own: a batch is split over devices by
-groups, and no device then reads a row that lies on another.
+groups, so that no device reads a row of another.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ class PackedRows(TypedDict):
     """G groups of n captions each, in their order, in r rows of L positions a group; all int32.
 
     tokens: [G, r, L], 0 where there is no caption. segments: [G, r, L], which of its row's captions a position belongs
-    to, from 1; 0 for none. positions: [G, r, L], within the caption. rows, ends: [G, n], where in its group's rows each
-    caption's end token lies.
+    to, from 1; 0 for none. positions: [G, r, L], within the caption. rows, ends: [G, n], the row and position of each
+    caption's end token in its group's rows.
     """
 
     tokens: np.ndarray
@@ -29,12 +29,12 @@ class PackedRows(TypedDict):
 
 
 class PackingOverflowError(ValueError):
-    """Captions found no place in the rows given: `captions` of them, over all groups; `rows_needed` is what the
+    """Captions do not fit the rows given: `captions` of them, over all groups; `rows_needed` is what the
     neediest group needs."""
 
     def __init__(self, captions: int, rows: int, rows_needed: int):
         super().__init__(
-            f"{captions} captions find no place in {rows} rows a group: give {rows_needed} rows, or do not pack them"
+            f"{captions} captions do not fit {rows} rows a group: give {rows_needed} rows, or do not pack them"
         )
         self.captions = captions
         self.rows_needed = rows_needed
@@ -73,8 +73,8 @@ def pack_text(
     lengths = caption_lengths(text, eot_token)
     if lengths.max() > row_length:
         raise ValueError(f"a caption of {lengths.max()} tokens does not fit a packed row of row_length={row_length}")
-    places = [_first_fit_decreasing(group, row_length) for group in lengths.reshape(num_groups, -1)]
-    row, start, segment = (np.stack(column) for column in zip(*places))  # [G, n] each
+    slots = [_first_fit_decreasing(group, row_length) for group in lengths.reshape(num_groups, -1)]
+    row, start, segment = (np.stack(column) for column in zip(*slots))  # [G, n] each
     rows_needed = int(row.max()) + 1
     if rows is None:
         rows = rows_needed
@@ -118,9 +118,9 @@ def _first_fit_decreasing(lengths: np.ndarray, row_length: int) -> tuple[np.ndar
         slots.append(np.stack([in_each[0], row, *in_each[1:]]))
         num_rows += repeats
     length, *slot = np.concatenate(slots, axis=1)
-    places = np.empty((3, len(lengths)), np.int64)
-    places[:, np.argsort(-lengths, kind="stable")] = np.stack(slot)[:, np.argsort(-length, kind="stable")]
-    row, start, number = places
+    placed = np.empty((3, len(lengths)), np.int64)
+    placed[:, np.argsort(-lengths, kind="stable")] = np.stack(slot)[:, np.argsort(-length, kind="stable")]
+    row, start, number = placed
     return row, start, number
 
 

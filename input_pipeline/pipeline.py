@@ -1,6 +1,6 @@
 """Records to batches: one global order that depends on the seed and the data alone.
 
-Which record stands at which place of which batch is a pure function of (seed, position), never of the number of
+The record at each row of each batch is a pure function of (seed, position), never of the number of
 workers or hosts, so the whole state of the iterator is the number of the next batch.
 """
 
@@ -24,12 +24,13 @@ from input_pipeline.storage import differences, listed
 
 LAST_ROW = 2**62  # the stream has no end that a run could reach
 BROKEN_REMEMBERED = 20
+COUNTS = ("truncated", "broken", "retries")
 MAX_RESTARTS = 3  # of the worker processes in a run, when one was killed
 
 
 @dataclass(frozen=True, kw_only=True)
 class _LocalExamples:
-    """Row of this process's part of the stream -> example; `rows` are its places in each global batch."""
+    """Row of this process's part of the stream -> example; `rows` are its rows of each global batch."""
 
     examples: Examples
     global_batch_size: int
@@ -41,7 +42,7 @@ class _LocalExamples:
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
-    """Workers live as long as the training process: a signal to the whole group leaves them until it has saved."""
+    """Workers ignore a signal to the whole group, and end with the training process, which saves first."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -60,13 +61,13 @@ class BatchIterator(Iterator[Batch]):
     The order is that of `Examples` for any number of workers and processes, so the number of the next batch is all
     that has to be remembered of the stream.
 
-    rows: the places in a global batch that this process makes, by default all of them.
+    rows: of a global batch, those that this process makes; by default all.
 
-    When a worker process is killed all start anew from the next batch, MAX_RESTARTS times at most; nothing is lost or
+    When a worker process is killed all start again from the next batch, MAX_RESTARTS times at most; nothing is lost or
     read twice.
 
-    Raises ValueError when the state to go on from belongs to other data, when more than max_broken_share of the records
-    met cannot be used, and when workers go on dying.
+    Raises ValueError when the state to resume from is of other data, when more than max_broken_share of the records
+    read cannot be used, and when workers keep dying.
 
     Attributes:
       progress: what this process has read since the start, batches, truncated, broken, first_broken, and restarts of
@@ -85,24 +86,17 @@ class BatchIterator(Iterator[Batch]):
     ):
         rows = np.arange(global_batch_size) if rows is None else rows
         if not len(rows) or rows.min() < 0 or rows.max() >= global_batch_size:
-            raise ValueError(f"rows={rows.tolist()} must be places in a batch of global_batch_size={global_batch_size}")
+            raise ValueError(f"rows={rows.tolist()} must be rows of a batch of global_batch_size={global_batch_size}")
         fingerprint = {**examples.fingerprint(), "global_batch_size": global_batch_size}
         fingerprint = json.loads(json.dumps(fingerprint))  # as a checkpoint gives it back
-        start = {"next_batch": 0, "truncated": 0, "broken": 0, "retries": 0, "first_broken": [], **(state or {})}
+        none: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "first_broken": []}
         if state:
             # Checkpoints that name neither are from before there were any: they have the first version's order.
             unnamed = {"version": 1, "decode": decoder("exact")}
             if found := differences({**unnamed, **state["fingerprint"]}, fingerprint):
                 raise ValueError(f"the data is not what the checkpoint was made with: {listed(found)}")
-        self._start = {**start, "fingerprint": fingerprint}
-        self.progress: dict[str, Any] = {
-            "batches": 0,
-            "truncated": 0,
-            "broken": 0,
-            "retries": 0,
-            "first_broken": [],
-            "restarts": 0,
-        }
+        self._start = {"next_batch": 0, **none, **(state or {}), "fingerprint": fingerprint}
+        self.progress: dict[str, Any] = {"batches": 0, **none, "restarts": 0}
         self._examples = examples
         self._local_batch_size = len(rows)
         self._batch_size = global_batch_size
@@ -130,19 +124,18 @@ class BatchIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         batch = self._next_batch()
         start, before = self._start, self.progress
+        new = {**batch, "broken": len(batch["broken"])}
         self.progress = own = {
+            **before,
             "batches": before["batches"] + 1,
-            "truncated": before["truncated"] + batch["truncated"],
-            "broken": before["broken"] + len(batch["broken"]),
-            "retries": before["retries"] + batch["retries"],
+            **{name: before[name] + new[name] for name in COUNTS},
             "first_broken": (before["first_broken"] + [list(pair) for pair in batch["broken"]])[:BROKEN_REMEMBERED],
-            "restarts": before["restarts"],
         }
         if batch["broken"]:
             seen = start["next_batch"] * self._batch_size + own["batches"] * self._local_batch_size
-            met = [*start["first_broken"], *own["first_broken"]]
+            first = [*start["first_broken"], *own["first_broken"]]
             num_broken, num_records = start["broken"] + own["broken"], len(self._examples.source)
-            check_broken_share(num_broken, seen, met, self._max_broken_share, num_to_see=num_records)
+            check_broken_share(num_broken, seen, first, self._max_broken_share, num_to_see=num_records)
         return batch
 
     def _next_batch(self) -> Batch:
@@ -162,7 +155,9 @@ class BatchIterator(Iterator[Batch]):
             self.close()
             self.progress = {**self.progress, "restarts": restarts}
             number = self._start["next_batch"] + self.progress["batches"]
-            message = f"a data worker died; the workers start anew at batch {number}, time {restarts} of {MAX_RESTARTS}"
+            message = (
+                f"a data worker died; the workers start again at batch {number}, time {restarts} of {MAX_RESTARTS}"
+            )
             print(message, file=sys.stderr)
             self._batches = self._open_stream()
 
@@ -178,13 +173,11 @@ class BatchIterator(Iterator[Batch]):
         """
         progress = progress or self.progress
         start, counts = self._start, gather(progress)
-        met = start["first_broken"] + [pair for own in counts for pair in own["first_broken"]]
+        first = start["first_broken"] + [pair for own in counts for pair in own["first_broken"]]
         return {
             "next_batch": start["next_batch"] + progress["batches"],
-            "truncated": start["truncated"] + sum(own["truncated"] for own in counts),
-            "broken": start["broken"] + sum(own["broken"] for own in counts),
-            "retries": start["retries"] + sum(own["retries"] for own in counts),
-            "first_broken": met[:BROKEN_REMEMBERED],
+            **{name: start[name] + sum(own[name] for own in counts) for name in COUNTS},
+            "first_broken": first[:BROKEN_REMEMBERED],
             "fingerprint": start["fingerprint"],
         }
 

@@ -1,4 +1,4 @@
-"""Reading and decoding in threads, some way ahead of who uses it, in order."""
+"""Reading and decoding in threads, ahead of their use and in order."""
 
 import queue
 import threading
@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-LOOK_EVERY_S = 0.2  # whether to go on waiting
+POLL_S = 0.2  # between checks whether to stop
 CLOSE_S = 1.0  # for what is being read; a read that hangs is left behind
 
 
@@ -58,7 +58,7 @@ class Reader(Generic[T]):
         """The next one, or None when must_stop() is true before it is there. Raises what `load` raised."""
         while True:
             try:
-                value, error = self._found.get(timeout=LOOK_EVERY_S)
+                value, error = self._found.get(timeout=POLL_S)
             except queue.Empty:
                 if must_stop():
                     return None

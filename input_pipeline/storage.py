@@ -1,6 +1,6 @@
 """Files that appear whole or not at all, digests of what decides a result, and folders that continue one record only.
 
-The one place where the repository writes files atomically, computes SHA-256 and compares what is stored with what is
+The only module that writes files atomically, computes SHA-256 and compares what is stored with what is
 asked for.
 """
 
@@ -155,7 +155,7 @@ def digest_json(value: Any) -> str:
 def differences(old: Any, new: Any, missing: Any = MISSING) -> list[Difference]:
     """What differs between two values of mappings, sequences and scalars, sorted by key.
 
-    missing: stands for a value that one side lacks; None makes an absent value equal to None.
+    missing: stands for a key that one side lacks; None makes an absent key equal to one whose value is None.
     """
     return list(_differences("", old, new, missing))
 
@@ -166,7 +166,7 @@ def _differences(name: str, old: Any, new: Any, missing: Any) -> Iterator[Differ
             inner = f"{name}.{key}" if name else key
             yield from _differences(inner, old.get(key, missing), new.get(key, missing), missing)
     elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
-        for i, (before, after) in enumerate(itertools.zip_longest(old, new, fillvalue=missing)):
+        for i, (before, after) in enumerate(itertools.zip_longest(old, new, fillvalue=MISSING)):
             yield from _differences(f"{name}[{i}]", before, after, missing)
     elif old != new:
         yield Difference(name, old, new)

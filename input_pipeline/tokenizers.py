@@ -137,7 +137,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model.encode(without_surrogates(text))
 
     def pieces(self, text: str) -> list[str]:
-        """What the ids stand for, for people to look at."""
+        """The text of ids, for people to read."""
         return self._model.encode(without_surrogates(text), out_type=str)
 
     def files(self) -> dict[str, bytes]:
@@ -256,8 +256,8 @@ class ClipBytePairTokenizer(Tokenizer):
 
 
 def clean_clip_text(text: str) -> str:
-    """Mends mis-decoded text, resolves HTML entities (twice, as web text needs) and lower-cases, as CLIP's release."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # there is nothing to mend in such text
+    """Repairs mis-decoded text, resolves HTML entities (twice, as web text needs) and lower-cases, as CLIP does."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # such text needs no repair
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return text.lower()
 

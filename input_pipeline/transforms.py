@@ -82,7 +82,7 @@ def random_square_crop(
       image: PIL image, or uint8 [H, W, 3].
       image_size: S in pixels.
       min_scale: in (0, 1].
-      numbers: three in [0, 1) that choose the side, the place along the width and that along the height.
+      numbers: three in [0, 1) that choose the side, the position along the width and that along the height.
 
     Returns:
       uint8 [S, S, 3].

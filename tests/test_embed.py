@@ -258,7 +258,7 @@ def test_missing_shards_are_made_again_and_no_others(photos, tmp_path, file_form
 
 @pytest.mark.parametrize("file_format", ["parquet", "npy"])
 @pytest.mark.parametrize("where", ["model", "writing"])
-def test_an_interrupted_run_leaves_whole_shards_and_goes_on(photos, tmp_path, monkeypatch, file_format, where):
+def test_an_interrupted_run_leaves_whole_shards_and_resumes(photos, tmp_path, monkeypatch, file_format, where):
     run(photos, tmp_path / "whole", CompanyModel(), file_format=file_format)
     output = tmp_path / "out"
     model = CompanyModel()
@@ -419,7 +419,7 @@ def test_another_source_in_the_same_folder_is_an_error(photos, tmp_path):
         run(photos, tmp_path / "out")
 
 
-def test_the_batch_size_may_change_when_a_run_goes_on(photos, tmp_path):
+def test_the_batch_size_may_change_when_a_run_resumes(photos, tmp_path):
     run(photos, tmp_path / "out", part=(0, 2))
     assert run(photos, tmp_path / "out", batch_size=2).shards_skipped == 3
 

@@ -67,7 +67,7 @@ def test_prepare_by_its_flags(tmp_path, capsys):
         run(output, max_caption_length=11)
 
 
-def test_captions_may_stand_elsewhere(tmp_path):
+def test_captions_may_have_another_field(tmp_path):
     Image.new("RGB", (11, 13)).save(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text("image,caption,alt\na.png,usual,other\n")
     changes = {"source": "table", "path": str(tmp_path / "a.csv"), "captions_field": "alt"}
@@ -84,7 +84,7 @@ def test_captions_may_stand_elsewhere(tmp_path):
         ({"caption_must_match": "("}, r"--caption_must_match='\(' is no regular expression"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(changes, message, tmp_path):
+def test_mistakes_are_reported_before_anything_is_written(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()

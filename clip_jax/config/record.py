@@ -15,7 +15,7 @@ import jax
 from clip_jax.config.experiment import DERIVED, Config, make_config
 from clip_jax.installation import DISTRIBUTION, __version__
 from clip_jax.models import ResNetConfig, TextConfig, VisionConfig
-from input_pipeline.storage import differences, listed, write_json
+from input_pipeline.storage import check_unchanged, write_json
 
 # What may change when a run is resumed: how fast and how often, never what is learned. Data that moved to another
 # path is recognised by its fingerprint.
@@ -32,14 +32,13 @@ def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
     sections = json.loads(json.dumps(sections))  # tuples to lists, as a file has them
     # Batch norms see one microbatch at a time, so of a ResNet their number decides what is learned.
     learned = ("train.num_microbatches",) if "stages" in sections["vision"] else ()
-    before = _without_paths(_with_defaults(json.loads(file.read_text())))
-    changed = differences(before, _without_paths(sections), None)
-    differing = [found for found in changed if found.name in learned or not found.name.startswith(MAY_CHANGE)]
-    if differing:
-        raise ValueError(
-            f"workdir {workdir} holds a run of another config: {listed(differing)}. "
-            "Use another --workdir, or the config it was started with"
-        )
+    check_unchanged(
+        _without_paths(_with_defaults(json.loads(file.read_text()))),
+        _without_paths(sections),
+        holds=f"workdir {workdir} holds a run of another config",
+        fix="Use another --workdir, or the config it was started with",
+        may_change=tuple(name for name in MAY_CHANGE if name not in learned),
+    )
 
 
 def record_config(sections: dict[str, dict[str, Any]], workdir: Path) -> None:

@@ -171,7 +171,7 @@ def _manifest(model: Model, tokenize: Tokenize, source: Source, shards: Shards, 
         "format": shards.file_format,
         "dtype": dtype,
         "texts": shards.texts,
-        # Unusable already in the source's index, so they have no place in the shards.
+        # Unusable already in the source's index, so the shards lack them.
         "num_broken_in_index": len(source.broken),
         "first_broken_in_index": source.broken[:BROKEN_REMEMBERED],
     }

@@ -50,9 +50,9 @@ class LocalFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While the block lasts no other process gets past this line; what dead ones left half-written is removed.
+        """Owns the folder while the block lasts; removes what dead processes left half-written.
 
-        The lock dies with its process. One that another machine left behind, dead or alive, has to be removed by hand.
+        The lock dies with its process. The lock of another machine, dead or alive, has to be removed by hand.
 
         Raises:
           ValueError: another process has it; names its host and process id.
@@ -74,8 +74,8 @@ class LocalFolder:
             here = socket.gethostname()
             if held or (owner and owner["host"] != here):
                 who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-                mend = "wait for it" if held else f"if that one is dead, remove {file}"
-                raise ValueError(f"{who} is preparing into {self.path}: {mend}, or use another --output")
+                fix = "wait for it" if held else f"if that one is dead, remove {file}"
+                raise ValueError(f"{who} is preparing into {self.path}: {fix}, or use another --output")
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"host": here, "pid": os.getpid()}).encode(), 0)
             self._remove_partial()

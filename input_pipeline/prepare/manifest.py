@@ -1,4 +1,4 @@
-"""What a folder of prepared shards says of itself: settings.json from the start, all else when every shard is there.
+"""The description of a folder of prepared shards: settings.json from the start, the rest when all shards are complete.
 
 manifest.json is written last. It holds the source's fingerprint and the settings; a row a shard with its records, bytes
 and SHA-256; totals; and of broken and of filtered records how many for which reason, with the first ones' ids. All of
@@ -35,12 +35,12 @@ def prepare(
 
     Args:
       maker: of the shards.
-      make_shards: makes those of the numbers given, in any way, and calls back with each that is complete.
+      make_shards: makes the shards of these numbers and calls back with each complete one.
       draw: draws the statistics into the PNG of that path.
       max_broken_share: of the records seen, in [0, 1].
 
     Raises:
-      ValueError: the folder holds shards of another source or other settings; another run is at work there; too many
+      ValueError: the folder holds shards of another source or other settings; another run is preparing there; too many
         broken records; none is left; and whatever `make_shards` raises.
     """
     num_indexed = count_indexed(maker.source)

@@ -1,7 +1,7 @@
 """The shards of a prepared data set: fixed ranges of a source's records, each made by one process from start to end.
 
 What a shard holds is decided by the source, the settings and its number, so whoever makes it, and however often, the
-bytes are the same. Beside NAME-00000-of-00012.array_record lies NAME-00000-of-00012.json with all that the manifest
+bytes are the same. Beside NAME-00000-of-00012.array_record is NAME-00000-of-00012.json with all that the manifest
 needs; it is written last, so a shard that has it is complete, and one that lacks it is made again.
 """
 
@@ -16,7 +16,7 @@ from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import FilteredRecordError, Settings, prepare_record
 from input_pipeline.sharded_folder import ShardedFolder
 from input_pipeline.sources.array_record import write_array_record
-from input_pipeline.sources.base import BrokenRecordError, Record, Source
+from input_pipeline.sources.base import Record, Source, UnusedRecordError
 from input_pipeline.storage import Folder, checksum_file
 
 
@@ -69,11 +69,9 @@ class ShardMaker(ShardedFolder):
                 seen(count)
                 try:
                     prepared = prepare_record(self.source[index], self.settings)
-                except BrokenRecordError as error:
-                    details["broken"].append((error.record_id, error.reason))
-                    continue
-                except FilteredRecordError as error:
-                    details["filtered"].append((error.record_id, error.reason))
+                except UnusedRecordError as error:
+                    kind = "filtered" if isinstance(error, FilteredRecordError) else "broken"
+                    details[kind].append((error.record_id, error.reason))
                     continue
                 record = prepared.record
                 details["ids"].append(record["id"])

@@ -14,7 +14,7 @@ DRAWN = "drawn"
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Of a picture as it lies in its source: pixels, "JPEG", "PNG", ... or DRAWN, encoded bytes (0 when drawn)."""
+    """Of a picture in its source: pixels, "JPEG", "PNG", ... or DRAWN, encoded bytes (0 when drawn)."""
 
     width: int
     height: int
@@ -29,7 +29,7 @@ class Statistics:
     Attributes:
       captions: captions of a record.
       characters, words: of a caption.
-      width, height: pixels of a picture, as it lies in the source.
+      width, height: pixels of a picture in the source.
       num_bytes: of an encoded picture there, to three significant digits.
       forms: "JPEG", "PNG", ..., "drawn".
       labels: of labelled records.

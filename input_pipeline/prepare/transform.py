@@ -11,20 +11,15 @@ from input_pipeline.prepare.duplicates import perceptual_hash
 from input_pipeline.prepare.statistics import DRAWN, Facts
 from input_pipeline.resize import antialiased
 from input_pipeline.sources import Filters
-from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record
+from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record, UnusedRecordError
 from input_pipeline.storage import checksum
 from input_pipeline.transforms import FORMATS, MIN_SIDE, decode_image
 
 KEPT_FORMATS = ("JPEG", "PNG", "WEBP")  # copied byte by byte when they are small enough: nothing is lost twice
 
 
-class FilteredRecordError(ValueError):
+class FilteredRecordError(UnusedRecordError):
     """A record that can be used, but was not asked for."""
-
-    def __init__(self, record_id: str, reason: str):
-        super().__init__(record_id, reason)
-        self.record_id = record_id
-        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +67,7 @@ def prepare_record(record: Record, settings: Settings) -> Prepared:
     Pictures whose shorter side is at most image_size stay as they are: JPEG, PNG and WebP are copied byte by byte (but
     decoded, so that a broken one is found), drawn ones become PNG. All else becomes JPEG without EXIF and ICC profile.
     Its colour is subsampled 4:2:0, as in nearly every photograph's source: beside 4:4:4 at 256 pixels and quality 90 it
-    has 21 % fewer bytes, to be read in every epoch, for a mean error of 3.4 levels in place of 2.8.
+    has 21 % fewer bytes, to be read in every epoch, for a mean error of 3.4 levels instead of 2.8.
 
     Raises:
       BrokenRecordError: neither caption nor label, or a picture that `decode_image` refuses.

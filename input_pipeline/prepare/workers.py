@@ -1,7 +1,7 @@
 """Processes that make shards: each takes one number at a time and answers when that shard is complete.
 
 A worker is a fresh interpreter that imports this package and nothing of the program that started it: forking a process
-with JAX's threads can hang, and multiprocessing's other ways would import the main module, and JAX, into each worker.
+with JAX's threads can hang, and multiprocessing's other start methods import the main module, and JAX, in each worker.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def make_shards(
     seen: Callable[[int, int], None] = lambda shard, count: None,
     done: Callable[[int], None] = lambda shard: None,
 ) -> None:
-    """Makes the shards; `seen(shard, count)` tells how many of its records are done, `done` that it is complete.
+    """Makes the shards; `seen(shard, count)` gets the number of its records that are done, `done` each complete shard.
 
     The shard of a process that dies is given to another one; its records count from 0 again.
 
@@ -50,7 +50,7 @@ def make_shards(
     def start(shard: int, worker: tuple[Connection, subprocess.Popen] | None = None) -> None:
         connection, process = worker or _start_worker(maker)
         workers[connection] = process, shard
-        with contextlib.suppress(OSError):  # it has died, which `wait` will tell
+        with contextlib.suppress(OSError):  # it has died, which `wait` reports
             connection.send(shard)
 
     try:

@@ -107,7 +107,7 @@ def _classes(
 
 # What each set asks. Classes are balanced: example k has class k modulo their number (for the two sets of shape-colour
 # pairs, pair k modulo the pairs drawn, among the names of all 64). Relations are asked of a circle and a square in all
-# pictures, in trained colours, so that four names fit every picture and only the relation tells them apart.
+# pictures, in trained colours, so that four names fit every picture and only the relation distinguishes them.
 LABELLED_SETS: dict[str, LabelledSet] = {
     "compositions": _pair_classes(TRAINED_PAIRS),
     "held_out": _pair_classes(HELD_OUT),

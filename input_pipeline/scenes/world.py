@@ -47,7 +47,7 @@ BACKGROUND_RGB: dict[str, RGB] = {
 class Thing:
     """One drawn thing. Lengths are fractions of the picture's side, x rightwards, y downwards, from the top left.
 
-    `shape` is one of SHAPES, or the digit or word that is written. `size` is empty where it is not told apart (pairs,
+    `shape` is one of SHAPES, or the digit or word that is written. `size` is empty where it does not matter (pairs,
     counts, text). `angle` is in radians, `rgb` in 0..255, already jittered around `colour`.
     """
 
@@ -67,7 +67,7 @@ class Scene:
     """Everything a picture shows, whatever its resolution.
 
     In a "pair", `things[0]` is `relation` `things[1]`. `position` is set for "object" scenes only. `background_field`
-    is 0 for a flat background, else which gradient or noise lies over it. `outline` asks for thin contours only.
+    is 0 for a flat background, else the gradient or noise over it. `outline` asks for thin contours only.
     """
 
     kind: str

@@ -45,7 +45,7 @@ def make_source(kind: str, path: str, split: str = "", captions_field: str = "")
       kind: webdataset, array_record, table, tfds or folder.
       path: see the class; for tfds the dataset's folder, DATA_DIR/NAME or DATA_DIR/NAME/VERSION.
       split: of a tfds dataset; unused elsewhere.
-      captions_field: where the captions stand, if not where the class looks by itself; not for a folder.
+      captions_field: column, feature or JSON key of the captions, if not the usual one; not for a folder.
 
     Raises:
       ValueError: an unknown kind, no split for tfds, and what the classes raise: a path that is missing, empty, not
@@ -62,7 +62,7 @@ def make_source(kind: str, path: str, split: str = "", captions_field: str = "")
         raise ValueError(f"unknown kind of data {kind!r}; known: {', '.join(makers)}")
     if kind == "folder" and captions_field:
         raise ValueError(
-            f"captions_field={captions_field!r}: the captions of a folder stand in .txt files; leave it empty"
+            f"captions_field={captions_field!r}: the captions of a folder are in .txt files; leave it empty"
         )
     return makers[kind](path)
 

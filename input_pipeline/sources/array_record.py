@@ -13,20 +13,19 @@ from typing import Any
 from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
+    FilesSource,
     PerProcess,
     Record,
     check_index,
     clean_captions,
-    describe_files,
     find_files,
-    find_states,
     require_captions,
     require_records,
 )
 from input_pipeline.storage import atomic_path
 
 
-class ArrayRecordSource:
+class ArrayRecordSource(FilesSource):
     """ArrayRecord files of serialized tf.train.Example, the form that most of them have; no TensorFlow is needed.
 
     Features, as `write_array_record` makes them: `image` (encoded bytes), `captions` or `caption` (UTF-8), `id`
@@ -42,24 +41,20 @@ class ArrayRecordSource:
       ValueError: nothing at path, no record in it, a missing file of N, or one that is no ArrayRecord file or cut off.
     """
 
-    class_names: tuple[str, ...] | None = None
-
     def __init__(self, path: str, captions_field: str = ""):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         expected = "an ArrayRecord file, a folder of them, a glob or a {0..7}.array_record pattern"
-        self._paths = find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
-        _require_all_of_n(path, self._paths)
-        self._states = find_states(self._paths)
-        self._told = describe_files(self._paths, self._states, captions_field)
-        copies = [opener.local_copy(file) for file in self._paths]
+        files = find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
+        _require_all_of_n(path, files)
+        super().__init__(files, captions_field)
+        copies = [opener.local_copy(file) for file in files]
         for file in copies:  # one by one, since the library's message does not name the file
             try:
                 ArrayRecordDataSource(file)
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"{file} is cut off or not an ArrayRecord file: {error}") from error
         data = ArrayRecordDataSource(copies)
-        self.broken: list[tuple[str, str]] = []
         self._captions_keys = (captions_field,) if captions_field else ("captions", "caption")
         self._length = len(data)
         require_records(self._length, path, [], "tf.train.Example records")
@@ -94,10 +89,7 @@ class ArrayRecordSource:
         return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "array_record", **self._told, "length": len(self)}
-
-    def file_states(self) -> list:
-        return self._states
+        return {"kind": "array_record", **self._files, "length": len(self)}
 
 
 def _require_all_of_n(path: str, files: Sequence[str]) -> None:

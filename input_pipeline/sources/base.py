@@ -19,16 +19,20 @@ Record = dict[str, Any]
 NO_CAPTION = "no caption, or only empty ones"
 
 
-class BrokenRecordError(ValueError):
-    """A record that cannot be used; the pipeline counts and skips it."""
+class UnusedRecordError(ValueError):
+    """A record that is left out."""
 
     def __init__(self, record_id: str, reason: str):
-        super().__init__(record_id, reason)  # both, or the error would not survive the way from a worker process
+        super().__init__(record_id, reason)  # both, or the error could not be unpickled from a worker process
         self.record_id = record_id
         self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.record_id}: {self.reason}"
+
+
+class BrokenRecordError(UnusedRecordError):
+    """A record that cannot be used; the pipeline counts and skips it."""
 
 
 class Source(Protocol):
@@ -64,7 +68,7 @@ class Source(Protocol):
 class SubsetSource:
     """The records [start, stop) of another source, as to hold out a validation part.
 
-    `broken` is the whole source's: what is broken has no place in the order.
+    `broken` is the whole source's: what is broken is not part of the order.
     """
 
     def __init__(self, source: Source, start: int, stop: int):
@@ -172,18 +176,27 @@ def relative_names(paths: Sequence[str]) -> list[str]:
     return [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
 
 
-def find_states(paths: Sequence[str]) -> list[list[int | str]]:
-    """`opener.file_state` of each file; of remote ones many at a time."""
-    with ThreadPoolExecutor(opener.THREADS if is_remote(paths[0]) else 1) as pool:
-        return list(pool.map(opener.file_state, paths))
+class FilesSource:
+    """What the sources of files share: their states and their part of the fingerprint.
 
+    Args:
+      paths: of the files, local or URLs.
+      captions_field: a chosen field of captions, or empty.
+    """
 
-def describe_files(
-    paths: Sequence[str], states: Sequence[Sequence[int | str]], captions_field: str = ""
-) -> dict[str, Any]:
-    """The part of a fingerprint that names the files, their sizes in bytes, and a chosen field of captions."""
-    field = {"captions_field": captions_field} if captions_field else {}
-    return {"files": relative_names(paths), "sizes": [size for size, _ in states], **field}
+    class_names: tuple[str, ...] | None = None
+
+    def __init__(self, paths: list[str], captions_field: str):
+        self._paths = paths
+        with ThreadPoolExecutor(opener.THREADS if is_remote(paths[0]) else 1) as pool:
+            self._states = list(pool.map(opener.file_state, paths))
+        field = {"captions_field": captions_field} if captions_field else {}
+        self._files = {"files": relative_names(paths), "sizes": [size for size, _ in self._states], **field}
+        self.broken: list[tuple[str, str]] = []
+
+    def file_states(self) -> list[list[int | str]]:
+        """`opener.file_state` of each file."""
+        return self._states
 
 
 def clean_captions(captions: Any) -> tuple[str, ...]:

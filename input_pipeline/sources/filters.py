@@ -19,7 +19,7 @@ from input_pipeline.sources.index_file import load_index, save_index
 from input_pipeline.storage import digest
 
 FILTER_VERSION = 1  # of the rules below
-CHUNK = 256  # records looked at by a thread at a time
+CHUNK = 256  # records judged by a thread at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Filters:
 
     @property
     def of_sizes(self) -> bool:
-        """Whether images have to be looked at."""
+        """Whether image sizes are needed."""
         return self.min_side > 0 or self.max_aspect > 0
 
     def why_not_size(self, width: int, height: int) -> str | None:
@@ -100,7 +100,7 @@ class FilteredSource:
     """The records of a source that pass all filters, in its order, with the captions that do.
 
     What passes is found once, when the source is first made, and kept in `opener.cache_folder`; not if files could not
-    be read, as that may be mended. `filtered` counts what was left out by the first reason that was met, and `broken`
+    be read, as that may pass. `filtered` counts what was left out by the first reason found, and `broken`
     has what could not be judged.
 
     Raises:
@@ -110,19 +110,19 @@ class FilteredSource:
     def __init__(self, source: Source, filters: Sequence[Filters]):
         self._source, self._filters = source, tuple(filters)
         self.class_names = source.class_names
-        told = {
+        fingerprint = {
             "version": FILTER_VERSION,
             "source": source.fingerprint(),
             "files": getattr(source, "file_states", list)(),
             "filters": [dataclasses.asdict(f) for f in self._filters],
         }
-        file = opener.cache_folder() / "filters" / f"{digest(repr(told).encode())}.npz"
-        loaded = load_index(file, told)
+        file = opener.cache_folder() / "filters" / f"{digest(repr(fingerprint).encode())}.npz"
+        loaded = load_index(file, fingerprint)
         if loaded is None:
             found, kept, is_final = self._judge_all()
             if is_final:
                 with suppress(OSError):  # read-only or full: found anew next time
-                    save_index(file, told, found, kept=kept)
+                    save_index(file, fingerprint, found, kept=kept)
         else:
             found, kept = loaded[0], loaded[1]["kept"]
         self._kept = kept

@@ -23,7 +23,7 @@ MAX_CAPTION_BYTES = 2**20  # of one .txt; more is no caption
 class FolderSource:
     """All pictures below a folder, sorted by their names, which are also their ids: paths relative to the folder.
 
-    Captions stand in a file of the same stem that ends in .txt, one a line; a picture may have none. What begins with
+    Captions are in a file of the same stem that ends in .txt, one a line; a picture may have none. What begins with
     a dot is skipped. A link to a file within the folder counts as that file. A link that leads out of the folder is
     refused and listed in `broken`, since a folder from elsewhere must not show what its owner never put there; so are
     links to folders, which could go round in circles.
@@ -39,7 +39,7 @@ class FolderSource:
     def __init__(self, path: str, class_folders: bool = False):
         if is_remote(path):
             raise ValueError(
-                f"{path} is remote, and a folder of pictures is read where it lies: copy it, mount it or make tars"
+                f"{path} is remote, and a folder of pictures must be local: copy it, mount it or make tars"
             )
         self._root = os.path.abspath(os.path.expanduser(path))
         if not os.path.isdir(self._root):
@@ -63,7 +63,7 @@ class FolderSource:
             self._captioned.append(captioned)
             sizes.append(size)
         require_records(len(self._names), path, self.broken, f"pictures ({', '.join(IMAGE_SUFFIXES)})")
-        with os.scandir(self._root) as entries:  # empty ones, too: whoever is asked may still answer with such a class
+        with os.scandir(self._root) as entries:  # empty ones, too: a classifier may still predict such a class
             classes = sorted(x.name for x in entries if x.is_dir(follow_symlinks=False) and not x.name.startswith("."))
         self.class_names: tuple[str, ...] | None = tuple(classes) if class_folders else None
         self._digest = digest("\n".join(self._names).encode(), repr(sizes).encode())

@@ -1,4 +1,4 @@
-"""What lies where on a remote file system, and patterns of it.
+"""Files and folders of a remote file system, and patterns of them.
 
 fsspec's isfile, isdir and glob take a question that failed for a no, so only its info and ls are asked here.
 """
@@ -20,19 +20,19 @@ def remote_type(path: str) -> str | None:
 
 
 def remote_entries(folder: str) -> dict[str, dict[str, Any]]:
-    """By name what fsspec tells of all that lies directly in a folder, links as what they lead to.
+    """fsspec's info of everything directly in a folder, by name; links as what they lead to.
 
     Raises FileNotFoundError if there is no such folder, and UnreachableError.
     """
     found, itself = ask(folder, lambda fs, name: (fs.ls(name, detail=True), name.rstrip("/")))
     entries = {}
-    for told in found:
-        path = told["name"].rstrip("/")
+    for info in found:
+        path = info["name"].rstrip("/")
         name = path.rpartition("/")[2]
-        if told["type"] not in ("file", "directory"):
-            told = {**told, "type": remote_type(f"{folder.rstrip('/')}/{name}"), "islink": True}
+        if info["type"] not in ("file", "directory"):
+            info = {**info, "type": remote_type(f"{folder.rstrip('/')}/{name}"), "islink": True}
         if path != itself:  # as of a file, and of buckets' folders that are objects, too
-            entries[name] = told
+            entries[name] = info
     return entries
 
 
@@ -51,17 +51,17 @@ def remote_matches(pattern: str) -> Iterator[tuple[str, str]]:
         if name == "**":
             yield from _all_below(parent)
             continue
-        yield from ((parent + entry, told["type"]) for entry, told in _entries(parent) if fnmatchcase(entry, name))
+        yield from ((parent + entry, info["type"]) for entry, info in _entries(parent) if fnmatchcase(entry, name))
 
 
 def _all_below(folder: str) -> Iterator[tuple[str, str]]:
     yield folder[:-1], "directory"
-    for name, told in _entries(folder):
-        if told["type"] == "directory":
-            if not told.get("islink"):  # links could go round in circles
+    for name, info in _entries(folder):
+        if info["type"] == "directory":
+            if not info.get("islink"):  # links could go round in circles
                 yield from _all_below(f"{folder}{name}/")
         else:
-            yield folder + name, told["type"]
+            yield folder + name, info["type"]
 
 
 def _entries(folder: str) -> list[tuple[str, dict[str, Any]]]:

@@ -37,23 +37,23 @@ class Mixture:
         return self._starts[-1]
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """The number of the source, and the place in it."""
+        """The number of the source, and the index in it."""
         check_index(index, len(self))
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return part, int(index) - self._starts[part]
 
     def __getitem__(self, index: int) -> Record:
-        part, place = self._locate(index)
+        part, i = self._locate(index)
         try:
-            record = self._sources[part][place]
+            record = self._sources[part][i]
         except BrokenRecordError as error:
             raise BrokenRecordError(f"{self.names[part]}/{error.record_id}", error.reason) from error
         return {**record, "id": f"{self.names[part]}/{record['id']}"}
 
     def captions(self, index: int) -> tuple[str, ...]:
-        part, place = self._locate(index)
+        part, i = self._locate(index)
         try:
-            return self._sources[part].captions(place)
+            return self._sources[part].captions(i)
         except BrokenRecordError as error:
             raise BrokenRecordError(f"{self.names[part]}/{error.record_id}", error.reason) from error
 

@@ -18,7 +18,7 @@ from input_pipeline.storage import atomic_file, digest
 
 LOCAL_TRIES = 5  # a disk that fails for three seconds will fail on
 MAX_OPEN_FILES = 256  # a process; files beyond that are opened for each read
-THREADS = 16  # so many remote files are looked at together
+THREADS = 16  # so many remote files are asked about at once
 BLOCK_SIZE = 8 * 2**20  # bytes that a remote file read in order is fetched by
 
 
@@ -47,7 +47,7 @@ def file_size(path: str) -> int:
 
 
 def file_state(path: str) -> list[int | str]:
-    """Size and what tells whether a file is still the same: the time it was written, or the store's tag of it."""
+    """Size, and the time of writing or the store's tag, which change with the file."""
     if not is_remote(path):
         stat = os.stat(path)
         return [stat.st_size, stat.st_mtime_ns]
@@ -65,7 +65,7 @@ def is_folder(path: str) -> bool:
 
 
 def list_names(folder: str) -> list[str]:
-    """The names of what lies directly in a folder, sorted. Raises FileNotFoundError if there is no such folder."""
+    """The names of everything directly in a folder, sorted. Raises FileNotFoundError if there is no such folder."""
     return sorted(remote_entries(folder) if is_remote(folder) else os.listdir(folder))
 
 
@@ -80,7 +80,7 @@ def list_sizes(folder: str) -> dict[str, int]:
         found = remote_entries(folder).items()
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {name: int(told["size"]) for name, told in found if told["type"] == "file"}
+    return {name: int(info["size"]) for name, info in found if info["type"] == "file"}
 
 
 def join(folder: str, name: str) -> str:
@@ -124,14 +124,14 @@ class RangedFile(io.RawIOBase):
 
 
 def open_file(path: str) -> io.BufferedReader:
-    """A file to read in order or from any place."""
+    """A file to read in order or from any position."""
     if not is_remote(path):
         return open(path, "rb")
     return io.BufferedReader(RangedFile(path), BLOCK_SIZE)
 
 
 def cache_folder() -> Path:
-    """Where indices and copies are kept that find no place beside the data: $CLIP_JAX_CACHE or ~/.cache/clip_jax."""
+    """Folder of the indices and copies that cannot be kept beside the data: $CLIP_JAX_CACHE or ~/.cache/clip_jax."""
     return Path(os.environ.get("CLIP_JAX_CACHE") or Path.home() / ".cache" / "clip_jax")
 
 

@@ -22,7 +22,7 @@ FIRST_WAIT_S = 0.1  # doubled after each try
 LONGEST_WAIT_S = 5.0
 TRY_TIMEOUT_S = 10.0  # of a remote try, and a second more for each SLOWEST_BYTES_PER_S
 SLOWEST_BYTES_PER_S = 1_000_000
-# What a second try does not mend.
+# What a second try does not change.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # protocol -> extra of this package
 
@@ -74,7 +74,7 @@ def ask(path: str, call: Callable[[Any, str], T], size: int = 0) -> T:
     except Exception as error:  # every file system has its own
         raise UnreachableError(
             f"{path} could not be read in {MAX_TRIES} tries, with waits of up to {LONGEST_WAIT_S:.0f} s between; the "
-            f"last error was {type(error).__name__}: {error}. When it can be read again, the same command goes on"
+            f"last error was {type(error).__name__}: {error}. When it can be read again, the same command resumes"
         ) from error
 
 
@@ -105,7 +105,7 @@ def _file_system(path: str) -> tuple[Any, str]:
             _file_systems[key] = fsspec.core.url_to_fs(path)[0]
         except (ImportError, ValueError) as error:
             protocol = path.partition("://")[0]
-            mend = f": pip install 'jax-clip[{EXTRAS[protocol]}]'" if protocol in EXTRAS else ""
-            raise ValueError(f"{path} cannot be opened: {error}{mend}") from error
+            fix = f": pip install 'jax-clip[{EXTRAS[protocol]}]'" if protocol in EXTRAS else ""
+            raise ValueError(f"{path} cannot be opened: {error}{fix}") from error
     file_system = _file_systems[key]
     return file_system, file_system._strip_protocol(path)

@@ -10,14 +10,13 @@ from typing import Any
 from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
+    FilesSource,
     PerProcess,
     Record,
     check_index,
     clean_captions,
     decode,
-    describe_files,
     find_files,
-    find_states,
     parse_json,
     relative_names,
     require_captions,
@@ -29,7 +28,7 @@ from input_pipeline.sources.table_columns import name_labels, open_parquet, read
 from input_pipeline.storage import digest
 
 
-class TableSource:
+class TableSource(FilesSource):
     """CSV or Parquet files with the column `image` and one of `captions`, `caption` and `label`; `id` is optional.
 
     `image` is a path relative to the table's folder or, in Parquet, encoded bytes; `captions` is a list of strings,
@@ -52,11 +51,8 @@ class TableSource:
     def __init__(self, path: str, captions_field: str = ""):
         import pyarrow as pa
 
-        self._paths = find_files(path, r"\.(csv|parquet)", "a .csv or .parquet file, or several")
-        self._states = find_states(self._paths)
-        self._told = describe_files(self._paths, self._states, captions_field)
+        super().__init__(find_files(path, r"\.(csv|parquet)", "a .csv or .parquet file, or several"), captions_field)
         self._captions_field = captions_field
-        self.broken: list[tuple[str, str]] = []
         self.filtered: Counter[str] = Counter()
         tables = []
         for file in self._paths:
@@ -190,10 +186,7 @@ class TableSource:
         return tuple(self._rows["captions"][index].as_py())
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "table", **self._told, "length": len(self), "digest": self._digest}
-
-    def file_states(self) -> list:
-        return self._states
+        return {"kind": "table", **self._files, "length": len(self), "digest": self._digest}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cached_group": (-1, -1, None)}

@@ -32,7 +32,7 @@ def read_table(
     """Returns the known columns, text as bytes, with the row numbers as `row`; and the name of the images' column and
     whether it holds bytes.
 
-    In a table of img2dataset `id` is its key, and `why_filtered` tells why there is no image, or None. Image bytes are
+    In a table of img2dataset `id` is its key, and `why_filtered` is why there is no image, or None. Image bytes are
     not read. Rows of another length go to `broken`.
     """
     import pyarrow as pa
@@ -82,7 +82,7 @@ def read_table(
 
 
 def _is_img2dataset(schema: Any) -> bool:
-    """Told by three columns that it always writes; a table may have a status or a key of its own."""
+    """Recognised by three columns that it always writes; a table may have a status or a key of its own."""
     kinds = {name: str(schema.field(name).type) for name in ("key", "status", "error_message") if name in schema.names}
     return len(kinds) == 3 and kinds["key"] == kinds["status"] == "string"
 

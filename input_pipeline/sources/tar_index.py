@@ -1,4 +1,4 @@
-"""The records of a WebDataset tar: where their images and captions lie, found once and kept in a file."""
+"""The records of a WebDataset tar: offsets of their images and captions, found once and kept in a file."""
 
 import io
 import os
@@ -42,22 +42,22 @@ def open_index(path: str, captions_field: str = "", state: list[int | str] | Non
     """The index of a tar: the one kept of it, if it is of the tar as it is now, or else a new one, which is kept.
 
     It is kept beside the tar as .NAME.index.npz, or in `opener.cache_folder` where nothing can be written there. Its
-    file holds the tar's size and time of writing, so an index of another or an older tar is made anew, and so is a
-    damaged one. It is written under a name of its own and renamed: two processes may do so at once.
+    file holds the tar's size and time of writing, so an index of another or an older tar is made again, and so is a
+    damaged one. Several processes may do so at once.
 
     state: `opener.file_state` of the tar, where it is known.
     """
     state = state or opener.file_state(path)
-    told = {"version": INDEX_VERSION, "state": state, "captions_field": captions_field}
-    places = _index_files(path, captions_field)
-    for file in places:
-        if (index := _load(file, told)) is not None:
+    fingerprint = {"version": INDEX_VERSION, "state": state, "captions_field": captions_field}
+    files = _index_files(path, captions_field)
+    for file in files:
+        if (index := _load(file, fingerprint)) is not None:
             return index
     index = make_index(path, captions_field)
     if opener.file_state(path) == state:  # and not of a tar that is still being written
-        for file in places:
+        for file in files:
             try:
-                _save(file, index, told)
+                _save(file, index, fingerprint)
             except OSError:  # read-only or full
                 continue
             break
@@ -72,8 +72,8 @@ def _index_files(path: str, captions_field: str) -> list[Path]:
     return [cached] if is_remote(path) else [Path(whole).parent / f".{name}", cached]
 
 
-def _load(file: Path, told: Mapping[str, Any]) -> TarIndex | None:
-    if (loaded := load_index(file, told)) is None:
+def _load(file: Path, expected: Mapping[str, Any]) -> TarIndex | None:
+    if (loaded := load_index(file, expected)) is None:
         return None
     found, arrays = loaded
     keys = tuple(arrays["keys"].tobytes().decode().split("\0")[:-1])
@@ -82,9 +82,9 @@ def _load(file: Path, told: Mapping[str, Any]) -> TarIndex | None:
     return TarIndex(arrays["rows"], keys, tuple((name, reason) for name, reason in found["broken"]))
 
 
-def _save(file: Path, index: TarIndex, told: Mapping[str, Any]) -> None:
+def _save(file: Path, index: TarIndex, fingerprint: Mapping[str, Any]) -> None:
     keys = "".join(f"{key}\0" for key in index.keys).encode()  # names with zero bytes are refused
-    save_index(file, told, {"broken": index.broken}, rows=index.rows, keys=np.frombuffer(keys, np.uint8))
+    save_index(file, fingerprint, {"broken": index.broken}, rows=index.rows, keys=np.frombuffer(keys, np.uint8))
 
 
 def make_index(path: str, captions_field: str = "") -> TarIndex:
@@ -113,9 +113,9 @@ def make_index(path: str, captions_field: str = "") -> TarIndex:
 
 @dataclass
 class _Scan:
-    """What was met in a tar.
+    """What a tar contains.
 
-    groups: key -> its complete members. dotted: of names with a dot in what looks like the key, what stands before the
+    groups: key -> its complete members. dotted: of names with a dot in what looks like the key, the part before the
     last dot -> the suffixes. refused: (name, reason) of members. end: where and how the tar ends, if not as it should.
     """
 

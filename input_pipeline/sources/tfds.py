@@ -10,12 +10,11 @@ from typing import Any
 from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
+    FilesSource,
     PerProcess,
     Record,
     check_index,
     clean_captions,
-    describe_files,
-    find_states,
     require_captions,
     require_records,
 )
@@ -27,7 +26,7 @@ class NotPreparedError(ValueError):
     """The data set is not there, or not whole, or in another form; the message says the command that prepares it."""
 
 
-class TfdsSource:
+class TfdsSource(FilesSource):
     """A split of a TFDS dataset prepared with file_format=array_record; needs no TensorFlow.
 
     The dataset must have a feature `image` and one of `captions`, `caption`, `text` (a text, a list of them or, as in
@@ -84,11 +83,8 @@ class TfdsSource:
         label: Any = info.features[labels] if labels else None
         names = getattr(label.feature if labels == "labels" else label, "names", None)
         self.multi_label = labels == "labels"
-        self.class_names: tuple[str, ...] | None = tuple(names) if names else None
-        self.broken: list[tuple[str, str]] = []
-        self._paths = sorted(set(files))
-        self._states = find_states(self._paths)
-        self._told = describe_files(self._paths, self._states, captions_field)
+        self.class_names = tuple(names) if names else None
+        super().__init__(sorted(set(files)), captions_field)
         self._name = f"{info.full_name}/{split}"
         data = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         self._length = len(data)
@@ -129,10 +125,7 @@ class TfdsSource:
         return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "tfds", "name": self._name, **self._told, "length": len(self)}
-
-    def file_states(self) -> list:
-        return self._states
+        return {"kind": "tfds", "name": self._name, **self._files, "length": len(self)}
 
 
 def _copy_version(data_dir: str, name: str, split: str) -> str:

@@ -10,11 +10,10 @@ from tqdm import tqdm
 from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
+    FilesSource,
     Record,
     check_index,
-    describe_files,
     find_files,
-    find_states,
     parse_json,
     relative_names,
     require_captions,
@@ -26,7 +25,7 @@ from input_pipeline.sources.tar_index import TarIndex, open_index, parse_caption
 from input_pipeline.storage import digest
 
 
-class WebDatasetSource:
+class WebDatasetSource(FilesSource):
     """Tars of KEY.jpg (jpeg, png, webp) with KEY.txt (one caption) and/or KEY.json (`captions` or `caption`).
 
     As in WebDataset the key is the name up to the first dot after the last slash; captions in the JSON win over the
@@ -43,16 +42,12 @@ class WebDatasetSource:
       ValueError: nothing at path, or no usable record in it.
     """
 
-    class_names: tuple[str, ...] | None = None
-
     def __init__(self, path: str, captions_field: str = ""):
-        self._paths = find_files(path, r"\.tar", "a tar, a folder of tars, a glob or a {00000..00011}.tar pattern")
+        expected = "a tar, a folder of tars, a glob or a {00000..00011}.tar pattern"
+        super().__init__(find_files(path, r"\.tar", expected), captions_field)
         self._names = relative_names(self._paths)
-        self._states = find_states(self._paths)
-        self._told = describe_files(self._paths, self._states, captions_field)
         self._captions_field = captions_field
         self._opener = opener.Opener()
-        self.broken: list[tuple[str, str]] = []
         self._keys: list[str] = []
         rows = []
         for shard, index in enumerate(self._open_indices()):
@@ -126,7 +121,4 @@ class WebDatasetSource:
 
     def fingerprint(self) -> dict[str, Any]:
         index = digest(self._index.tobytes(), "\n".join(self._keys).encode())
-        return {"kind": "webdataset", **self._told, "length": len(self), "digest": index}
-
-    def file_states(self) -> list:
-        return self._states
+        return {"kind": "webdataset", **self._files, "length": len(self), "digest": index}

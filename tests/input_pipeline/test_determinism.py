@@ -139,7 +139,7 @@ def test_memory_is_flat_over_a_hundred_thousand_records(tmp_path):
 def test_an_epoch_is_one_pass_over_what_is_kept(tmp_path):
     examples = filtered(tmp_path)
     length = len(examples.source)
-    order = [examples._order.index(*examples._order.place(p)) for p in range(2 * length)]
+    order = [examples._order.index(*examples._order.locate(p)) for p in range(2 * length)]
     assert sorted(order[:length]) == sorted(order[length:]) == list(range(length))
     assert examples.samples_seen(3 * length) == {"epochs": 3.0}
 
@@ -147,7 +147,7 @@ def test_an_epoch_is_one_pass_over_what_is_kept(tmp_path):
 def test_each_source_of_a_mixture_has_its_share_and_its_own_epochs(tmp_path):
     examples = mixture(tmp_path)
     lengths = dict(zip(("photos", "few", "drawn"), examples.source.lengths))  # type: ignore[attr-defined]
-    order = [examples._order.index(*examples._order.place(position)) for position in range(600)]
+    order = [examples._order.index(*examples._order.locate(position)) for position in range(600)]
     names = [examples.source[index]["id"].partition("/")[0] for index in order]
     seen = examples.samples_seen(600)
     assert {f"epochs/{name}" for name in lengths} | {f"samples_seen/{name}" for name in lengths} == set(seen)

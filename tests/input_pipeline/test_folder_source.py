@@ -71,7 +71,7 @@ def test_folders_as_classes(tmp_path):
     assert source.fingerprint() != FolderSource(str(tmp_path)).fingerprint()
 
 
-def test_the_fingerprint_is_of_names_and_sizes_wherever_the_folder_lies(tmp_path):
+def test_the_fingerprint_is_of_names_and_sizes_not_of_the_folders_path(tmp_path):
     files = {"a.png": picture(0), "b/c.png": picture(1), "a.txt": b"a cat"}
 
     def fingerprint(place: str, changes: dict[str, bytes]) -> dict:

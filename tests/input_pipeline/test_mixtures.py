@@ -118,7 +118,7 @@ def test_sizes_come_from_the_header_or_the_json_and_no_picture_is_decoded(tmp_pa
     assert ids(FilteredSource(source, [Filters(min_side=100)])) == ["a/b"]
 
 
-def test_what_passes_is_found_once_and_anew_for_other_data_or_filters(tmp_path, monkeypatch):
+def test_filters_are_judged_once_and_again_for_other_data_or_filters(tmp_path, monkeypatch):
     path = sized_tar(tmp_path / "a.tar")
     first = FilteredSource(WebDatasetSource(path), [Filters(min_side=10)])
     judged = []
@@ -233,9 +233,9 @@ def test_a_mixture_may_name_captions_and_weights_for_each_source(tmp_path):
     parts = (part("alt", path, captions_field="alt", weight=1.0), part("usual", path, weight=2.0))
     train, _ = make_sources(data_config(source="mixture", mixture=parts, num_validation=2), image_size=8)
     assert [train.captions(0), train.captions(3)] == [("other",), ("c",)]
-    told = train.fingerprint()
-    assert (told["parts"]["alt"]["weight"], told["parts"]["alt"]["captions_field"]) == (1.0, "alt")
-    assert "captions_field" not in told["parts"]["usual"]
+    fingerprint = train.fingerprint()
+    assert (fingerprint["parts"]["alt"]["weight"], fingerprint["parts"]["alt"]["captions_field"]) == (1.0, "alt")
+    assert "captions_field" not in fingerprint["parts"]["usual"]
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_defaults_of_the_keys_that_older_configs_lack_change_nothing():
 IMG2DATASET = [(f"{i:09d}", i != 2) for i in range(5)]  # key, whether it could be downloaded
 
 
-def told(i: int, key: str, is_there: bool) -> dict:
+def metadata_row(i: int, key: str, is_there: bool) -> dict:
     """The fields that it writes of each picture, whether there or not."""
     return {
         "caption": f"caption {i}" if i != 4 else None,
@@ -353,11 +353,11 @@ def told(i: int, key: str, is_there: bool) -> dict:
 
 @pytest.fixture
 def outputs(tmp_path) -> dict[str, str]:
-    """One shard in each of img2dataset's forms, with what lies beside it."""
+    """One shard in each of img2dataset's forms, with the files beside it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [told(i, key, there) for i, (key, there) in enumerate(IMG2DATASET)]
+    rows = [metadata_row(i, key, there) for i, (key, there) in enumerate(IMG2DATASET)]
     pictures = [jpeg(i) if there else None for i, (_, there) in enumerate(IMG2DATASET)]
     folders = {form: tmp_path / form for form in ("webdataset", "parquet", "files")}
     for folder in folders.values():

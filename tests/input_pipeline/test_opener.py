@@ -113,7 +113,7 @@ def read_all(source) -> list[dict]:
     return [source[i] for i in range(len(source))]
 
 
-def test_a_range_is_the_same_wherever_the_file_lies(tmp_path):
+def test_a_range_is_the_same_in_every_file_system(tmp_path):
     data = bytes(range(200))
     (tmp_path / "a").write_bytes(data)
     for path in (str(tmp_path / "a"), f"file://{tmp_path}/a", put("a", data)):
@@ -313,7 +313,7 @@ def test_patterns_name_what_fsspec_finds_whatever_fails(pattern, tmp_path):
         (tmp_path / "b" / name).write_bytes(b"x")
     (tmp_path / "b" / "x" / "round").symlink_to(tmp_path / "b")  # followed by a name, not by **
     found = FaultyFileSystem().glob(pattern, detail=True)
-    expected = [f"faulty:/{path}" for path, told in found.items() if told["type"] == "file"]
+    expected = [f"faulty:/{path}" for path, info in found.items() if info["type"] == "file"]
     folders = {"", "/b", *(f"/b/{Path(name).parent}" for name in names)}
     FaultyFileSystem.refused.update(dict.fromkeys(folders, 2))  # a listing each
     assert opener.matching_files(f"faulty://{pattern}") == sorted(expected)
@@ -465,7 +465,7 @@ def test_an_index_is_read_back_as_it_was_made(tar, monkeypatch):
     assert (read_all(kept), kept.broken, kept.fingerprint()) == (read_all(fresh), fresh.broken, fresh.fingerprint())
 
 
-def test_an_index_of_an_older_tar_is_made_anew(tar):
+def test_an_index_of_an_older_tar_is_made_again(tar):
     open_index(str(tar))
     before = os.stat(tar)
     tar.write_bytes(tar_bytes(3, first=5)[:7700])  # of the same size
@@ -478,7 +478,7 @@ def test_an_index_of_an_older_tar_is_made_anew(tar):
 
 
 @pytest.mark.parametrize("damage", [lambda x: b"", lambda x: x[:100], lambda x: b"\x93NUMPY" + x, lambda x: x[:-300]])
-def test_a_damaged_index_is_made_anew(tar, damage):
+def test_a_damaged_index_is_made_again(tar, damage):
     expected = open_index(str(tar))
     file = index_file(tar)
     file.write_bytes(damage(file.read_bytes()))
@@ -500,7 +500,7 @@ def test_a_name_with_a_zero_byte_is_refused_and_its_index_is_read_back(tar, monk
     assert open_index(str(tar)).keys == ("k0",)
 
 
-def test_an_index_with_fewer_keys_than_rows_is_made_anew(tar):
+def test_an_index_with_fewer_keys_than_rows_is_made_again(tar):
     expected = open_index(str(tar))
     with np.load(index_file(tar)) as arrays:
         content = dict(arrays)

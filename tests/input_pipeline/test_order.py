@@ -36,37 +36,37 @@ def test_a_mixture_is_what_a_walk_with_counters_gives():
     order = Order(LENGTHS, WEIGHTS, seed=3)
     positions = range(BLOCK - 700, BLOCK + 600)  # from the middle of a block into the next
     expected = walk(LENGTHS, SHARES, 3, positions)
-    assert [order.index(*order.place(position)) for position in positions] == expected
+    assert [order.index(*order.locate(position)) for position in positions] == expected
     again = Order(LENGTHS, WEIGHTS, seed=3)
-    assert [again.index(*again.place(position)) for position in reversed(positions)] == expected[::-1]
-    assert [Order(LENGTHS, WEIGHTS, seed=4).place(p) for p in range(50)] != [order.place(p) for p in range(50)]
+    assert [again.index(*again.locate(position)) for position in reversed(positions)] == expected[::-1]
+    assert [Order(LENGTHS, WEIGHTS, seed=4).locate(p) for p in range(50)] != [order.locate(p) for p in range(50)]
 
 
 def test_one_source_keeps_the_order_that_runs_of_earlier_versions_have():
     order = Order([23], [1], seed=5)
     positions = (0, 1, 2, 22, 23, 24, 10**12)
-    assert [order.index(*order.place(position)) for position in positions] == [7, 14, 9, 6, 12, 9, 15]
+    assert [order.index(*order.locate(position)) for position in positions] == [7, 14, 9, 6, 12, 9, 15]
 
 
 def test_shares_are_exact_in_each_block_and_each_source_has_epochs_of_its_own():
     order = Order(LENGTHS, WEIGHTS, seed=0)
     for block in (0, 1, 10**9):
-        places = [order.place(block * BLOCK + offset) for offset in range(BLOCK)]
+        located = [order.locate(block * BLOCK + offset) for offset in range(BLOCK)]
         for source, share in enumerate(SHARES):
             # Its samples follow each other without a gap, so every epoch has every record once.
-            assert [n for s, n in places if s == source] == list(range(block * share, (block + 1) * share))
+            assert [n for s, n in located if s == source] == list(range(block * share, (block + 1) * share))
     assert Counter(order.index(0, sample) for sample in range(3310, 3641)) == Counter(range(331))
     assert Counter(order.index(1, sample) for sample in range(1009)) == Counter(range(331, 1340))
     assert [order.index(1, 7, ahead) for ahead in range(3)] == [order.index(1, 7 + ahead) for ahead in range(3)]
 
 
-def test_samples_seen_counts_what_stands_before_a_position():
+def test_samples_seen_counts_the_samples_before_a_position():
     order = Order(LENGTHS, WEIGHTS, seed=1)
     counts = np.zeros(3, int)
     for position in range(BLOCK + 500):
         if position % 701 == 0 or position == BLOCK:
             assert order.samples_seen(position) == tuple(counts)
-        counts[order.place(position)[0]] += 1
+        counts[order.locate(position)[0]] += 1
     assert order.samples_seen(10**9 * BLOCK) == tuple(10**9 * share for share in SHARES)
     assert Order([23], [1], seed=0).samples_seen(100) == (100,)
 

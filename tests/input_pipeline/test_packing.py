@@ -25,7 +25,7 @@ def random_lengths(N, seed=0):
 
 
 def unpack(packed, row_length=L):
-    """The captions one by one, from the end token's place back to position 0; checks what lies on the way."""
+    """The captions one by one, from the end token's position back to 0; checks the segments between."""
     captions = []
     for g, (rows, ends) in enumerate(zip(packed["rows"], packed["ends"])):
         for row, end in zip(rows, ends):
@@ -98,7 +98,7 @@ def test_a_group_is_packed_as_if_it_were_alone():
             np.testing.assert_array_equal(packed[name][g : g + 1], alone[name])
 
 
-def test_what_stands_behind_the_first_end_token_is_not_packed():
+def test_tokens_after_the_first_end_token_are_not_packed():
     text = some_text([5, 9])
     dirty = text.copy()
     dirty[0, 5:] = END
@@ -107,7 +107,7 @@ def test_what_stands_behind_the_first_end_token_is_not_packed():
         np.testing.assert_array_equal(array, pack_text(text, END)[name])
 
 
-def test_captions_of_full_rows_lie_alone():
+def test_captions_as_long_as_a_row_have_rows_of_their_own():
     packed = pack_text(some_text([L] * 4), END)
     assert packed["rows"].tolist() == [[0, 1, 2, 3]]
     assert packed["tokens"].shape == (1, 4, L)
@@ -119,11 +119,9 @@ def test_given_rows_stay_empty_where_they_are_not_needed():
     assert not packed["segments"][0, 1:].any()
 
 
-def test_an_overflow_says_how_many_captions_find_no_place_and_what_would_help():
+def test_an_overflow_names_the_captions_that_do_not_fit_and_the_rows_needed():
     text = some_text([L, L, 3, 3, *[L] * 3, 9])  # in groups of four: 3 rows and 4
-    with pytest.raises(
-        PackingOverflowError, match=r"^4 captions find no place in 2 rows a group: give 4 rows"
-    ) as error:
+    with pytest.raises(PackingOverflowError, match=r"^4 captions do not fit 2 rows a group: give 4 rows") as error:
         pack_text(text, END, num_groups=2, rows=2)
     assert (error.value.captions, error.value.rows_needed) == (4, 4)
     np.testing.assert_array_equal(unpack(pack_text(text, END, num_groups=2, rows=4)), text)

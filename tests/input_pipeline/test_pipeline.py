@@ -144,7 +144,7 @@ def test_the_image_and_the_caption_belong_to_the_index():
         assert example["text"][1] in {Words().encode(caption)[0][1] for caption in NumberedSource().captions(index)}
 
 
-def test_captions_and_crops_are_drawn_anew_each_epoch_and_each_caption_equally_often():
+def test_captions_and_crops_are_drawn_again_each_epoch_and_each_caption_equally_often():
     source = NumberedSource(1)
     examples = make_examples(source)
     captions = [int(examples[epoch]["text"][1]) for epoch in range(600)]
@@ -196,7 +196,7 @@ def test_each_process_makes_its_rows_of_the_same_batches(parts):
 
 @pytest.mark.parametrize("rows", [[], [3, 8], [-1]])
 def test_rows_outside_of_the_batch_are_refused(rows):
-    with pytest.raises(ValueError, match=r"rows=\[.*\] must be places in a batch of global_batch_size=8"):
+    with pytest.raises(ValueError, match=r"rows=\[.*\] must be rows of a batch of global_batch_size=8"):
         BatchIterator(make_examples(), BATCH_SIZE, rows=np.array(rows, int))
 
 
@@ -220,7 +220,7 @@ def test_the_state_of_all_processes_together_is_that_of_one():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_it_goes_on_from_a_state_in_the_middle_of_an_epoch(num_workers):
+def test_it_resumes_from_a_state_in_the_middle_of_an_epoch(num_workers):
     examples = make_examples(NumberedSource(unusable=(3, 11), long=True))
     expected = take(9, examples, max_broken_share=0.5)
     before = BatchIterator(examples, BATCH_SIZE, num_workers=num_workers, max_broken_share=0.5)
@@ -247,13 +247,13 @@ def test_a_state_of_other_data_is_refused_with_the_differences():
         BatchIterator(other, 16, state=state)
 
 
-def test_a_state_from_before_fingerprints_had_a_version_goes_on():
+def test_a_state_from_before_fingerprints_had_a_version_resumes():
     state = BatchIterator(make_examples(), BATCH_SIZE).get_state()
     del state["fingerprint"]["version"], state["retries"]
     assert BatchIterator(make_examples(), BATCH_SIZE, state=state).get_state()["fingerprint"]["version"] == 1
 
 
-def test_broken_records_are_counted_where_they_stand_and_replaced_by_the_next():
+def test_broken_records_are_counted_at_their_position_and_replaced_by_the_next():
     unusable = (3, 11, 12)
     batches = take(23, make_examples(NumberedSource(unusable=unusable)), max_broken_share=0.5)  # eight epochs
     usable = take(23)
@@ -301,7 +301,7 @@ def test_without_a_share_the_first_broken_record_stops_the_run():
         take(3, make_examples(NumberedSource(unusable=(7,))))
 
 
-def test_the_share_is_judged_on_all_records_met():
+def test_the_share_is_judged_on_all_records_read():
     check_broken_share(5, 100, [], 0.05)
     with pytest.raises(ValueError, match="6 of 100 records cannot be used"):
         check_broken_share(6, 100, [("a", "b")], 0.05)
@@ -433,7 +433,7 @@ def test_scene_kinds_reach_the_source():
     assert train.fingerprint() != other.fingerprint()
 
 
-def test_both_ways_to_decode_make_the_same_batches_but_for_the_pixels(tmp_path):
+def test_both_decoders_make_the_same_batches_but_for_the_pixels(tmp_path):
     source = make_sources(data_config(path=str(tar_of(tmp_path / "a.tar", truncated=(4,))), max_broken_share=0.5), 8)[0]
     exact = make_examples(source)
     fast = dataclasses.replace(exact, decode="fast")
@@ -452,7 +452,7 @@ def test_both_ways_to_decode_make_the_same_batches_but_for_the_pixels(tmp_path):
         BatchIterator(fast, BATCH_SIZE, state=state)
 
 
-def test_after_a_killed_worker_the_batches_go_on_as_if_nothing_had_been(monkeypatch, capfd):
+def test_a_killed_worker_changes_no_batch(monkeypatch, capfd):
     monkeypatch.setattr(pipeline, "MAX_RESTARTS", 1)
     examples = make_examples(NumberedSource(unusable=(3, 11)))
     expected = take(30, examples, max_broken_share=0.5)  # more than are ever made ahead
@@ -466,7 +466,7 @@ def test_after_a_killed_worker_the_batches_go_on_as_if_nothing_had_been(monkeypa
         batches.append(next(iterator))
     assert_equal_batches(batches, expected[2 : 2 + len(batches)])
     at = 2 + len(batches) - 1
-    assert f"a data worker died; the workers start anew at batch {at}, time 1 of 1" in capfd.readouterr().err
+    assert f"a data worker died; the workers start again at batch {at}, time 1 of 1" in capfd.readouterr().err
     assert iterator.get_state()["next_batch"] == at + 1
     assert iterator.get_state()["broken"] == sum(len(batch["broken"]) for batch in expected[: at + 1])
     kill_a_worker()
@@ -494,7 +494,7 @@ def test_the_state_is_that_of_the_batch_last_used_when_others_were_read_ahead():
     assert states[5]["broken"] > states[1]["broken"]
 
 
-def test_a_batch_tells_the_seconds_of_its_stages(monkeypatch):
+def test_a_batch_has_the_seconds_of_its_stages(monkeypatch):
     class SlowSource(NumberedSource):
         def __getitem__(self, index: int) -> Record:
             time.sleep(0.002)

@@ -92,7 +92,7 @@ def test_drawn_scenes_that_share_their_edges_differ_in_colour():
     assert sum(map(len, find_near(hashes))) == 2  # a blue diamond and a cyan star, both on black
 
 
-def test_a_group_is_all_that_hangs_together():
+def test_a_group_is_a_connected_component():
     chain = table_with([(0, MAX_COLOUR), (0, 2 * MAX_COLOUR), (0, 5 * MAX_COLOUR)])
     hashes = [row.tobytes() for row in chain]
     assert find_near([hashes[3], hashes[2], b"", hashes[0], hashes[1]]) == [[1, 3, 4]]
@@ -110,5 +110,5 @@ def test_equal_hashes_are_one_group_of_any_size():
     assert find_near([one, other] * 500) == [list(range(0, 1000, 2)), list(range(1, 1000, 2))]
 
 
-def test_exact_duplicates_are_grouped_by_their_first_place():
+def test_exact_duplicates_are_grouped_by_their_first_index():
     assert find_exact(["b", "a", "c", "a", "b", "a"]) == [[0, 4], [1, 3, 5]]

@@ -32,7 +32,7 @@ def test_a_file_is_no_folder(tmp_path):
         LocalFolder(str(tmp_path / "a"))
 
 
-def test_of_two_runs_the_second_is_told_who_is_there(tmp_path):
+def test_a_second_run_is_refused_with_the_first_ones_host_and_process(tmp_path):
     code = f"""
 import sys
 from input_pipeline.prepare.folder import LocalFolder

@@ -216,7 +216,7 @@ def test_another_source_or_setting_is_refused_with_what_differs(tar, prepared, t
     assert contents(prepared) == before
 
 
-def test_newer_libraries_may_not_go_on_but_may_find_all_done(tar, prepared, tmp_path, monkeypatch):
+def test_newer_libraries_may_not_resume_but_may_find_all_done(tar, prepared, tmp_path, monkeypatch):
     for file in prepared.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr(manifest, "version", lambda name: "99")

@@ -133,7 +133,7 @@ def test_equal_pixels_are_equal_in_any_form():
         (record(np.zeros((31, 37, 3), np.uint8), captions=()), "no caption"),
     ],
 )
-def test_what_cannot_be_used_is_told(broken, reason):
+def test_a_broken_record_names_the_reason(broken, reason):
     with pytest.raises(BrokenRecordError, match=rf"^one: {reason}"):
         prepare_record(broken, Settings())
 

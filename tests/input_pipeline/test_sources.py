@@ -255,7 +255,7 @@ def test_webdataset_caption_rules(tmp_path):
         ([("x.jpg", b"i"), ("x.txt", b"a" * (2**20 + 1))], ".txt of 1048577 bytes, at most 1048576"),
     ],
 )
-def test_webdataset_broken_records_are_set_aside(tmp_path, members, reason):
+def test_webdataset_broken_records_are_listed(tmp_path, members, reason):
     good = record_members("good", 0)
     source = WebDatasetSource(str(write_tar(tmp_path / "s.tar", [*good, *members, *record_members("last", 1)])))
     assert [record["id"] for record in read_all(source)] == ["s/good", "s/last"]
@@ -363,7 +363,7 @@ def test_webdataset_shard_that_shrinks_or_goes_after_indexing(tmp_path):
         again[1]
 
 
-def test_webdataset_fingerprint_tells_data_apart(tmp_path):
+def test_webdataset_fingerprints_of_other_data_differ(tmp_path):
     first = WebDatasetSource(str(write_shards(tmp_path / "a"))).fingerprint()
     assert WebDatasetSource(str(write_shards(tmp_path / "b"))).fingerprint() == first
     assert first["files"] == ["00000.tar", "00001.tar"]
@@ -565,7 +565,7 @@ def test_tfds_several_labels_an_image(tmp_path):
     assert all("label" not in record and record["captions"] == () for record in records)
 
 
-def test_tfds_errors_name_the_mend(tfds_dir, tmp_path):
+def test_tfds_errors_name_the_fix(tfds_dir, tmp_path):
     with pytest.raises(ValueError, match=r"no prepared dataset 'cifar10' in .*download_and_prepare"):
         TfdsSource("cifar10", "train", tfds_dir)
     with pytest.raises(ValueError, match=r"no prepared dataset 'cifar10' in .*tfds.builder.'cifar10', data_dir="):
@@ -631,7 +631,7 @@ def test_csv_captions_as_json_and_named_labels(tmp_path):
     assert [(r["captions"], r["label"]) for r in read_all(numbered)] == [((), 11), ((), 2)]
 
 
-def test_csv_broken_rows_are_set_aside(tmp_path):
+def test_csv_broken_rows_are_listed(tmp_path):
     rows = ["a.jpg,fine,0", "a.jpg,,0", "lost.jpg,c,0", ",c,0", "a.jpg,\xff,0", "a.jpg,c,", "a.jpg,c,-1", "a.jpg,x,y,0"]
     source = TableSource(write_csv(tmp_path, "\n".join(["image,caption,label", *rows])))
     assert [record["captions"] for record in read_all(source)] == [("fine",)]
@@ -762,7 +762,7 @@ def test_make_source_other_errors(tmp_path):
         make_source("hdf5", str(tmp_path))
     with pytest.raises(ValueError, match=r"nowhere://bucket/cifar10/.* cannot be opened: Protocol not known"):
         make_source("tfds", "nowhere://bucket/cifar10", "train")
-    with pytest.raises(ValueError, match="nowhere://bucket/photos is remote, and a folder of pictures is read where"):
+    with pytest.raises(ValueError, match="nowhere://bucket/photos is remote, and a folder of pictures must be local"):
         make_source("folder", "nowhere://bucket/photos")
     folder = write_shards(tmp_path / "shards")
     with pytest.raises(ValueError, match=r"2 of 4 files do not exist, the first is .*00002\.tar"):

@@ -93,6 +93,7 @@ def test_differences_are_named_by_their_path():
     ]
     assert [name for name, _, _ in differences(old, new, None)] == ["a[1].y", "a[2]", "b.gone", "kind"]
     assert differences(old, old) == []
+    assert list(map(str, differences([1], [1, None], None))) == ["[1] was missing, is None"]
     assert str(Difference("a", "x" * 300, 1)) == f"a was '{'x' * 199}, is 1"
 
 

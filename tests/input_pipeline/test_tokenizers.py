@@ -260,14 +260,14 @@ def test_rows_hold_start_text_end_and_zeros(vocab: tuple[str, Path]):
     assert tokenizer([]).shape == (0, 11)
 
 
-def test_truncation_keeps_the_end_token_and_is_told(vocab: tuple[str, Path]):
+def test_truncation_keeps_the_end_token_and_is_reported(vocab: tuple[str, Path]):
     text = "a red star on the left above a disc"
     ids = make_tokenizer(*vocab, 77).token_ids(text)
     for context_length, truncated in ((len(ids) + 2, False), (len(ids) + 1, True), (3, True)):
         tokenizer = make_tokenizer(*vocab, context_length)
-        row, told = tokenizer.encode(text)
+        row, reported = tokenizer.encode(text)
         assert row.tolist() == [tokenizer.sot_token, *ids[: context_length - 2], tokenizer.eot_token]
-        assert told is truncated
+        assert reported is truncated
         assert row.dtype == np.int32
 
 
@@ -288,7 +288,7 @@ def test_pickled_tokenizer_needs_no_file(vocab, tmp_path):
     assert other.fingerprint() == tokenizer.fingerprint() == make_tokenizer(kind, file, 13).fingerprint()
 
 
-def test_fingerprint_tells_vocabularies_apart(sp_model, clip_vocab, tmp_path):
+def test_fingerprints_of_other_vocabularies_differ(sp_model, clip_vocab, tmp_path):
     train_sentencepiece(CAPTIONS[:41], 521, tmp_path / "other.model")
     files = [("sentencepiece", sp_model), ("sentencepiece", tmp_path / "other.model"), ("clip_bpe", clip_vocab)]
     prints = [make_tokenizer(kind, file, length).fingerprint() for kind, file in files for length in (11, 13)]

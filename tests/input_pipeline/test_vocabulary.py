@@ -132,7 +132,7 @@ def test_a_sample_has_different_records_in_order_and_depends_on_the_seed():
     assert sampled(Numbered(5, broken=(1, 3)), 9) == [0, 2, 4]
 
 
-def test_the_record_tells_what_the_vocabulary_was_made_from(tmp_path):
+def test_the_record_names_what_the_vocabulary_was_made_from(tmp_path):
     source = SceneSource(3, 200, 32)
     record = train_on_sample(source, 300, tmp_path / "new.model", 50, seed=7)
     assert json.loads((tmp_path / "new.model.json").read_text()) == record
