@@ -56,7 +56,7 @@ def test_no_set_escapes():
 
 
 @pytest.mark.parametrize("name", dataset_names())
-def test_a_card_has_table_9s_numbers_and_names_that_can_be_told_apart(name):
+def test_a_card_has_table_9s_numbers_and_names_that_can_be_distinguished(name):
     card = load_card(name)
     classes, train, test, metric = ROWS[name].split()
     assert card.table9 == {"classes": int(classes), "train": int(train), "test": int(test)}

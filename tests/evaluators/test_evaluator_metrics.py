@@ -157,7 +157,7 @@ def test_bootstrap_draws_are_of_the_whole_set_and_uneven_parts_are_whole(monkeyp
     assert len(np.unique(weights, axis=0)) == 17
 
 
-def test_a_bootstrap_without_sense_is_refused():
+def test_a_bootstrap_of_meaningless_input_is_refused():
     with pytest.raises(ValueError, match="a bootstrap of 0 examples"):
         bootstrap_interval(lambda w: w[:, 0], 0)
     with pytest.raises(ValueError, match="NaN in every draw"):

@@ -34,7 +34,7 @@ def peer(features, labels, strength):
 
 
 def definition(weights, bias, split, strength):
-    """The objective in plain float64, the two-class case aside."""
+    """The objective in plain float64, without the two-class case."""
     logits = split.features.astype(np.float64) @ np.asarray(weights, np.float64) + bias
     penalty = strength / 2 * np.sum(np.asarray(weights, np.float64) ** 2)
     if split.labels.ndim == 2:

@@ -1,4 +1,4 @@
-"""Features on the disk: what tells them apart, and what is damaged."""
+"""Features on the disk: what their keys distinguish, and damaged files."""
 
 import copy
 import dataclasses
@@ -11,6 +11,8 @@ from clip_jax.evaluation.suite.feature_store import FeatureStore
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, FolderSource, TableSource
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 
 def store_in(folder, say=print, **changes) -> FeatureStore:
     model, preprocess, tokenizer = rigged_model()
@@ -19,7 +21,7 @@ def store_in(folder, say=print, **changes) -> FeatureStore:
     return FeatureStore(folder, model, preprocess, tokenizer, say)
 
 
-def test_pictures_of_the_same_names_and_sizes_are_told_apart(tmp_path):
+def test_pictures_of_the_same_names_and_sizes_are_distinguished(tmp_path):
     sources = []
     for c, folder in enumerate(("clean", "blurred")):
         save_picture(tmp_path / folder / "ant" / "0.bmp", [c])  # every bitmap of 8x8 pixels has the same size
@@ -33,7 +35,7 @@ def test_pictures_of_the_same_names_and_sizes_are_told_apart(tmp_path):
     assert len(list((tmp_path / "features").iterdir())) == 2
 
 
-def test_the_id_reads_a_few_pictures_and_minds_no_broken_ones():
+def test_the_id_reads_a_few_pictures_and_ignores_broken_ones():
     class Counted(SceneSource):
         def __getitem__(self, index):
             read.append(index)
@@ -73,7 +75,7 @@ def test_another_compute_dtype_encodes_anew(tmp_path):
 
 
 @pytest.mark.parametrize("place", [8, 10])  # of the flags, whose lowest bit is "encrypted", and of the compression
-def test_a_flipped_bit_in_a_headline_of_the_archive_is_told(place, tmp_path):
+def test_a_flipped_bit_in_a_headline_of_the_archive_is_reported(place, tmp_path):
     lines: list[str] = []
     store = store_in(tmp_path, say=lines.append)
 

@@ -174,7 +174,7 @@ def test_digits_are_cut_in_three_and_say_what_they_need(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_cannot_be_opened_is_told(name, message, tmp_path):
+def test_what_cannot_be_opened_is_reported(name, message, tmp_path):
     save(tmp_path / "one" / "ant" / "a.png")
     (tmp_path / "one" / "numbers.csv").write_text("image,label\nant/a.png,3\n")
     with pytest.raises(ValueError, match=re.escape(message.format(tmp=tmp_path))):

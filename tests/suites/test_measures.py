@@ -41,16 +41,17 @@ def photos(tmp_path_factory):
 
 def test_a_probe_learns_what_the_features_tell_as_scikit_learn_does(photos, tmp_path, monkeypatch):
     linear_model = pytest.importorskip("sklearn.linear_model")
-    seen, linear_probe = [], probes.linear_probe
+    seen, given, linear_probe = [], {}, probes.linear_probe
 
     def recorded(*splits, **options):
         seen[:] = splits[:3]
+        given.update(options)
         return linear_probe(*splits, **options)
 
     monkeypatch.setattr(probes, "linear_probe", recorded)
     config = config_of(
         f"folder:{photos}", measures=("zero_shot", "linear_probe", "few_shot"),
-        few_shot__shots=(1, 4, 16), few_shot__num_seeds=2,
+        few_shot__shots=(1, 4, 16), few_shot__num_seeds=2, linear_probe__num_parallel=3,
     )  # fmt: skip
     row = report_of(config, "model", tmp_path)["sets"][0]
     probed, few = row["linear_probe"], row["few_shot"]
@@ -63,6 +64,7 @@ def test_a_probe_learns_what_the_features_tell_as_scikit_learn_does(photos, tmp_
     assert probed["low"] < probed["score"] < probed["high"]
     assert (probed["num_train"], probed["num_validation"], probed["count"]) == (33, 15, 15)
     assert probed["validation_score"] == 1
+    assert given["num_parallel"] == 3
     assert [shot["labels_per_class"] for shot in few["shots"]] == [1, 4]
     assert few["left_out_shots"] == [16]
     assert few["matches_zero_shot"]["relation"] in ("equal", "at most", "more than")
@@ -87,16 +89,6 @@ def test_a_probe_counts_the_pictures_of_each_split_that_do_not_decode(photos, tm
     assert '<td class="n">14</td><td class="n">3</td><td>yes</td>' in probe
 
 
-def test_strengths_at_once_are_asked_for(photos, tmp_path, monkeypatch):
-    given, linear_probe = {}, probes.linear_probe
-    monkeypatch.setattr(probes, "linear_probe", lambda *a, **o: given.update(o) or linear_probe(*a, **o))
-    config = config_of(f"folder:{photos}", measures=("linear_probe",), linear_probe__num_parallel=3)
-    assert report_of(config, "model", tmp_path)["sets"][0]["state"] == "done"
-    assert given["num_parallel"] == 3
-    with pytest.raises(ValueError, match=r"linear_probe\.num_parallel=0 must be at least 1"):
-        config_of(f"folder:{photos}", linear_probe__num_parallel=0)
-
-
 def test_a_class_without_training_images_leaves_only_the_probes_out(photos, tmp_path):
     for file in sorted((photos / "test").rglob("*.png")):
         for split in ("train", "test"):
@@ -111,7 +103,7 @@ def test_a_class_without_training_images_leaves_only_the_probes_out(photos, tmp_
     assert row["linear_probe"] == row["few_shot"] == reason
 
 
-def test_what_fails_of_one_measure_leaves_the_others_and_is_told(photos, tmp_path, monkeypatch):
+def test_what_fails_of_one_measure_leaves_the_others_and_is_reported(photos, tmp_path, monkeypatch):
     seen, lines = {}, []
 
     def linear_probe(train, validation, test, num_classes, **_):
@@ -136,7 +128,7 @@ def test_what_fails_of_one_measure_leaves_the_others_and_is_told(photos, tmp_pat
     assert [len(seen[split].labels) for split in ("train", "validation", "test")] == [33, 15, 15]
 
 
-def test_a_set_without_training_split_is_told(photos, tmp_path):
+def test_a_set_without_training_split_is_reported(photos, tmp_path):
     config = config_of(f"folder:{photos}/test", measures=("zero_shot", "linear_probe", "few_shot"))
     row = report_of(config, "model", tmp_path)["sets"][0]
     assert row["state"] == "done"
@@ -144,7 +136,7 @@ def test_a_set_without_training_split_is_told(photos, tmp_path):
     assert "not measured" in (tmp_path / "report.html").read_text()
 
 
-def test_too_few_images_for_the_fewest_shots_are_told(photos, tmp_path):
+def test_too_few_images_for_the_fewest_shots_are_reported(photos, tmp_path):
     config = config_of(f"folder:{photos}", measures=("zero_shot", "few_shot"), few_shot__shots=(16,))
     few = report_of(config, "model", tmp_path)["sets"][0]["few_shot"]
     assert few == {"absent": "a class has 11 training images, fewer than the fewest shots, 16"}
@@ -169,7 +161,7 @@ def test_retrieval_finds_what_the_captions_say_and_counts_pictures_without(tmp_p
     assert 'id="retrieval"' in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_retrieval_without_a_run_is_told(tmp_path, photos):
+def test_retrieval_without_a_run_is_reported(tmp_path, photos):
     report = run_suite(config_of(f"folder:{photos}/test", measures=("zero_shot", "retrieval")), "model", tmp_path)
     assert report.retrieval.state == "absent"
     assert report.retrieval.reason.startswith("retrieval.source='run' needs --workdir, the run's own data: set")
@@ -213,6 +205,7 @@ def test_a_probe_of_the_reference_set_is_measured_under_each_shift(photos, tmp_p
             shutil.copy(folder / f"{i}.png", target)
     sets = (f"folder:{photos}", f"folder:{tmp_path}/shift0", f"folder:{tmp_path}/shift1")
     settings = {"robustness__reference": sets[0], "robustness__shifts": sets[1:], "robustness__adapt": True}
+    settings["linear_probe__num_parallel"] = 3  # as above, whose programs it shares
     config = config_of(*sets, measures=("zero_shot", "linear_probe", "robustness"), **settings)
     report = report_of(config, "model", tmp_path / "out")
     probed = report["sets"][0]["linear_probe"]["score"]
@@ -229,7 +222,7 @@ def test_a_probe_of_the_reference_set_is_measured_under_each_shift(photos, tmp_p
     )
 
 
-def test_robustness_of_a_set_without_accuracy_is_told(tmp_path, monkeypatch):
+def test_robustness_of_a_set_without_accuracy_is_reported(tmp_path, monkeypatch):
     change_labels(monkeypatch, several=True)
     names = (f"folder:{tmp_path}/clean", f"folder:{tmp_path}/shifted")
     for name in names:

@@ -194,7 +194,7 @@ def change_labels(monkeypatch, **changes):
     monkeypatch.setattr(runner, "open_labelled_set", changed)
 
 
-def test_a_label_outside_the_names_is_told(photos, tmp_path, rigged, monkeypatch):
+def test_a_label_outside_the_names_is_reported(photos, tmp_path, rigged, monkeypatch):
     change_labels(monkeypatch, shift=1)
     row = report_of(config_of(f"folder:{photos}"), "model", tmp_path)["sets"][0]
     assert row["reason"] == (
@@ -266,7 +266,7 @@ def test_other_weights_measure_anew(photos, output, rigged):
 @pytest.mark.parametrize(
     "what", ["features/images-*.npz", "features/classes-*.npz", "results/*.json", "pictures/*.png"]
 )
-def test_what_is_damaged_is_told_and_made_again(what, damage, photos, output, rigged):
+def test_what_is_damaged_is_reported_and_computed_again(what, damage, photos, output, rigged):
     lines: list[str] = []
     first, file = sets_of(output), sorted(output.glob(what))[0]
     data = file.read_bytes()
@@ -284,7 +284,7 @@ def test_what_is_damaged_is_told_and_made_again(what, damage, photos, output, ri
     assert file.read_bytes() == data
 
 
-def test_whole_files_of_other_numbers_are_told_too(photos, output, rigged):
+def test_whole_files_of_other_numbers_are_reported_too(photos, output, rigged):
     lines: list[str] = []
     first = sets_of(output)
     (features,) = output.glob("features/images-*.npz")
@@ -327,7 +327,7 @@ def run_and_die(photos: str, output: str) -> None:
     report_of(config_of(f"folder:{photos}", f"folder:{photos}/../again"), "model", Path(output))
 
 
-def test_killed_it_goes_on_where_it_stopped_with_the_same_numbers(photos, tmp_path, rigged):
+def test_killed_it_continues_where_it_stopped_with_the_same_numbers(photos, tmp_path, rigged):
     again = photos.parent / "again"
     if not again.exists():
         for i, (label, order) in enumerate(PICTURES):
@@ -346,7 +346,7 @@ def test_killed_it_goes_on_where_it_stopped_with_the_same_numbers(photos, tmp_pa
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_a_set_that_is_not_there_is_told_and_the_others_are_measured(photos, tmp_path, rigged):
+def test_a_set_that_is_not_there_is_reported_and_the_others_are_measured(photos, tmp_path, rigged):
     lines: list[str] = []
     config = config_of("cifar10", f"folder:{photos}", "birdsnap", suite__data_dir=str(tmp_path / "data"))
     found = run_suite(config, "model", tmp_path / "out", say=lines.append)
@@ -390,7 +390,7 @@ def test_a_class_without_pictures_stays_a_class(photos, tmp_path, rigged):
     assert "Without images: bee." in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_set_that_fails_is_told_and_the_others_are_measured(photos, tmp_path, rigged, monkeypatch):
+def test_a_set_that_fails_is_reported_and_the_others_are_measured(photos, tmp_path, rigged, monkeypatch):
     lines: list[str] = []
     nothing = tmp_path / "nothing"
     for name in NAMES[:2]:
@@ -528,6 +528,7 @@ def test_every_shipped_suite_is_valid_and_the_papers_has_all_27_sets():
         ),
         ({"zero_shot__confidence": 1.0}, r"zero_shot.confidence=1.0 must lie within \(0, 1\)"),
         ({"few_shot__shots": (4, 2)}, r"few_shot.shots=\(4, 2\) must be numbers of at least 1, ascending"),
+        ({"linear_probe__num_parallel": 0}, "linear_probe.num_parallel=0 must be at least 1"),
         ({"overlap__threshold": 2.0}, r"overlap.threshold=2.0 is a cosine similarity: it must lie in \[-1, 1\]"),
         ({"suite__measures": ("bias",)}, "'bias' needs bias.people, a CSV of pictures of people and their groups"),
         (
