@@ -12,7 +12,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-CLIP_VOCAB_SIZE = 49_408
 Sizes = dict[str, dict[str, Any]]
 
 
@@ -31,7 +30,7 @@ def _vit(image_size: int, patch_size: int, width: int, depth: int, num_heads: in
 
 def _text(width: int, depth: int, num_heads: int) -> dict[str, Any]:
     tower = {"width": width, "depth": depth, "num_heads": num_heads}
-    return {"context_length": 77, "vocab_size": CLIP_VOCAB_SIZE, **tower}
+    return {"context_length": 77, "vocab_size": 49_408, **tower}
 
 
 def _siglip(image_size: int, patch_size: int, context_length: int, **tower: int) -> Sizes:

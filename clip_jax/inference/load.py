@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from clip_jax.config.experiment import TOKENIZER_FILE, Config
 from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
+from clip_jax.models import PUBLISHED
 from clip_jax.pretrained import VOCABULARY_FILES, ImageTransform, Pretrained, load_pretrained, resize_positions
 from clip_jax.training.state import TrainState
 from clip_jax.training.training import Training
-from configs.model_sizes import CLIP_VOCAB_SIZE
 from input_pipeline.tokenizers import Tokenizer, make_tokenizer
 
 
@@ -83,7 +83,8 @@ def _find_tokenizer(pretrained: Pretrained) -> Tokenizer | None:
                     f"with {tokenizer.eot_token} as the end token, the model {text.vocab_size} with {text.eot_token}"
                 )
             return tokenizer
-    is_clips = (text.vocab_size, text.eot_token) == (CLIP_VOCAB_SIZE, CLIP_VOCAB_SIZE - 1)
+    clips = PUBLISHED["ViT-B/32"].text
+    is_clips = (text.vocab_size, text.eot_token) == (clips.vocab_size, clips.eot_token)
     try:
         return make_tokenizer("clip_bpe", None, text.context_length) if is_clips else None
     except ValueError:  # none in the cache
