@@ -103,8 +103,8 @@ def bias_metrics(
     Args:
       image_embeddings: L2-normalised.
       groups: {column, such as "race": N group names}.
-      embed_classes: (class names, templates) to L2-normalised embeddings; zero_shot.class_embeddings with its encoder and
-        tokenizer filled in. Called once.
+      embed_classes: (class names, templates) to L2-normalised embeddings; zero_shot.class_embeddings with its encoder
+        and tokenizer filled in. Called once.
       classes: the paper's by default.
       confidence: of the Clopper-Pearson intervals.
 
