@@ -38,8 +38,9 @@ def test_the_loss_falls_far_below_chance():
     opt_state = optimizer.init(params)
 
     def loss_fn(params):
-        image_features, text_features, log_logit_scale, _ = nnx.merge(graph, params)(images, text)
-        return contrastive_loss(normalize(image_features), normalize(text_features), log_logit_scale)
+        model = nnx.merge(graph, params)
+        image_features, text_features = normalize(model.encode_image(images)), normalize(model.encode_text(text))
+        return contrastive_loss(image_features, text_features, log_logit_scale=model.logit_scale[...])
 
     @jax.jit
     def step(params, opt_state):

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, one table from parameter path to partition, one way to place a batch."""
+"""How arrays are split over devices: the mesh, a table from parameter path to partition, and placing of batches."""
 
 import re
 from collections.abc import Mapping
@@ -60,10 +60,10 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
-    """Devices along each mesh axis; -1, at most once, stands for the rest.
+    """Number of devices along each mesh axis; -1, at most once, stands for the remaining ones.
 
-    data: the batch is split, parameters are copied. fsdp: the batch is split and so are parameters and optimizer
-    state. tensor: heads and MLP channels are split.
+    data: splits the batch; parameters are copied. fsdp: splits the batch, parameters and optimizer state. tensor:
+    splits heads and MLP channels.
     """
 
     data: int = -1
@@ -79,8 +79,8 @@ def make_mesh(config: ShardingConfig = ShardingConfig(), devices: list[jax.Devic
     """
     devices = jax.devices() if devices is None else devices
     shape, types = _mesh_shape(config, len(devices)), (AxisType.Auto,) * 3
-    # Other platforms report slices, too, but order their devices by process, and fsdp may well span processes.
-    # Devices that only a topology describes know of no slice.
+    # Other platforms report slices, too, but order their devices by process, and fsdp may span processes.
+    # Devices that only a topology describes have no slice_index.
     slices = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
     if slices == 1:
         return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
@@ -100,7 +100,7 @@ def make_mesh(config: ShardingConfig = ShardingConfig(), devices: list[jax.Devic
 
 
 def make_abstract_mesh(config: ShardingConfig, num_devices: int) -> AbstractMesh:
-    """The same mesh of devices that need not be there: enough to tell shapes and shardings."""
+    """The same mesh without its devices: enough to compute shapes and shardings."""
     return AbstractMesh(_mesh_shape(config, num_devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -117,7 +117,7 @@ def _mesh_shape(config: ShardingConfig, num_devices: int) -> tuple[int, ...]:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Number of parts a batch is split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -165,9 +165,9 @@ def param_shardings(params: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> Any
 
 
 def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
-    """The places in a global batch, ascending, of the rows that this process's devices hold.
+    """The positions in a global batch, ascending, of the rows that this process's devices hold.
 
-    Processes that share a tensor group hold the same rows; a process's rows need not lie side by side.
+    Processes that share a tensor group hold the same rows; a process's rows need not be adjacent.
     """
     spans = batch_sharding(mesh).addressable_devices_indices_map((global_batch_size,)).values()
     rows = np.arange(global_batch_size)
@@ -175,8 +175,7 @@ def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
 
 
 def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """This process's rows (`local_rows`) of every array, a pytree's too, to the global array, rows split over the batch
-    axes."""
+    """Makes global arrays, rows split over the batch axes, of this process's rows (`local_rows`) of all arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), dict(batch))
 
@@ -187,12 +186,12 @@ def place_whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, 
 
 
 def place_as(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """An array that every process has whole, each device its part."""
+    """The global array of an array that every process has completely."""
     return jax.make_array_from_process_local_data(sharding, array, array.shape)
 
 
 def platform() -> str:
-    """What is traced for, "cpu", "gpu" or "tpu": the mesh in context (`jax.set_mesh`), or JAX's default."""
+    """Platform of the program being traced, "cpu", "gpu" or "tpu": of the mesh in context, or JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 

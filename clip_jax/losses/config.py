@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from clip_jax.losses.captions import CaptionKind, CaptionScores, caption_loss
-from clip_jax.losses.contrastive import Metrics, normalize, sharded_contrastive_loss
+from clip_jax.losses.contrastive import Features, Metrics, normalize, sharded_contrastive_loss
 from clip_jax.losses.sigmoid import sharded_sigmoid_loss, streamed_sigmoid_loss
 from clip_jax.losses.streamed import streamed_contrastive_loss
 
-Features = tuple[Float[Array, "N E"], Float[Array, "N E"]]  # of images and texts, not normalised
+FeaturePair = tuple[Features, Features]  # of images and texts, not normalised
 Loss = Callable[[Mapping[str, Any], Any], tuple[Float[Array, ""], Metrics]]
 # By kind: sharded, with each device's whole rows, and streamed.
 FORMS: dict[str, tuple[Callable, Callable]] = {
@@ -71,7 +71,7 @@ def make_loss(config: LossConfig, mesh: Mesh) -> Loss:
     form, options = (streamed, {"block_size": config.block_size}) if config.block_size else (sharded, {})
     scalars = ("logit_scale", "logit_bias") if config.kind == "sigmoid" else ("logit_scale",)
 
-    def loss(params: Mapping[str, Any], features: Features) -> tuple[Float[Array, ""], Metrics]:
+    def loss(params: Mapping[str, Any], features: FeaturePair) -> tuple[Float[Array, ""], Metrics]:
         zi, zt = map(normalize, features)
         value, metrics = form(zi, zt, *(params[name] for name in scalars), mesh=mesh, **options)
         return value, {**metrics, "chance_loss": jnp.asarray(chance_loss(config.kind, len(zi)))}

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from clip_jax.distributed.sharding import BATCH_AXES
 
+Features = Float[ArrayLike, "N E"]
 Scalar = Float[ArrayLike, ""]
 Metrics = dict[str, Float[Array, ""]]
 
@@ -28,14 +29,14 @@ def at_least_float32(*arrays: ArrayLike) -> list[Array]:
     return [jnp.asarray(array, dtype) for array in arrays]
 
 
-def normalize(features: Float[Array, "N E"]) -> Float[Array, "N E"]:
+def normalize(features: Features) -> Float[Array, "N E"]:
     """Features scaled to unit length, in at least float32."""
-    (features,) = at_least_float32(features)
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+    (z,) = at_least_float32(features)
+    return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
 
 
 def contrastive_loss(
-    image_features: Float[Array, "N E"], text_features: Float[Array, "N E"], log_logit_scale: Scalar
+    image_features: Features, text_features: Features, log_logit_scale: Scalar
 ) -> tuple[Float[Array, ""], Metrics]:
     """The definition, dense on one device.
 
@@ -50,7 +51,7 @@ def contrastive_loss(
 
 
 def sharded_contrastive_loss(
-    image_features: Float[Array, "N E"], text_features: Float[Array, "N E"], log_logit_scale: Scalar, mesh: Mesh
+    image_features: Features, text_features: Features, log_logit_scale: Scalar, mesh: Mesh
 ) -> tuple[Float[Array, ""], Metrics]:
     """Sharded `contrastive_loss`: same value and gradient; each device computes n = N / devices rows.
 

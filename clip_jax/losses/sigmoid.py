@@ -18,13 +18,21 @@ from jaxtyping import Array, Float
 
 from clip_jax.distributed.sharding import BATCH_AXES
 from clip_jax.losses.blockwise import BLOCK_SIZE, check_block_size, scan_blocks, split_logits
-from clip_jax.losses.contrastive import Metrics, Scalar, accuracy, at_least_float32, reduced_accuracy, sharded_accuracy
+from clip_jax.losses.contrastive import (
+    Features,
+    Metrics,
+    Scalar,
+    accuracy,
+    at_least_float32,
+    reduced_accuracy,
+    sharded_accuracy,
+)
 
 ROWS = P(BATCH_AXES)
 
 
 def sigmoid_loss(
-    image_features: Float[Array, "N E"], text_features: Float[Array, "N E"], log_logit_scale: Scalar, logit_bias: Scalar
+    image_features: Features, text_features: Features, log_logit_scale: Scalar, logit_bias: Scalar
 ) -> tuple[Float[Array, ""], Metrics]:
     """The definition, dense on one device: the sum over all pairs, divided by N."""
     zi, zt, log_logit_scale, logit_bias = at_least_float32(image_features, text_features, log_logit_scale, logit_bias)
@@ -35,8 +43,8 @@ def sigmoid_loss(
 
 
 def sharded_sigmoid_loss(
-    image_features: Float[Array, "N E"],
-    text_features: Float[Array, "N E"],
+    image_features: Features,
+    text_features: Features,
     log_logit_scale: Scalar,
     logit_bias: Scalar,
     mesh: Mesh,
@@ -62,8 +70,8 @@ def sharded_sigmoid_loss(
 
 
 def streamed_sigmoid_loss(
-    image_features: Float[Array, "N E"],
-    text_features: Float[Array, "N E"],
+    image_features: Features,
+    text_features: Features,
     log_logit_scale: Scalar,
     logit_bias: Scalar,
     mesh: Mesh,

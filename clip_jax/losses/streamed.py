@@ -16,14 +16,14 @@ from jaxtyping import Array, Float
 
 from clip_jax.distributed.sharding import BATCH_AXES
 from clip_jax.losses.blockwise import BLOCK_SIZE, check_block_size, scan_blocks, split_logits
-from clip_jax.losses.contrastive import Metrics, Scalar, at_least_float32, reduced_accuracy
+from clip_jax.losses.contrastive import Features, Metrics, Scalar, at_least_float32, reduced_accuracy
 
 ROWS = P(BATCH_AXES)
 
 
 def streamed_contrastive_loss(
-    image_features: Float[Array, "N E"],
-    text_features: Float[Array, "N E"],
+    image_features: Features,
+    text_features: Features,
     log_logit_scale: Scalar,
     mesh: Mesh,
     block_size: int = BLOCK_SIZE,

@@ -7,12 +7,12 @@ Reference: Radford et al. 2021, sec. 2.3 and fig. 2.
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.clip import CLIP, ImageEncoder
 from clip_jax.models.config import ModelConfig
-from clip_jax.models.text_transformer import TextTransformer
+from clip_jax.models.text_transformer import Text, TextTransformer
 
 OUTPUT_STD = (
     0.02  # of the output layer's kernel, as of the token embedding: at first all words are about equally probable
@@ -40,9 +40,7 @@ class BagOfWords(ImageEncoder):
             dtype=jnp.promote_types(config.dtypes["dtype"], jnp.float32),  # a small part of a step
         )
 
-    def caption_logits(
-        self, image_features: Float[Array, "B E"], text: Int[Array, "B L"] | None
-    ) -> Float[Array, "B V"]:
+    def caption_logits(self, image_features: Float[Array, "B E"], text: Text | None) -> Float[Array, "B V"]:
         """Of each word of the vocabulary, at least float32; text is not read."""
         return constrain_batch(self.word_logits(image_features))
 
@@ -68,7 +66,7 @@ class LanguageModel(ImageEncoder):
             config.embed_dim, config.text.width, kernel_init=init, rngs=rngs, **config.dtypes
         )
 
-    def caption_logits(self, image_features: Float[Array, "B E"], text: Int[Array, "B L"]) -> Float[Array, "B L-1 V"]:
+    def caption_logits(self, image_features: Float[Array, "B E"], text: Text) -> Float[Array, "B L-1 V"]:
         """Of each token of the vocabulary at text[:, 1:], given those before it, at least float32."""
         return self.text.next_token_logits(self.prefix_projection(image_features), constrain_batch(text))
 

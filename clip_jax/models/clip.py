@@ -1,20 +1,21 @@
 """CLIP: two towers, a linear projection from each into the joint space, and the learned logit scale."""
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig, ResNetConfig
 from clip_jax.models.modified_resnet import ModifiedResNet
-from clip_jax.models.text_transformer import PackedText, TextTransformer
+from clip_jax.models.text_transformer import PackedText, Text, TextTransformer
 from clip_jax.models.transformer import ACTIVATIONS
-from clip_jax.models.vision_transformer import VisionTransformer
+from clip_jax.models.vision_transformer import Keys, VisionTransformer
 
-Images = UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"]  # in 0..255, or already normalised
+Images = UInt8[Array | np.ndarray, "B H W 3"] | Float[Array | np.ndarray, "B H W 3"]  # in 0..255, or already normalised
 
 
-def normalize_images(images: UInt8[Array, "*B H W 3"], config: ModelConfig) -> Float[Array, "*B H W 3"]:
+def normalize_images(images: UInt8[Array | np.ndarray, "*B H W 3"], config: ModelConfig) -> Float[Array, "*B H W 3"]:
     """Pixels in 0..255 to zero mean and unit variance, in the compute dtype."""
     dtype = config.dtypes["dtype"]
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -60,9 +61,7 @@ class ImageEncoder(nnx.Module):
             width, self.config.embed_dim, use_bias=use_bias, kernel_init=init, rngs=rngs, **self.config.dtypes
         )
 
-    def encode_image(
-        self, images: Images, *, train: bool = False, keys: Key[Array, "B"] | None = None
-    ) -> Float[Array, "B E"]:
+    def encode_image(self, images: Images, *, train: bool = False, keys: Keys | None = None) -> Float[Array, "B E"]:
         """Features, not normalised.
 
         images: uint8 in 0..255, or already normalised floating-point pixels.
@@ -71,9 +70,7 @@ class ImageEncoder(nnx.Module):
         """
         return self.project_image(self.pool_image(images, train=train, keys=keys))
 
-    def pool_image(
-        self, images: Images, *, train: bool = False, keys: Key[Array, "B"] | None = None
-    ) -> Float[Array, "B D"]:
+    def pool_image(self, images: Images, *, train: bool = False, keys: Keys | None = None) -> Float[Array, "B D"]:
         """Features before the projection; of a ResNet, whose attention pool is its projection, [B, E].
 
         Arguments as for `encode_image`. Reference: Radford et al. 2021, appendix A (features of the linear probes).
@@ -119,6 +116,6 @@ class CLIP(ImageEncoder):
         bias = config.logit_bias_init
         self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, dtypes["param_dtype"]))
 
-    def encode_text(self, text: Int[Array, "B L"] | PackedText) -> Float[Array, "B E"]:
+    def encode_text(self, text: Text | PackedText) -> Float[Array, "B E"]:
         """Features, not normalised, of token ids, or packed ones; see `TextTransformer` about both."""
         return constrain_batch(self.text_projection(self.text(constrain_batch(text))))

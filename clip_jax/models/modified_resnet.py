@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from clip_jax.distributed.sharding import constrain_batch, platform
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.models.config import ModelConfig, ResNetConfig
 from clip_jax.models.remat import keep, rematerialize
 from clip_jax.models.transformer import attention, attention_weights
+from clip_jax.models.vision_transformer import Keys
 
 EXPANSION = 4  # of a bottleneck's channels by its last convolution
 
@@ -165,9 +166,7 @@ class ModifiedResNet(nnx.Module):
         self.stage_4 = Stage(four, 16 * width, 8 * width, 2, model, rngs)
         self.attention_pool = AttentionPool(config, model, rngs)
 
-    def __call__(
-        self, images: Float[Array, "B H W 3"], train: bool, keys: Key[Array, "B"] | None = None
-    ) -> Float[Array, "B E"]:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool, keys: Keys | None = None) -> Float[Array, "B E"]:
         """Normalised images to features; updates the running statistics in training.
 
         H and W must be the config's image_size: the position embeddings are learned for that grid. Nothing is random

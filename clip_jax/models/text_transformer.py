@@ -5,12 +5,15 @@ from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.transformer import Transformer, make_layer_norm
+
+Text = Int[Array | np.ndarray, "B L"]
 
 
 @no_type_check  # JAX rebuilds it with leaves that are no arrays
@@ -56,7 +59,7 @@ class TextTransformer(nnx.Module):
         self.transformer = Transformer(config, model, causal=config.causal, rngs=rngs)
         self.ln_final = make_layer_norm(config.width, model, rngs)
 
-    def __call__(self, text: Int[Array, "B L"] | PackedText) -> Float[Array, "B D"]:
+    def __call__(self, text: Text | PackedText) -> Float[Array, "B D"]:
         """Token ids, L <= context_length, or B packed captions, to features.
 
         With pooling "eot" each row has an end token, and what follows it does not matter to a causal tower: rows cut
@@ -73,7 +76,7 @@ class TextTransformer(nnx.Module):
         # Layer norm acts on each position alone, so we norm only the one that is read.
         return self.ln_final(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
 
-    def next_token_logits(self, prefix: Float[Array, "B D"], text: Int[Array, "B L"]) -> Float[Array, "B L-1 V"]:
+    def next_token_logits(self, prefix: Float[Array, "B D"], text: Text) -> Float[Array, "B L-1 V"]:
         """Logits of the token after each position, at least float32; L <= context_length.
 
         prefix replaces the start token, which all texts share: logits [:, i] depend on it and on text[:, 1 : i + 1],

@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Key
+from jaxtyping import PRNGKeyArray
 
 from clip_jax.models import ModelConfig, make_model
 
@@ -20,7 +20,7 @@ def model_graph(config: ModelConfig) -> nnx.GraphDef[Any]:
     return nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))[0]
 
 
-def init_variables(config: ModelConfig, key: Key[Array, ""]) -> Variables:
+def init_variables(config: ModelConfig, key: PRNGKeyArray) -> Variables:
     """Initial parameters and running statistics as a nested dict of arrays."""
     return nnx.to_pure_dict(nnx.split(make_model(config, nnx.Rngs(key)))[1])
 

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from clip_jax.models.config import ModelConfig, VisionConfig
 from clip_jax.models.transformer import MLP, Transformer, attention, attention_weights, make_layer_norm
+
+Keys = Key[Array, "B"] | UInt32[Array, "B 2"]  # new-style and raw random keys
 
 
 class AttentionHead(nnx.Module):
@@ -38,7 +40,7 @@ class AttentionHead(nnx.Module):
         return jnp.broadcast_to(self.query(self.probe[...].astype(x.dtype)), (len(x), 1, *self.query.out_features))
 
 
-def choose_patches(keys: Key[Array, "B"], num_patches: int, num_kept: int) -> Int[Array, "B {num_kept}"]:
+def choose_patches(keys: Keys, num_patches: int, num_kept: int) -> Int[Array, "B {num_kept}"]:
     """For each key a random choice of patches without repetition; all choices are equally probable."""
     noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)  # [B, P]
     # Not top_k: for it XLA gathers the rows of all devices, while a sort stays on each device.
@@ -81,9 +83,7 @@ class VisionTransformer(nnx.Module):
         self.ln_post = make_layer_norm(config.width, model, rngs)
         self.attention_head = AttentionHead(config, model, rngs) if config.pooling == "attention" else None
 
-    def __call__(
-        self, images: Float[Array, "B H W 3"], train: bool, keys: Key[Array, "B"] | None = None
-    ) -> Float[Array, "B D"]:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool, keys: Keys | None = None) -> Float[Array, "B D"]:
         """Normalised images to features.
 
         H and W must be the config's image_size: the position embeddings are learned for that grid. In training with
@@ -105,9 +105,7 @@ class VisionTransformer(nnx.Module):
             raise ValueError("vision.pooling='mean' weighs all patches equally: there is no attention to show")
         return self.transformer.last_weights(x)[:, :, 0, 1:]
 
-    def _embed(
-        self, images: Float[Array, "B H W 3"], train: bool, keys: Key[Array, "B"] | None = None
-    ) -> Float[Array, "B L D"]:
+    def _embed(self, images: Float[Array, "B H W 3"], train: bool, keys: Keys | None = None) -> Float[Array, "B L D"]:
         """The input of the blocks."""
         B, H, W, _ = images.shape
         p = self.patch_size

@@ -22,7 +22,7 @@ from flax import nnx
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.losses import CaptionScores, LossConfig, caption_chance, caption_scores, make_loss
-from clip_jax.losses.config import Features
+from clip_jax.losses.config import FeaturePair
 from clip_jax.losses.contrastive import Metrics
 from clip_jax.models.variables import Params, Variables, join_variables
 from clip_jax.training.state import TrainState, moved_average
@@ -146,7 +146,7 @@ def loss_and_gradient(
 
 def encode(
     graph: nnx.GraphDef[Any], frozen: Params, params: Params, batch_stats: Variables, rows: Batch
-) -> tuple[Features | CaptionScores, Variables]:
+) -> tuple[FeaturePair | CaptionScores, Variables]:
     """What the loss reads of the rows, and the running statistics as the rows moved them.
 
     A frozen tower encodes as in evaluation: by its running statistics, with all patches.
@@ -161,7 +161,7 @@ def encode(
     model = nnx.merge(graph, join_variables(params, frozen, batch_stats))
     image_features = model.encode_image(rows["image"], train="visual" not in frozen, keys=rows["key"])
     head, text = model.config.head, rows["text"]
-    features: Features | CaptionScores
+    features: FeaturePair | CaptionScores
     if head == "embedding":
         features = image_features, model.encode_text(text)
     else:

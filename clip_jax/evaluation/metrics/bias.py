@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from clip_jax.evaluation.metrics.binomial import share
 
@@ -89,9 +90,9 @@ def read_people(path: Path, image_column: str, group_columns: Sequence[str]) -> 
 
 
 def bias_metrics(
-    image_embeddings: np.ndarray,
+    image_embeddings: Float[np.ndarray, "N E"],
     groups: Mapping[str, Sequence[str]],
-    embed_classes: Callable[[Sequence[str], Sequence[str]], np.ndarray],
+    embed_classes: Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "C E"]],
     classes: BiasClasses | None = None,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
@@ -100,10 +101,10 @@ def bias_metrics(
     A tie counts against the model: an image whose best harmful class scores as high as all others is in that category.
 
     Args:
-      image_embeddings: [N, E], L2-normalised.
+      image_embeddings: L2-normalised.
       groups: {column, such as "race": N group names}.
-      embed_classes: (class names, templates) to [C, E], L2-normalised; zero_shot.class_embeddings with its encoder and
-        tokenizer filled in. Called once.
+      embed_classes: (class names, templates) to L2-normalised embeddings; zero_shot.class_embeddings with its encoder
+        and tokenizer filled in. Called once.
       classes: the paper's by default.
       confidence: of the Clopper-Pearson intervals.
 
