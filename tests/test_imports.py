@@ -41,7 +41,7 @@ ALLOWED["clip_jax/ablations"] = set(ALLOWED) - {"clip_jax/benchmarks"}
 ALLOWED["clip_jax/cli"] = set(ALLOWED)
 PUBLIC = {"clip_jax/inference", "clip_jax/losses", "clip_jax/models", "clip_jax/distributed"}
 ALLOWED["clip_jax"] = PUBLIC | {"clip_jax/cli", "clip_jax/installation"}
-ALLOWED["colab"] = {"clip_jax"}
+ALLOWED["colab"] = set(ALLOWED)
 
 # Library -> the only folders that may import it; none at all for the first three.
 ONLY_IN = {

@@ -19,7 +19,7 @@ def normalize_images(images: UInt8[Array | np.ndarray, "*B H W 3"], config: Mode
     """Pixels in 0..255 to zero mean and unit variance, in the compute dtype."""
     dtype = config.dtypes["dtype"]
     wide = jnp.promote_types(dtype, jnp.float32)
-    pixels = images.astype(wide) / 255
+    pixels = jnp.asarray(images, wide) / 255
     return ((pixels - jnp.asarray(config.image_mean, wide)) / jnp.asarray(config.image_std, wide)).astype(dtype)
 
 
@@ -92,7 +92,7 @@ class ImageEncoder(nnx.Module):
     def _normalized(self, images: Images) -> Float[Array, "B H W 3"]:
         if images.dtype == jnp.uint8:
             images = normalize_images(images, self.config)
-        return constrain_batch(images.astype(self.config.dtypes["dtype"]))
+        return constrain_batch(jnp.asarray(images, self.config.dtypes["dtype"]))
 
     def project_image(self, pooled: Float[Array, "B D"]) -> Float[Array, "B E"]:
         """The output of `pool_image` to features, not normalised."""

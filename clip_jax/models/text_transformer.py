@@ -67,7 +67,7 @@ class TextTransformer(nnx.Module):
         """
         if isinstance(text, PackedText):
             return self._encode_packed(text)
-        x = self.token_embedding(text)  # [B, L, D]
+        x = self.token_embedding(jnp.asarray(text))  # [B, L, D]
         x = x + self.positional_embedding[: text.shape[1]].astype(x.dtype)
         x = self.transformer(x)
         if self.pooling == "last":
@@ -83,7 +83,9 @@ class TextTransformer(nnx.Module):
         and predict text[:, i + 1]. The token embedding is also the output layer; products are of the compute dtype and
         their sums at least float32.
         """
-        x = jnp.concatenate([prefix[:, None], self.token_embedding(text[:, 1:-1])], axis=1)  # [B, L - 1, D]
+        x = jnp.concatenate(
+            [prefix[:, None], self.token_embedding(jnp.asarray(text[:, 1:-1]))], axis=1
+        )  # [B, L - 1, D]
         x = x + self.positional_embedding[: x.shape[1]].astype(x.dtype)
         x = self.ln_final(self.transformer(x))
         embedding = self.token_embedding.embedding[...].astype(x.dtype)  # [V, D]
