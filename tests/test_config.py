@@ -306,7 +306,7 @@ def test_the_sources_of_a_mixture_may_move_and_not_change(tmp_path):
     record_config(sections(data__source="mixture", data__mixture=MIXTURE), tmp_path)
     moved = [{**MIXTURE[0], "path": "ELSEWHERE"}, MIXTURE[1]]
     record_config(sections(data__source="mixture", data__mixture=moved), tmp_path)
-    with pytest.raises(ValueError, match=r": data.mixture\[0\].weight was 3, is 4\. Use"):
+    with pytest.raises(ValueError, match=r"another config: data\.mixture\[0\]\.weight was 3, is 4\. Use another"):
         record_config(
             sections(data__source="mixture", data__mixture=[{**MIXTURE[0], "weight": 4}, MIXTURE[1]]), tmp_path
         )
