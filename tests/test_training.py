@@ -46,7 +46,7 @@ def test_the_schedule_is_the_configs_unless_another_is_given():
     ("train", "message"),
     [
         ({"global_batch_size": 30}, "=30 is not divisible by the 4 devices that share a batch: use 28 or 32$"),
-        ({"global_batch_size": 130, "num_microbatches": 3}, "a batch, times train.num_microbatches=3: use 120 or 132$"),
+        ({"global_batch_size": 128, "num_microbatches": 3}, "a batch, times train.num_microbatches=3: use 120 or 132$"),
     ],
 )
 def test_a_batch_that_devices_and_microbatches_do_not_divide_is_refused(train, message):
