@@ -1,4 +1,4 @@
-"""What the tests of the losses share: pairs of features, meshes, comparisons, compiled programs."""
+"""Helpers of the loss tests: pairs of features, meshes, comparisons, compiled programs."""
 
 import re
 from collections import Counter
@@ -52,6 +52,6 @@ def compiled(loss, N, E, num_scalars=1):
 
 
 def all_reduced(text):
-    """How many arrays of each type the all-reduces of a compiled program take, however they are bundled."""
+    """Number of arrays of each type that the all-reduces of a compiled program reduce, combined or not."""
     results = re.findall(r" = (\(?[^=]*?) all-reduce(?:-start)?\(", text)
     return Counter(array for result in results for array in re.findall(r"\w+\[[\d,]*\]", result))

@@ -1,4 +1,4 @@
-"""The loss that a config chooses."""
+"""The loss that a config selects."""
 
 import math
 
@@ -23,7 +23,7 @@ def some_features():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("block_size", [0, 2, 7])
 @pytest.mark.parametrize(("kind", "dense"), [("contrastive", contrastive_loss), ("sigmoid", sigmoid_loss)])
-def test_each_choice_is_its_definition_in_loss_metrics_and_gradients(kind, dense, block_size):
+def test_each_choice_equals_its_definition_in_loss_metrics_and_gradients(kind, dense, block_size):
     mesh = make_mesh(ShardingConfig(data=2, fsdp=2), jax.devices()[:4])
     scalars = ["logit_scale", "logit_bias"] if kind == "sigmoid" else ["logit_scale"]
 
@@ -46,7 +46,7 @@ def test_each_choice_is_its_definition_in_loss_metrics_and_gradients(kind, dense
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("kind", "dense"), [("contrastive", contrastive_loss), ("sigmoid", sigmoid_loss)])
 @pytest.mark.parametrize("N", [1, 7])
-def test_chance_is_the_least_loss_of_one_answer_to_all(kind, dense, N):
+def test_chance_is_the_least_loss_of_a_single_answer(kind, dense, N):
     same = jnp.tile(jnp.eye(1, E, dtype=jnp.float64), (N, 1))
     losses = [
         dense(same, same, jnp.float64(0), *([jnp.float64(bias)] if kind == "sigmoid" else []))[0]

@@ -65,7 +65,7 @@ FORMS += [(streamed, ((1, 1, 1), 7)), (streamed, ((4, 2, 1), 1000))]
 
 
 @pytest.mark.parametrize(("form", "how"), FORMS)
-def test_the_twins_equal_the_dense(dense, form, how):
+def test_all_forms_equal_the_dense(dense, form, how):
     loss = with_gradients(form(*how), 2)
     for logit_scale, logit_bias in SCALARS:
         args = (*some_features(40), np.float32(logit_scale), np.float32(logit_bias))
@@ -74,7 +74,7 @@ def test_the_twins_equal_the_dense(dense, form, how):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("form", "how"), [(sharded, ((2, 2, 2),)), (streamed, ((4, 2, 1), 3))])
-def test_the_twins_equal_the_dense_in_float64(form, how):
+def test_all_forms_equal_the_dense_in_float64(form, how):
     args = (*some_features(40, dtype=np.float64), np.log(100.0), -10.0)
     assert_same(with_gradients(form(*how), 2)(*args), with_gradients(sigmoid_loss, 2)(*args), 1e-13)
 

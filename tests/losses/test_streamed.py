@@ -104,7 +104,7 @@ def scans(jaxpr):
             yield from scans(body)
 
 
-def test_what_travels_does_not_wait_for_the_blocks_nor_they_for_it():
+def test_sends_and_blocks_do_not_wait_for_each_other():
     jaxpr = jax.make_jaxpr(jax.value_and_grad(streamed((8, 1, 1), 5), argnums=(0, 1), has_aux=True))
     rounds = 0
     for body in scans(jaxpr(*some_features(96), np.float32(1)).jaxpr):

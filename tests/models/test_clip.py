@@ -318,7 +318,7 @@ def test_impossible_towers_are_refused(section, changes, message):
     assert str(error.value) == message
 
 
-def test_a_rest_of_pixels_is_seen_by_no_tower_with_attention_pooling():
+def test_remaining_pixels_are_not_seen_with_attention_pooling():
     vision = replace(TINY.vision, image_size=13, pooling="attention")
     config = replace(TINY, embed_dim=15, vision=vision)
     params = random_params(jax.eval_shape(lambda: init_variables(config, jax.random.key(0))))
