@@ -27,8 +27,7 @@ POSITIONAL = "NAME"
 DEFAULT_CONFIG = "clip_vit_b32"  # whose keys --config.SECTION.KEY=VALUE changes in all runs
 ALL = "all"
 
-flags.declare_key_flag("workdir")
-flags.declare_key_flag("config")
+common_flags.declare("workdir", "config")
 SCALE = flags.DEFINE_enum(
     "scale", "mini", ["mini", "full"], "mini: drawn scenes on two cores; full: the paper's settings."
 )

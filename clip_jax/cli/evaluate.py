@@ -26,7 +26,7 @@ from input_pipeline.data_config import make_sources
 from input_pipeline.storage import write_json
 
 common_flags.declare("workdir", "config", "model", "activation", *host_flags.HOST_FLAGS)
-flags.declare_key_flag("output")  # by default WORKDIR/evaluation, of a suite WORKDIR/suite
+common_flags.declare("output")  # by default WORKDIR/evaluation, of a suite WORKDIR/suite
 ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, as scenes/shape, folder:DIR; by default the run's.")
 TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluation/prompts; by default the run's.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds sets; by default the run's.")

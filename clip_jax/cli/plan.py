@@ -22,7 +22,7 @@ from clip_jax.planning.topology import topology_devices
 from clip_jax.plots.planning import plot_memory
 from input_pipeline.storage import write_json
 
-flags.declare_key_flag("config")
+common_flags.declare("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, such as v5e:16x16; default: this machine's devices.")
 FIT = flags.DEFINE_bool("fit", False, "Find the settings that fit with the fewest FLOPs.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for plan.json and memory.png.", allow_override=True)

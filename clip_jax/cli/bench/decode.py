@@ -11,8 +11,7 @@ from clip_jax.benchmarks.decode import measure_decoding, read_jpegs
 from clip_jax.cli import common_flags
 from clip_jax.cli.bench.options import SHARED, make_report
 
-for flag in SHARED:
-    flags.declare_key_flag(flag)
+common_flags.declare(*SHARED)
 PATH = flags.DEFINE_string("path", None, "A tar, a folder of tars or a folder of pictures.")
 NUM_PICTURES = flags.DEFINE_integer("num_pictures", 128, "Number of JPEGs, the first of the path.", lower_bound=1)
 LONGER_SIDE = flags.DEFINE_integer(

@@ -10,11 +10,11 @@ from absl import flags
 
 from clip_jax.benchmarks.encode import SETTINGS, measure_encoding
 from clip_jax.benchmarks.variants import make_variants
+from clip_jax.cli import common_flags
 from clip_jax.cli.bench.options import SUBJECT, chosen_config, chosen_devices, make_report
 from clip_jax.distributed.sharding import make_mesh
 
-for flag in SUBJECT:
-    flags.declare_key_flag(flag)
+common_flags.declare(*SUBJECT)
 DEFAULT_CONFIG = "tiny"
 VARIANTS = flags.DEFINE_list(
     "variants", ["text=short", "text=padded"], "Variants to compare, the first with the others."

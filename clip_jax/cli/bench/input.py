@@ -16,10 +16,10 @@ from pathlib import Path
 from absl import flags
 
 from clip_jax.benchmarks.input import measure_pipeline, measure_stages, open_examples
+from clip_jax.cli import common_flags
 from clip_jax.cli.bench.options import SHARED, chosen_config, make_report
 
-for flag in ("config", *SHARED):
-    flags.declare_key_flag(flag)
+common_flags.declare("config", *SHARED)
 DEFAULT_CONFIG = "tiny"
 NUM_WORKERS = flags.DEFINE_integer("num_workers", None, "Worker processes; default: the config's.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images of a batch; default: the config's.", lower_bound=1)

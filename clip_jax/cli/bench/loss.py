@@ -11,14 +11,14 @@ it, the peak includes all three.
 from absl import flags
 
 from clip_jax.benchmarks.loss import SCALARS, make_forms, measure_loss, plan_forms
+from clip_jax.cli import common_flags
 from clip_jax.cli.bench.options import SHARED, chosen_devices, make_report
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.losses.blockwise import BLOCK_SIZE
 from clip_jax.losses.config import FORMS
 from clip_jax.planning.topology import topology_devices
 
-for flag in ("num_devices", *SHARED):
-    flags.declare_key_flag(flag)
+common_flags.declare("num_devices", *SHARED)
 LOSS = flags.DEFINE_enum("loss", "contrastive", list(FORMS), "Kind of loss.")
 NUM_PAIRS = flags.DEFINE_multi_integer("num_pairs", [4096], "Pairs of a global batch; may be repeated.")
 EMBED_DIM = flags.DEFINE_integer("embed_dim", 512, "Channels of the features.")

@@ -32,7 +32,6 @@ PUBLISHED_NAME = flags.DEFINE_enum(
 NUM_DEVICES = flags.DEFINE_integer(
     "num_devices", None, "Number of devices, default: all; on CPU any number.", lower_bound=1
 )
-# For `declare_key_flag`, which each module has to call itself.
 SHARED = ("num_runs", "max_minutes", "json")
 SUBJECT = ("config", "published", "num_devices", *SHARED)
 

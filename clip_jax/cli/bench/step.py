@@ -13,11 +13,11 @@ from absl import flags
 from clip_jax.benchmarks.batch_size import memory_limit
 from clip_jax.benchmarks.step import measure_steps
 from clip_jax.benchmarks.variants import make_variants
+from clip_jax.cli import common_flags
 from clip_jax.cli.bench.options import PUBLISHED_NAME, SUBJECT, chosen_config, chosen_devices, make_report
 from clip_jax.distributed.sharding import make_mesh
 
-for flag in SUBJECT:
-    flags.declare_key_flag(flag)
+common_flags.declare(*SUBJECT)
 DEFAULT_CONFIG = "tiny"
 VARIANTS = flags.DEFINE_list("variants", [], "Variants to compare, the first with the others; default: the baseline.")
 BATCH_SIZE = flags.DEFINE_string(
