@@ -4,6 +4,8 @@ import re
 import sysconfig
 from pathlib import Path
 
+import pytest
+
 from clip_jax.runs.logging import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -12,6 +14,9 @@ SMALL = [
     *("--config.vision.depth=1", "--config.data.num_validation=8", "--config.data.num_workers=0"),
     *("--config.evaluation.zero_shot=()", "--config.evaluation.batch_size=8"),
 ]
+
+
+ROW = re.compile(r"^\| `([\w/]+)` \| ([\d,]+) \|", re.MULTILINE)
 
 
 def commands() -> list[str]:
@@ -35,3 +40,12 @@ def test_the_main_job_trains(processes, tmp_path):
     assert "are in runs/tiny" in out
     rows = read_metrics(tmp_path / "runs" / "tiny")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+
+
+def test_the_map_has_every_folder_with_its_lines():
+    rows = {name: int(lines.replace(",", "")) for name, lines in ROW.findall((ROOT / "README.md").read_text())}
+    folders = {f"clip_jax/{path.name}" for path in (ROOT / "clip_jax").iterdir() if any(path.glob("*.py"))}
+    assert set(rows) == folders | {"configs", "input_pipeline", "colab", "tests"}
+    for name, lines in rows.items():
+        counted = sum(len(file.read_text().splitlines()) for file in (ROOT / name).rglob("*.py"))
+        assert lines == pytest.approx(counted, rel=0.1, abs=20), name
