@@ -1,4 +1,4 @@
-"""The first cell of every notebook: is this runtime fit for it, what is missing, and what to do when it does not fit.
+"""The first cell of every notebook: checks the runtime, installs what is missing, and says what to do when it does not fit.
 
 Runs in a bare Colab runtime, before clip_jax is installed, so only the standard library is imported at the top.
 CLIP_JAX_SMALL in the environment makes every notebook small, for tests; CLIP_JAX_RUNS says where runs go.
@@ -37,9 +37,9 @@ def prepare() -> None:
     if not _version("jax-clip"):
         print("installing, about a minute ...", flush=True)
         command = [sys.executable, "-m", "pip", "install", "-q", *requirements(accelerator, cuda)]
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if told.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{told.stderr[-2000:]}\nIs there a network? {RESTART}")
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}\nIs there a network? {RESTART}")
         if str(ROOT) not in sys.path:
             sys.path.insert(0, str(ROOT))  # an editable install is seen by new processes only
     if stale := [name for name, was in before.items() if _version(name) != was]:
@@ -49,7 +49,7 @@ def prepare() -> None:
     versions = ", ".join(f"{name} {_version(name)}" for name in ("jax-clip", *SHOWN))
     print(f"Python {sys.version.split()[0]}, {versions}; {number} {platform} device(s): {kind}")
     if accelerator != "cpu" and platform == "cpu":
-        print(f"There is a {accelerator} that JAX does not see: all will run, slowly. To mend it: {RESTART}")
+        print(f"There is a {accelerator} that JAX does not see: all will run, slowly. To fix it: {RESTART}")
 
 
 @cache  # when the cell is run again, this process may hold the TPU
@@ -61,11 +61,11 @@ def find_devices() -> list[str]:
     """
     # In a process of its own: a TPU or a GPU's memory belongs to the first process that looks at it.
     look = "import jax; d = jax.devices(); print(len(d), d[0].platform, d[0].device_kind, sep=',')"
-    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
-    if told.returncode:
-        why = told.stderr.strip() or f"exit code {told.returncode}"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip() or f"exit code {done.returncode}"
         raise RuntimeError(f"JAX finds no device: {why.splitlines()[-1]}. {RESTART}")
-    return told.stdout.strip().splitlines()[-1].split(",", 2)
+    return done.stdout.strip().splitlines()[-1].split(",", 2)
 
 
 def find_accelerator() -> tuple[str, int]:
@@ -76,8 +76,8 @@ def find_accelerator() -> tuple[str, int]:
         return "tpu", 0
     if not shutil.which("nvidia-smi"):
         return "cpu", 0
-    told = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"CUDA Version: (\d+)", told)
+    done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"CUDA Version: (\d+)", done)
     return ("gpu", int(found[1])) if found else ("cpu", 0)
 
 
@@ -150,7 +150,7 @@ def load_or_train(name: str):
             config.evaluation.num_examples = 128
         config.data.scene_kinds = ()  # all kinds
         if train(config.to_dict(), workdir):
-            raise RuntimeError("the training was stopped: run this cell again to go on")
+            raise RuntimeError("the training was stopped: run this cell again to resume")
     return clip_jax.load(workdir)
 
 

@@ -263,9 +263,9 @@ GKE_START = (*GKE, "--type=v5litepod-16", "--image=reg/clip", "--config=tiny", "
     ],
 )
 def test_a_mistake_is_told_in_one_line(stage, script, arguments, message):
-    told = stage.run(script, *arguments, code=2)
-    assert told.startswith(f"{script}: error: {message}")
-    assert told.count("\n") == 1
+    error = stage.run(script, *arguments, code=2)
+    assert error.startswith(f"{script}: error: {message}")
+    assert error.count("\n") == 1
 
 
 def test_the_usage_of_each_script_is_its_header(stage):
@@ -297,8 +297,8 @@ def test_a_box_shares_its_gpus_among_its_processes(stage):
             f"--process_id={process}",
             NOTE,
         ]
-    told = stage.run("box.sh", "--processes=3", *flags, code=2)
-    assert told == "box.sh: error: 4 GPUs do not divide among --processes=3\n"
+    error = stage.run("box.sh", "--processes=3", *flags, code=2)
+    assert error == "box.sh: error: 4 GPUs do not divide among --processes=3\n"
     visible = stage.run("box.sh", "--processes=2", *flags, CUDA_VISIBLE_DEVICES="5,7")
     assert [line.split()[1] for line in visible.splitlines()] == ["CUDA_VISIBLE_DEVICES=5", "CUDA_VISIBLE_DEVICES=7"]
 
@@ -319,7 +319,7 @@ def test_a_box_trains_on_data_and_starts_again_after_a_sigterm_to_the_training(s
     eventually(lambda: len(steps(workdir)) >= 2)
     os.kill(stage.trainings()[0], signal.SIGTERM)
     out, err = box.communicate(timeout=120)
-    assert (box.returncode, out.count("it goes on")) == (0, 1), err
+    assert (box.returncode, out.count("it resumes")) == (0, 1), err
     log = (workdir / "logs" / "process_0.log").read_text()
     (checkpoint,) = [step for step in saved(workdir) if step != 200]
     assert f"stopped by SIGTERM, saved at step {checkpoint}: " in log
@@ -336,15 +336,15 @@ def test_a_box_that_is_told_to_end_ends_its_processes_and_does_not_start_again(s
     eventually(lambda: len(stage.trainings()) == 2)
     box.send_signal(signal.SIGINT)
     out, err = box.communicate(timeout=60)
-    assert (box.returncode, out.count("it goes on")) == (143, 0), err
+    assert (box.returncode, out.count("it resumes")) == (143, 0), err
     assert stage.processes.living() == []
 
 
 def test_a_box_does_not_start_again_after_a_failure(stage, pairs):
     flags = [*box_flags(stage.home / "run", pairs), "--processes=2", f"--port={free_port()}"]
-    told = stage.run("box.sh", *flags, "--", MISTAKE, code=1)
-    assert "train.total_steps=0" in told
-    assert "goes on" not in told
+    error = stage.run("box.sh", *flags, "--", MISTAKE, code=1)
+    assert "train.total_steps=0" in error
+    assert "it resumes" not in error
     for process in range(2):
         log = (stage.home / "run" / "logs" / f"process_{process}.log").read_text()
         assert log.count("clip-jax: error: ") == 1
@@ -449,7 +449,7 @@ def test_a_training_on_a_pod_goes_on_after_a_sigterm_a_restart_of_its_hosts_and_
         "delete",
         "create",
     ]
-    assert "taken away; it goes on from the newest checkpoint" in out
+    assert "taken away; it resumes from the newest checkpoint" in out
     assert out.endswith("clip: exit 0\n")
     assert f"; steps {checkpoint} to " in pod.log.read_text()
     assert_trains(pod.workdir, pod.data)
@@ -468,9 +468,9 @@ def next_training(pod: Stage, before: int | None = None) -> int:
 
 def test_watching_a_pod_ends_with_a_failure_of_the_training(pod):
     flags = (*POD_START, "--poll_s=0", "--", MISTAKE, "--traceback")
-    told = pod.run("tpu_pod.sh", "watch", *flags, code=2)
-    assert "clip: exit 1\n" in told
-    assert told.endswith(
+    error = pod.run("tpu_pod.sh", "watch", *flags, code=2)
+    assert "clip: exit 1\n" in error
+    assert error.endswith(
         "error: the training failed; " + f"{LAUNCH}/tpu_pod.sh logs --name=clip --zone=us-west4-a shows why\n"
     )
     log = pod.log.read_text()
@@ -549,7 +549,7 @@ def test_a_slurm_job_trains_with_its_tasks_and_is_requeued_after_a_sigterm(stage
     out, err = batch.communicate(timeout=60)
     assert batch.returncode == 143, err
     assert ("2 processes" in out) == (count == 2)
-    assert out.endswith("the training was told to end and has saved a checkpoint: requeued\n")
+    assert out.endswith("the training received SIGTERM and has saved a checkpoint: requeued\n")
     assert saved(workdir) == steps(workdir)[-1:]
     assert stage.calls("scontrol") == [["requeue", job["SLURM_JOB_ID"]]]
 
@@ -570,5 +570,5 @@ def test_a_slurm_job_refuses_what_it_cannot_run(stage):
         "slurm.sbatch", SBATCH[0], "--workdir=gs://r/x", code=2, **place
     )
     assert "srun is not installed" in stage.run("slurm.sbatch", *SBATCH, code=2, **place)
-    told = stage.run("slurm.sbatch", *SBATCH, code=2, SLURM_SUBMIT_DIR=str(stage.home))
-    assert told == f"slurm.sbatch: error: {stage.home} is not the clone: call sbatch in the folder that has clip_jax/\n"
+    error = stage.run("slurm.sbatch", *SBATCH, code=2, SLURM_SUBMIT_DIR=str(stage.home))
+    assert error == f"slurm.sbatch: error: {stage.home} is not the clone: call sbatch in the folder that has clip_jax/\n"

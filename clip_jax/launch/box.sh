@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains on this machine with all its GPUs, one process or several, and starts again when the training alone is told to end.
+# Trains on this machine with all its GPUs, one process or several, and restarts when the training alone receives SIGTERM.
 # usage: box.sh --config=NAME --workdir=DIR [--data=PATH] [--processes=1] [--port=8476] [--clip_jax=COMMAND]
 #               [--dry_run] [-- CLIP_JAX_FLAGS]
-# SIGTERM or Ctrl-C to this script ends all with a checkpoint; the same command goes on from there.
+# SIGTERM or Ctrl-C to this script ends all with a checkpoint; the same command resumes from there.
 
 source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 
@@ -79,7 +79,7 @@ while true; do
   start
   wait_for_all || code=$?
   ((code == 143)) && [[ -z $stopped ]] || break
-  echo "the training was told to end and has saved a checkpoint: it goes on"
+  echo "the training received SIGTERM and has saved a checkpoint: it resumes"
 done
 ((code == 0)) || tail -n 3 "$workdir/logs/process_0.log" >&2
 exit "$code"

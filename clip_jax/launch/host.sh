@@ -32,7 +32,7 @@ install() {
   uv pip install -q --python="$venv" -e "$here/../..[tpu]"
 }
 
-# The training; again when it was told to end and this machine goes on, as after maintenance.
+# The training; again when it received SIGTERM and this machine stays, as after maintenance.
 supervise() {
   local code=143
   echo $$ >"$state/pid"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of any number of hosts; the same command goes on after a preemption.
+# Trains on a Cloud TPU slice of any number of hosts; the same command resumes after a preemption.
 # usage: tpu_pod.sh start|watch --name=NAME --zone=ZONE --type=v5litepod-256 --config=NAME --workdir=gs://BUCKET/PATH
 #                   [--data=gs://BUCKET/PATH] [--cache_mb=N] [--spot=1] [--project=P] [--runtime=VERSION] [--poll_s=60]
 #                   [--dry_run] [-- CLIP_JAX_FLAGS]
@@ -95,7 +95,7 @@ watch() {
         none) break ;; # started anew, without the training
       esac
     done
-    echo "$name: taken away; it goes on from the newest checkpoint"
+    echo "$name: taken away; it resumes from the newest checkpoint"
   done
 }
 
