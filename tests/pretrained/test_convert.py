@@ -9,11 +9,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from clip_jax.models.published import OPENAI
+from clip_jax.models import PUBLISHED
 from clip_jax.models.variables import init_variables
 from clip_jax.pretrained import load_pretrained, save_pretrained
 from clip_jax.pretrained.convert import to_state_dict, to_variables
 from clip_jax.pretrained.layouts import make_layout
+from configs.model_sizes import OPENAI
 
 LAYOUTS = [
     ("vit", "open_clip"),
@@ -134,7 +135,7 @@ def test_released_state_dicts_have_these_keys_and_shapes(goldens, name):
     """No key more and no less, both ways, without any numbers."""
     released = json.loads((goldens / "released_state_dict_shapes.json").read_text())[name]["shapes"]
     released = {key: tuple(shape) for key, shape in released.items()}
-    config = OPENAI[name]
+    config = PUBLISHED[name]
     ours = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     ours = {path: (leaf.shape, leaf.dtype) for path, leaf in flatten_dict(ours).items()}
     out = {}
