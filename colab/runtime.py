@@ -1,4 +1,4 @@
-"""The first cell of every notebook: checks the runtime, installs what is missing, and says what to do when it does not fit.
+"""The first cell of every notebook: checks the runtime, installs what is missing, names the fix where it does not fit.
 
 Runs in a bare Colab runtime, before clip_jax is installed, so only the standard library is imported at the top.
 CLIP_JAX_SMALL in the environment makes every notebook small, for tests; CLIP_JAX_RUNS says where runs go.

@@ -571,4 +571,5 @@ def test_a_slurm_job_refuses_what_it_cannot_run(stage):
     )
     assert "srun is not installed" in stage.run("slurm.sbatch", *SBATCH, code=2, **place)
     error = stage.run("slurm.sbatch", *SBATCH, code=2, SLURM_SUBMIT_DIR=str(stage.home))
-    assert error == f"slurm.sbatch: error: {stage.home} is not the clone: call sbatch in the folder that has clip_jax/\n"
+    message = f"{stage.home} is not the clone: call sbatch in the folder that has clip_jax/"
+    assert error == f"slurm.sbatch: error: {message}\n"
