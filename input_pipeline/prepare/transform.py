@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from input_pipeline.jpeg import decode_jpeg
+from input_pipeline.jpeg import antialiased, decode_jpeg
 from input_pipeline.prepare.duplicates import perceptual_hash
 from input_pipeline.prepare.statistics import DRAWN, Facts
-from input_pipeline.resize import antialiased
 from input_pipeline.sources import Filters
 from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record, UnusedRecordError
 from input_pipeline.storage import checksum
