@@ -164,15 +164,18 @@ def _pair_classes(pairs: tuple[tuple[str, str], ...]) -> LabelledSet:
 
 def _classes(
     values: Sequence[Any],
-    class_names: Sequence[str],
+    class_names: str | Sequence[str],
     scene: Callable[[Uniforms, Any], Scene],
     templates: tuple[str, ...] = _SINGULAR,
 ) -> LabelledSet:
+    """class_names: of the values, or a pattern of them."""
+    names = [class_names.format(value) for value in values] if isinstance(class_names, str) else class_names
+
     def sample(rng: Uniforms, index: int) -> tuple[Scene, int]:
         label = index % len(values)
         return scene(rng, values[label]), label
 
-    return LabelledSet(tuple(class_names), templates, sample)
+    return LabelledSet(tuple(names), templates, sample)
 
 
 # What each set asks. Classes are balanced: example k has class k modulo their number (for the two sets of shape-colour
@@ -187,16 +190,8 @@ LABELLED_SETS: dict[str, LabelledSet] = {
         [with_article(f"{colour} shape") for colour in world.COLOURS],
         lambda rng, colour: object_scene(rng, trained_pair(rng, colour=colour)),
     ),
-    "size": _classes(
-        world.SIZES,
-        [f"a {size} shape" for size in world.SIZES],
-        lambda rng, size: object_scene(rng, size=size, position="centre"),
-    ),
-    "texture": _classes(
-        world.TEXTURES,
-        [f"a {texture} shape" for texture in world.TEXTURES],
-        lambda rng, texture: object_scene(rng, texture=texture),
-    ),
+    "size": _classes(world.SIZES, "a {} shape", lambda rng, size: object_scene(rng, size=size, position="centre")),
+    "texture": _classes(world.TEXTURES, "a {} shape", lambda rng, texture: object_scene(rng, texture=texture)),
     "position": _classes(
         world.POSITIONS,
         [f"a shape {POSITION_PHRASES[position]}" for position in world.POSITIONS],
@@ -206,12 +201,10 @@ LABELLED_SETS: dict[str, LabelledSet] = {
         range(1, 6), [f"{word} shape{'s' * (word != 'one')}" for word in world.COUNTS], world.count_scene, _PLURAL
     ),
     "relation": _classes(
-        world.RELATIONS,
-        [f"a circle {relation} a square" for relation in world.RELATIONS],
-        partial(world.pair_scene, shapes=("circle", "square")),
+        world.RELATIONS, "a circle {} a square", partial(world.pair_scene, shapes=("circle", "square"))
     ),
-    "digit": _classes(world.DIGITS, [f"the digit {digit}" for digit in world.DIGITS], world.digit_scene),
-    "word": _classes(world.WORDS, [f"the word {word}" for word in world.WORDS], world.word_scene),
+    "digit": _classes(world.DIGITS, "the digit {}", world.digit_scene),
+    "word": _classes(world.WORDS, "the word {}", world.word_scene),
     "sketch": _classes(world.SHAPES, _SHAPE_NAMES, _sketch_scene),
     "recoloured": _classes(world.SHAPES, _SHAPE_NAMES, _recoloured_scene),
 }
