@@ -14,6 +14,7 @@ from PIL import Image
 
 from input_pipeline.jpeg import libraries, random_jpeg_crop
 from input_pipeline.sources import BrokenRecordError, Mixture, Record, Source
+from input_pipeline.sources.base import as_broken
 from input_pipeline.sources.remote import count_retries
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import decode_image, random_square_crop
@@ -242,10 +243,8 @@ def load_image(record: Record) -> Image.Image | np.ndarray:
     image = record["image"]
     if isinstance(image, np.ndarray):
         return image
-    try:
+    with as_broken(record["id"]):
         return decode_image(image)
-    except ValueError as error:
-        raise BrokenRecordError(record["id"], str(error)) from error
 
 
 def collate(examples: Sequence[Example]) -> Batch:
