@@ -1,14 +1,14 @@
-"""The data section of a config, and the sources that it names."""
+"""The data section of a config, the sources that it names, and what a run trains on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from input_pipeline.order import BLOCK, Order
+from input_pipeline.examples import BLOCK, Decode, Examples, Order
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, SubsetSource, filters_of, make_source
+from input_pipeline.tokenizers import Tokenizer
 
-Decode = Literal["fast", "exact"]
 FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
 
 
@@ -109,6 +109,18 @@ class DataConfig(Filters):
                 raise ValueError(
                     f"{where}.weight={part.weight}: give weights to all sources of data.mixture, or to none"
                 )
+
+
+def make_examples(config: DataConfig, source: Source, tokenizer: Tokenizer, image_size: int) -> Examples:
+    """What a config trains on."""
+    return Examples(
+        source=source,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        min_scale=config.min_crop_scale,
+        seed=config.seed,
+        decode=config.decode,
+    )
 
 
 def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:

@@ -9,9 +9,14 @@ import importlib.metadata
 
 import numpy as np
 import simplejpeg
+from PIL import Image
 
-from input_pipeline import resize
 from input_pipeline.transforms import check_sides, random_square
+
+try:
+    import cykooz_resizer as resizer
+except ImportError:  # it has no wheel for Linux on ARM: Pillow's resize, the same filter, is slower
+    resizer = None
 
 # By which libjpeg-turbo decodes with vector instructions; sizes in between, as 5/8, take longer than the whole picture.
 REDUCTIONS = (8, 4, 2)
@@ -49,7 +54,7 @@ def random_jpeg_crop(data: bytes, image_size: int, min_scale: float, numbers: np
     except ValueError:  # a warning of libjpeg's, too: truncated data would be filled with grey
         return None
     left, top, side = (part / factor for part in square)
-    return resize.antialiased(pixels, (image_size, image_size), (left, top, left + side, top + side))
+    return antialiased(pixels, (image_size, image_size), (left, top, left + side, top + side))
 
 
 def decode_jpeg(data: bytes) -> np.ndarray | None:
@@ -63,6 +68,31 @@ def decode_jpeg(data: bytes) -> np.ndarray | None:
         return None
 
 
+def antialiased(pixels: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+    """A part of a picture in another size, by antialiased bicubic; within a level of Pillow's, and 4 times as fast.
+
+    Args:
+      pixels: uint8 [H, W, 3].
+      size: width w and height h of the result.
+      box: left, top, right and lower edge of the part, in fractions of pixels.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    if resizer is None:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=box))
+    (height, width), (left, top, right, lower) = pixels.shape[:2], box
+    picture = resizer.ImageData(width, height, resizer.PixelType.U8x3, pixels.tobytes())
+    resized = resizer.ImageData(*size, resizer.PixelType.U8x3)
+    options = resizer.ResizeOptions(
+        resize_alg=resizer.ResizeAlg.convolution(resizer.FilterType.catmull_rom),  # Pillow's bicubic
+        crop_box=resizer.CropBox(left, top, right - left, lower - top),
+    )
+    resizer.Resizer().resize(picture, resized, options)  # one a call: a shared one must not serve two threads at once
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
+
+
 def libraries() -> dict[str, str]:
     """The versions that decide the pixels, beside Pillow's: another libjpeg, or another resize, makes other ones."""
-    return {"simplejpeg": importlib.metadata.version("simplejpeg"), **resize.libraries()}
+    names = ("simplejpeg", *(["cykooz-resizer"] if resizer else ()))
+    return {name: importlib.metadata.version(name) for name in names}

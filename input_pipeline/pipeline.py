@@ -4,6 +4,7 @@ The record at each row of each batch is a pure function of (seed, position), nev
 workers or hosts, so the whole state of the iterator is the number of the next batch.
 """
 
+import functools
 import json
 import multiprocessing
 import os
@@ -11,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import grain
@@ -28,17 +28,10 @@ COUNTS = ("truncated", "broken", "retries")
 MAX_RESTARTS = 3  # of the worker processes in a run, when one was killed
 
 
-@dataclass(frozen=True, kw_only=True)
-class _LocalExamples:
-    """Row of this process's part of the stream -> example; `rows` are its rows of each global batch."""
-
-    examples: Examples
-    global_batch_size: int
-    rows: np.ndarray
-
-    def __call__(self, local: int) -> Example:
-        batch, row = divmod(local, len(self.rows))
-        return self.examples[batch * self.global_batch_size + int(self.rows[row])]
+def _local_example(examples: Examples, global_batch_size: int, rows: np.ndarray, local: int) -> Example:
+    """The example at a row of this process's part of the stream; `rows` are its rows of each global batch."""
+    batch, row = divmod(local, len(rows))
+    return examples[batch * global_batch_size + int(rows[row])]
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
@@ -101,7 +94,7 @@ class BatchIterator(Iterator[Batch]):
         self._local_batch_size = len(rows)
         self._batch_size = global_batch_size
         self._max_broken_share = max_broken_share
-        self._local = _LocalExamples(examples=examples, global_batch_size=global_batch_size, rows=rows)
+        self._local = functools.partial(_local_example, examples, global_batch_size, rows)
         self._num_workers = num_workers
         self._batches = self._open_stream()
 

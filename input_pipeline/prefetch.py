@@ -1,11 +1,14 @@
-"""Reading and decoding in threads, ahead of their use and in order."""
+"""Reading and decoding in threads, ahead of their use and in order; and the progress of long work."""
 
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
+
+from tqdm import tqdm
 
 T = TypeVar("T")
 POLL_S = 0.2  # between checks whether to stop
@@ -73,3 +76,9 @@ class Reader(Generic[T]):
         self._closed = True
         self._room.release()
         self._thread.join(CLOSE_S)
+
+
+def progress_bar(**options: Any) -> tqdm:
+    """A tqdm bar, see there for the options: live on a terminal, in a log a line every ten seconds."""
+    every_s = {} if sys.stderr.isatty() else {"mininterval": 10}
+    return tqdm(dynamic_ncols=True, **every_s, **options)

@@ -1,9 +1,10 @@
-"""From encoded bytes to uint8 [S, S, 3]: decode, then the training crop or the evaluation crop.
+"""From encoded bytes to uint8 [S, S, 3]: decode, then the training crop or the evaluation crop; and sizes in headers.
 
 Normalisation by mean and standard deviation happens on the device. EXIF orientation is ignored, as the reference does.
 """
 
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ MAX_ASPECT = 100  # a longer strip would grow beyond all memory when its shorter
 MAX_PIXELS = 2**26  # about 8000x8000; more is a decompression bomb or a scan to be reduced beforehand
 # Pillow's other readers are for rarer formats; some start external programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+HEADER_BYTES = 2**16  # hold the size of nearly every image; a JPEG with a large preview in front needs the whole file
 # The reference resizes in these modes and converts to RGB last: alpha weighs the resampled colours.
 _CONVERTED_LAST = ("RGBA", "LA", "CMYK")
 
@@ -113,12 +115,7 @@ def resize_and_center_crop(image: Image.Image | np.ndarray, image_size: int) -> 
 
     The rounding is torchvision's: the longer side is truncated, the crop's offset rounded half to even.
 
-    Args:
-      image: PIL image, or uint8 [H, W, 3].
-      image_size: S in pixels.
-
-    Returns:
-      uint8 [S, S, 3].
+    image: PIL image, or uint8 [H, W, 3]. image_size: S in pixels. Returns uint8 [S, S, 3].
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
@@ -135,12 +132,7 @@ def resize_and_center_crop(image: Image.Image | np.ndarray, image_size: int) -> 
 def resize_squashed(image: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
     """The whole picture, its sides resized alike or not (antialiased bicubic), RGB: SigLIP's evaluation transform.
 
-    Args:
-      image: PIL image, or uint8 [H, W, 3].
-      image_size: S in pixels.
-
-    Returns:
-      uint8 [S, S, 3].
+    image: PIL image, or uint8 [H, W, 3]. image_size: S in pixels. Returns uint8 [S, S, 3].
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
@@ -163,3 +155,33 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
 
 def _rgb_array(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def header_size(read: Callable[[int], bytes]) -> tuple[int, int]:
+    """Width and height in pixels, of what `read` gives: at most so many first bytes of an encoded image.
+
+    Raises ValueError for what is no image.
+    """
+    header = read(HEADER_BYTES)
+    try:
+        return _open_header(header)
+    except ValueError:
+        if len(header) < HEADER_BYTES:
+            raise
+    return _open_header(read(2**62))
+
+
+def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
+    """Width and height of a record's image, encoded or uint8 [H, W, 3]. Raises ValueError for what is no image."""
+    if isinstance(image, np.ndarray):
+        height, width = image.shape[:2]
+        return width, height
+    return _open_header(image)
+
+
+def _open_header(data: bytes) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    except Exception as error:  # hostile bytes make Pillow raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"no image header that can be read: {error}") from error

@@ -26,12 +26,7 @@ SPECIAL_TOKENS = {"pad": 0, "unk": 1, "bos": 2, "eos": 3}
 
 
 def store_vocabulary(
-    config: DataConfig,
-    vocab_size: int,
-    context_length: int,
-    source: Source,
-    file: Path,
-    start: Tokenizer | None = None,
+    config: DataConfig, vocab_size: int, context_length: int, source: Source, file: Path, start: Tokenizer | None = None
 ) -> None:
     """Writes a run's vocabulary, unless it is there: the config's file, else that of the weights training starts from,
     else SentencePiece trained on the captions of TOKENIZER_RECORDS records.

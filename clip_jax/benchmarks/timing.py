@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline import progress
+from input_pipeline import prefetch
 
 Runner = Callable[[], float]  # does its work one or several times; returns the seconds of one
 MAX_SPREAD = 0.05  # by which a ratio may differ from one measurement to the next
@@ -165,4 +165,4 @@ def interleave(
 
 def progress_bar(what: str, total: int | None = None, unit: str = "program") -> tqdm:
     """On standard error; few lines where that is no terminal, none for what ends soon."""
-    return progress.progress_bar(total=total, desc=what, unit=unit, leave=False, delay=2)
+    return prefetch.progress_bar(total=total, desc=what, unit=unit, leave=False, delay=2)

@@ -23,12 +23,12 @@ from absl import flags
 
 from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
+from input_pipeline.prefetch import progress_bar
 from input_pipeline.prepare import beam, workers
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.shards import OwnedFolder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import Settings
-from input_pipeline.progress import progress_bar
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import Filters, Source
 

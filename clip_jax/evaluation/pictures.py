@@ -9,8 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from input_pipeline.examples import load_image
-from input_pipeline.prefetch import load_ahead
-from input_pipeline.progress import progress_bar
+from input_pipeline.prefetch import load_ahead, progress_bar
 from input_pipeline.sources import BrokenRecordError, Record, Source
 from input_pipeline.transforms import resize_and_center_crop
 

@@ -19,9 +19,8 @@ from clip_jax.inference.embedding_shards import MANIFEST, Row, Shards
 from input_pipeline.data_config import check_broken_share, count_indexed
 from input_pipeline.examples import load_image
 from input_pipeline.pipeline import BROKEN_REMEMBERED
-from input_pipeline.prefetch import load_ahead
+from input_pipeline.prefetch import load_ahead, progress_bar
 from input_pipeline.prepare.folder import LocalFolder
-from input_pipeline.progress import progress_bar
 from input_pipeline.sources import BrokenRecordError, Record, Source
 
 SOURCES = ("folder", "webdataset", "tfds", "array_record", "table")

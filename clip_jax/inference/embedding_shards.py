@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.prepare.folder import LocalFolder
-from input_pipeline.sharded_folder import ShardedFolder
+from input_pipeline.prepare.folder import LocalFolder, ShardedFolder
 from input_pipeline.storage import atomic_file, write_text
 
 MANIFEST = "manifest.json"

@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from clip_jax.tables import format_table
-from input_pipeline.progress import progress_bar
+from input_pipeline.prefetch import progress_bar
 from input_pipeline.sources import Source
 from input_pipeline.storage import write_text
 

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from input_pipeline.prepare.folder import ShardedFolder
 from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import FilteredRecordError, Settings, prepare_record
-from input_pipeline.sharded_folder import ShardedFolder
 from input_pipeline.sources.array_record import write_array_record
 from input_pipeline.sources.base import Record, Source, UnusedRecordError
 from input_pipeline.storage import Folder, checksum_file

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from input_pipeline.jpeg import decode_jpeg
+from input_pipeline.jpeg import antialiased, decode_jpeg
 from input_pipeline.prepare.duplicates import perceptual_hash
 from input_pipeline.prepare.statistics import DRAWN, Facts
-from input_pipeline.resize import antialiased
 from input_pipeline.sources import Filters
-from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record, UnusedRecordError
+from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record, UnusedRecordError, as_broken
 from input_pipeline.storage import checksum
 from input_pipeline.transforms import FORMATS, MIN_SIDE, decode_image
 
@@ -105,7 +104,7 @@ def open_record(record: Record) -> tuple[Image.Image | np.ndarray, Facts]:
       BrokenRecordError: a picture that `decode_image` refuses.
     """
     data = record["image"]
-    try:
+    with as_broken(record["id"]):
         if isinstance(data, np.ndarray):
             return data, Facts(width=data.shape[1], height=data.shape[0], form=DRAWN, num_bytes=0)
         pixels = decode_jpeg(data)
@@ -113,8 +112,6 @@ def open_record(record: Record) -> tuple[Image.Image | np.ndarray, Facts]:
             height, width, _ = pixels.shape
             return pixels, Facts(width=width, height=height, form="JPEG", num_bytes=len(data))
         image = decode_image(data)
-    except ValueError as error:
-        raise BrokenRecordError(record["id"], str(error)) from error
     with Image.open(io.BytesIO(data), formats=FORMATS) as header:
         form = header.format or ""
     return image, Facts(width=image.width, height=image.height, form=form, num_bytes=len(data))

@@ -6,8 +6,7 @@ word the canonical name (the one in class names) is taken about 70 % of the time
 
 from collections.abc import Sequence
 
-from input_pipeline.scenes.streams import Uniforms, pick
-from input_pipeline.scenes.world import COUNTS, Scene, Thing
+from input_pipeline.scenes.world import COUNTS, Scene, Thing, Uniforms, pick
 
 CANONICAL_SHARE = 0.7
 SYNONYMS: dict[str, tuple[str, ...]] = {

@@ -10,18 +10,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
-from input_pipeline.sources import opener
-from input_pipeline.sources.base import (
-    BrokenRecordError,
-    FilesSource,
-    PerProcess,
-    Record,
-    check_index,
-    clean_captions,
-    find_files,
-    require_captions,
-    require_records,
-)
+from input_pipeline.sources import base, opener
+from input_pipeline.sources.base import BrokenRecordError, FilesSource, Record
 from input_pipeline.storage import atomic_path
 
 
@@ -45,7 +35,7 @@ class ArrayRecordSource(FilesSource):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         expected = "an ArrayRecord file, a folder of them, a glob or a {0..7}.array_record pattern"
-        files = find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
+        files = base.find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
         _require_all_of_n(path, files)
         super().__init__(files, captions_field)
         copies = [opener.local_copy(file) for file in files]
@@ -57,8 +47,8 @@ class ArrayRecordSource(FilesSource):
         data = ArrayRecordDataSource(copies)
         self._captions_keys = (captions_field,) if captions_field else ("captions", "caption")
         self._length = len(data)
-        require_records(self._length, path, [], "tf.train.Example records")
-        self._reader = PerProcess(functools.partial(copy.copy, data))  # a copy of it has no open file
+        base.require_records(self._length, path, [], "tf.train.Example records")
+        self._reader = base.PerProcess(functools.partial(copy.copy, data))  # a copy of it has no open file
 
     def __len__(self) -> int:
         return self._length
@@ -66,7 +56,7 @@ class ArrayRecordSource(FilesSource):
     def __getitem__(self, index: int) -> Record:
         from tensorflow_datasets.proto import tf_example_pb2
 
-        check_index(index, len(self))
+        base.check_index(index, len(self))
         record_id = str(index)
         try:
             feature = tf_example_pb2.Example.FromString(self._reader.get()[index]).features.feature
@@ -76,17 +66,15 @@ class ArrayRecordSource(FilesSource):
             images, labels = feature["image"].bytes_list.value, feature["label"].int64_list.value
             if len(images) != 1:
                 raise ValueError(f"expected one image, not {len(images)}; the features are {found}")
-            captions = clean_captions([text for key in self._captions_keys for text in feature[key].bytes_list.value])
+            texts = [text for key in self._captions_keys for text in feature[key].bytes_list.value]
+            captions = base.clean_captions(texts)
             record: Record = {"id": record_id, "image": images[0], "captions": captions}
             if labels:
                 return record | {"label": labels[0]}
-            require_captions(captions)
+            base.require_captions(captions)
         except Exception as error:  # the reader raises RuntimeError, the parser DecodeError
             raise BrokenRecordError(record_id, str(error)) from error
         return record
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "array_record", **self._files, "length": len(self)}

@@ -5,15 +5,16 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from glob import has_magic
 from typing import Any, Protocol
 
 import numpy as np
 
 from input_pipeline.sources import opener
-from input_pipeline.sources.remote import is_remote
+from input_pipeline.sources.remote import UnreachableError, is_remote
 
 Record = dict[str, Any]
 NO_CAPTION = "no caption, or only empty ones"
@@ -33,6 +34,17 @@ class UnusedRecordError(ValueError):
 
 class BrokenRecordError(UnusedRecordError):
     """A record that cannot be used; the pipeline counts and skips it."""
+
+
+@contextmanager
+def as_broken(record_id: str, kinds: type[Exception] | tuple[type[Exception], ...] = ValueError) -> Iterator[None]:
+    """Errors of these kinds within the block become a BrokenRecordError; an UnreachableError stays one."""
+    try:
+        yield
+    except (BrokenRecordError, UnreachableError):
+        raise
+    except kinds as error:
+        raise BrokenRecordError(record_id, str(error)) from error
 
 
 class Source(Protocol):
@@ -194,6 +206,12 @@ class FilesSource:
         self._files = {"files": relative_names(paths), "sizes": [size for size, _ in self._states], **field}
         self.broken: list[tuple[str, str]] = []
 
+    def __getitem__(self, index: int) -> Record:
+        raise NotImplementedError
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self[index]["captions"]
+
     def file_states(self) -> list[list[int | str]]:
         """`opener.file_state` of each file."""
         return self._states
@@ -244,11 +262,7 @@ def check_index(index: int, length: int) -> None:
 
 
 def require_records(
-    count: int,
-    path: str,
-    broken: Sequence[tuple[str, str]],
-    expected: str,
-    filtered: Counter[str] | None = None,
+    count: int, path: str, broken: Sequence[tuple[str, str]], expected: str, filtered: Counter[str] | None = None
 ) -> None:
     """ValueError if count is 0, naming the first broken ones and why others are left out, or else what was expected."""
     if count == 0:

@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from input_pipeline.sources import opener
-from input_pipeline.sources.base import BrokenRecordError, Record, Source, check_index
-from input_pipeline.sources.image_header import image_size
+from input_pipeline.sources.base import BrokenRecordError, Record, Source, as_broken, check_index
 from input_pipeline.sources.index_file import load_index, save_index
 from input_pipeline.storage import digest
+from input_pipeline.transforms import image_size
 
 FILTER_VERSION = 1  # of the rules below
 CHUNK = 256  # records judged by a thread at a time
@@ -185,10 +185,8 @@ class FilteredSource:
         if hasattr(self._source, "find_image_size"):
             return self._source.find_image_size(index)
         record = self._source[index]
-        try:
+        with as_broken(record["id"]):
             return image_size(record["image"])
-        except ValueError as error:
-            raise BrokenRecordError(record["id"], str(error)) from error
 
     def _passing(self, captions: Sequence[str]) -> tuple[str, ...]:
         return tuple(text for text in captions if not any(f.why_not_caption(text) for f in self._filters))

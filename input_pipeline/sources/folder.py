@@ -9,6 +9,7 @@ from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
     Record,
+    as_broken,
     check_index,
     clean_captions,
     require_records,
@@ -123,12 +124,10 @@ class FolderSource:
             return ()
         name = f"{os.path.splitext(self._names[index])[0]}.txt"
         data = self._read(index, name, MAX_CAPTION_BYTES + 1)
-        try:
+        with as_broken(self._names[index]):
             if len(data) > MAX_CAPTION_BYTES:
                 raise ValueError(f"{os.path.basename(name)} has more than {MAX_CAPTION_BYTES} bytes")
             return clean_captions(data.removeprefix(codecs.BOM_UTF8).splitlines())
-        except ValueError as error:
-            raise BrokenRecordError(self._names[index], str(error)) from error
 
     def _read(self, index: int, name: str, most: int = 2**62) -> bytes:
         try:

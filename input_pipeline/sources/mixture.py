@@ -16,7 +16,7 @@ class Mixture:
     Args:
       sources: by name.
       weights: the sources' relative shares of what is seen in training, all above 0; None stands for the number of
-        records. `input_pipeline.order` makes the order of it.
+        records. `examples.Order` makes the order of it.
     """
 
     class_names: tuple[str, ...] | None = None

@@ -1,18 +1,21 @@
 """Local and remote files behind one opener: sizes, listings and reads by (offset, size), tried again when they fail.
 
-A path with "://" goes through fsspec, see `remote`, every other one through the operating system.
+A path with "://" goes through fsspec, see `remote`, every other one through the operating system. fsspec's isfile,
+isdir and glob take a question that failed for a no, so only its info and ls are asked here.
 """
 
 import functools
 import io
 import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+from fsspec.spec import AbstractBufferedFile
 from tqdm import tqdm
 
-from input_pipeline.sources.listing import remote_entries, remote_matches, remote_type
 from input_pipeline.sources.remote import ask, is_remote, with_retries
 from input_pipeline.storage import atomic_file, digest
 
@@ -57,16 +60,16 @@ def file_state(path: str) -> list[int | str]:
 
 
 def is_file(path: str) -> bool:
-    return remote_type(path) == "file" if is_remote(path) else os.path.isfile(path)
+    return _remote_type(path) == "file" if is_remote(path) else os.path.isfile(path)
 
 
 def is_folder(path: str) -> bool:
-    return remote_type(path) == "directory" if is_remote(path) else os.path.isdir(path)
+    return _remote_type(path) == "directory" if is_remote(path) else os.path.isdir(path)
 
 
 def list_names(folder: str) -> list[str]:
     """The names of everything directly in a folder, sorted. Raises FileNotFoundError if there is no such folder."""
-    return sorted(remote_entries(folder) if is_remote(folder) else os.listdir(folder))
+    return sorted(_remote_entries(folder) if is_remote(folder) else os.listdir(folder))
 
 
 def list_sizes(folder: str) -> dict[str, int]:
@@ -76,11 +79,7 @@ def list_sizes(folder: str) -> dict[str, int]:
             return {}
         with os.scandir(folder or ".") as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-    try:
-        found = remote_entries(folder).items()
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    return {name: int(info["size"]) for name, info in found if info["type"] == "file"}
+    return {name: int(info["size"]) for name, info in _entries(folder) if info["type"] == "file"}
 
 
 def join(folder: str, name: str) -> str:
@@ -93,34 +92,77 @@ def matching_files(pattern: str) -> list[str]:
         return sorted(filter(os.path.isfile, glob(pattern)))
     if not has_magic(pattern):
         return [pattern] if is_file(pattern) else []
-    return sorted({path for path, kind in remote_matches(pattern) if kind == "file"})
+    return sorted({path for path, kind in _remote_matches(pattern) if kind == "file"})
 
 
-class RangedFile(io.RawIOBase):
+class RangedFile(AbstractBufferedFile):
     """A file to read and seek in, by `read_range`; within io.BufferedReader it is fetched block by block."""
 
     def __init__(self, path: str):
-        self._path, self._size, self._position = path, file_size(path), 0
+        super().__init__(None, path, size=file_size(path), cache_type="none")
 
-    def readable(self) -> bool:
-        return True
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return read_range(self.path, start, min(end, self.size) - start)
 
-    def seekable(self) -> bool:
-        return True
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
+def _remote_type(path: str) -> str | None:
+    """The type that fsspec gives, as file or directory, or None if there is nothing. Raises UnreachableError."""
+    try:
+        return ask(path, lambda fs, name: fs.info(name)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
-    def tell(self) -> int:
-        return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self._size - self._position))
-        data = read_range(self._path, self._position, size)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+def _remote_entries(folder: str) -> dict[str, dict[str, Any]]:
+    """fsspec's info of everything directly in a folder, by name; links as what they lead to.
+
+    Raises FileNotFoundError if there is no such folder, and UnreachableError.
+    """
+    found, itself = ask(folder, lambda fs, name: (fs.ls(name, detail=True), name.rstrip("/")))
+    entries = {}
+    for info in found:
+        path = info["name"].rstrip("/")
+        name = path.rpartition("/")[2]
+        if info["type"] not in ("file", "directory"):
+            info = {**info, "type": _remote_type(f"{folder.rstrip('/')}/{name}"), "islink": True}
+        if path != itself:  # as of a file, and of buckets' folders that are objects, too
+            entries[name] = info
+    return entries
+
+
+def _remote_matches(pattern: str) -> Iterator[tuple[str, str]]:
+    """Path and type of all that a pattern names, in no order and perhaps twice; ** goes through folders of any depth.
+
+    Raises UnreachableError.
+    """
+    end = pattern.rindex("/") + 1
+    folder, name = pattern[:end], pattern[end:]
+    if has_magic(folder):
+        parents = [f"{path}/" for path, kind in _remote_matches(folder[:-1]) if kind == "directory"]
+    else:
+        parents = [folder]
+    for parent in parents:
+        if name == "**":
+            yield from _all_below(parent)
+            continue
+        yield from ((parent + entry, info["type"]) for entry, info in _entries(parent) if fnmatchcase(entry, name))
+
+
+def _all_below(folder: str) -> Iterator[tuple[str, str]]:
+    yield folder[:-1], "directory"
+    for name, info in _entries(folder):
+        if info["type"] == "directory":
+            if not info.get("islink"):  # links could go round in circles
+                yield from _all_below(f"{folder}{name}/")
+        else:
+            yield folder + name, info["type"]
+
+
+def _entries(folder: str) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        return list(_remote_entries(folder).items())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def open_file(path: str) -> io.BufferedReader:

@@ -7,17 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from input_pipeline.sources import opener
-from input_pipeline.sources.base import (
-    BrokenRecordError,
-    FilesSource,
-    PerProcess,
-    Record,
-    check_index,
-    clean_captions,
-    require_captions,
-    require_records,
-)
+from input_pipeline.sources import base, opener
+from input_pipeline.sources.base import FilesSource, Record
 from input_pipeline.sources.remote import is_remote
 from input_pipeline.storage import digest
 
@@ -88,22 +79,22 @@ class TfdsSource(FilesSource):
         self._name = f"{info.full_name}/{split}"
         data = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         self._length = len(data)
-        require_records(self._length, f"{self._name} of {data_dir}", [], "records")
-        self._reader = PerProcess(functools.partial(_reopen_tfds, data))
+        base.require_records(self._length, f"{self._name} of {data_dir}", [], "records")
+        self._reader = base.PerProcess(functools.partial(_reopen_tfds, data))
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> Record:
-        check_index(index, len(self))
+        base.check_index(index, len(self))
         record_id = f"{self._name}/{index}"
-        try:
+        with base.as_broken(record_id, Exception):  # RuntimeError of the reader, KeyError, DecodeError, ... of parsers
             example = self._reader.get()[index]
             record: Record = {"id": record_id, "image": example["image"], "captions": ()}
             if self._captions_key:
                 captions = example[self._captions_key]
                 captions = captions["text"] if isinstance(captions, Mapping) else captions
-                record["captions"] = require_captions(clean_captions(captions))
+                record["captions"] = base.require_captions(base.clean_captions(captions))
             if "label" in example:
                 record["label"] = int(example["label"])
                 self._check_label(record["label"])
@@ -113,16 +104,11 @@ class TfdsSource(FilesSource):
                 for label in sorted(every):
                     self._check_label(label)
                 record |= {"labels": tuple(sorted(sure)), "difficult": tuple(sorted(every - sure))}
-        except Exception as error:  # the reader raises RuntimeError, the parsers KeyError, DecodeError, ...
-            raise BrokenRecordError(record_id, str(error)) from error
         return record
 
     def _check_label(self, label: int) -> None:
         if self.class_names and not 0 <= label < len(self.class_names):
             raise ValueError(f"label {label} is outside [0, {len(self.class_names)})")
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self[index]["captions"]
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "tfds", "name": self._name, **self._files, "length": len(self)}

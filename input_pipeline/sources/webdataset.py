@@ -7,22 +7,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline.sources import opener
-from input_pipeline.sources.base import (
-    BrokenRecordError,
-    FilesSource,
-    Record,
-    check_index,
-    find_files,
-    parse_json,
-    relative_names,
-    require_captions,
-    require_records,
-)
-from input_pipeline.sources.image_header import header_size
-from input_pipeline.sources.remote import UnreachableError, is_remote
+from input_pipeline.sources import base, opener
+from input_pipeline.sources.base import BrokenRecordError, FilesSource, Record
+from input_pipeline.sources.remote import is_remote
 from input_pipeline.sources.tar_index import TarIndex, open_index, parse_captions
 from input_pipeline.storage import digest
+from input_pipeline.transforms import header_size
 
 
 class WebDatasetSource(FilesSource):
@@ -44,8 +34,8 @@ class WebDatasetSource(FilesSource):
 
     def __init__(self, path: str, captions_field: str = ""):
         expected = "a tar, a folder of tars, a glob or a {00000..00011}.tar pattern"
-        super().__init__(find_files(path, r"\.tar", expected), captions_field)
-        self._names = relative_names(self._paths)
+        super().__init__(base.find_files(path, r"\.tar", expected), captions_field)
+        self._names = base.relative_names(self._paths)
         self._captions_field = captions_field
         self._opener = opener.Opener()
         self._keys: list[str] = []
@@ -56,7 +46,7 @@ class WebDatasetSource(FilesSource):
             rows.append(np.insert(index.rows, 0, shard, axis=1))
         # Columns: shard, image offset, image size, captions offset, captions size, whether the captions are JSON.
         self._index = np.concatenate(rows)  # [n, 6]
-        require_records(len(self), path, self.broken, "KEY.jpg with KEY.txt or KEY.json")
+        base.require_records(len(self), path, self.broken, "KEY.jpg with KEY.txt or KEY.json")
 
     def _open_indices(self) -> list[TarIndex]:
         with ThreadPoolExecutor(opener.THREADS if is_remote(self._paths[0]) else 1) as pool:
@@ -84,37 +74,29 @@ class WebDatasetSource(FilesSource):
 
     def captions(self, index: int) -> tuple[str, ...]:
         record_id, data, is_json = self._read_captions(index)
-        try:
-            return require_captions(parse_captions(data, is_json, self._captions_field))
-        except ValueError as error:  # indexed as good, so the file has changed since
-            raise BrokenRecordError(record_id, str(error)) from error
+        with base.as_broken(record_id):  # indexed as good, so the file has changed since
+            return base.require_captions(parse_captions(data, is_json, self._captions_field))
 
     def find_image_size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels: those in the JSON, as img2dataset writes them, or in the image's header."""
         record_id, data, is_json = self._read_captions(index)
-        try:
-            content = parse_json(data) if is_json else {}
+        with base.as_broken(record_id):
+            content = base.parse_json(data) if is_json else {}
             width, height = content.get("width"), content.get("height")
             if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
                 return width, height
             shard, offset, size = self._index[index, :3].tolist()
             return header_size(lambda most: self._read(record_id, shard, offset, min(size, most)))
-        except (BrokenRecordError, UnreachableError):
-            raise
-        except ValueError as error:
-            raise BrokenRecordError(record_id, str(error)) from error
 
     def _read_captions(self, index: int) -> tuple[str, bytes, bool]:
-        check_index(index, len(self))
+        base.check_index(index, len(self))
         shard, _, _, offset, size, is_json = self._index[index].tolist()
         record_id = self._record_id(shard, self._keys[index])
         return record_id, self._read(record_id, shard, offset, size), bool(is_json)
 
     def _read(self, record_id: str, shard: int, offset: int, size: int) -> bytes:
-        try:
+        with base.as_broken(record_id, OSError):
             data = self._opener.read(self._paths[shard], offset, size)
-        except OSError as error:
-            raise BrokenRecordError(record_id, str(error)) from error
         if len(data) != size:
             raise BrokenRecordError(record_id, f"{self._names[shard]} is shorter than when it was indexed")
         return data

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import jpeg, resize
+from input_pipeline import jpeg
 from input_pipeline.jpeg import decode_jpeg, random_jpeg_crop
 from input_pipeline.transforms import decode_image, random_square_crop
 
@@ -62,7 +62,7 @@ def test_a_square_of_the_right_size_is_the_decoded_window(mode):
 def test_without_the_vector_resize_pillow_does_it(monkeypatch):
     data = encode(photograph(97, 61))
     numbers = np.random.default_rng(0).random(3)
-    monkeypatch.setattr(resize, "resizer", None)
+    monkeypatch.setattr(jpeg, "resizer", None)
     np.testing.assert_array_equal(random_jpeg_crop(data, 37, 0.9, numbers), exact_crop(data, 37, 0.9, numbers))
     assert list(jpeg.libraries()) == ["simplejpeg"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from grain.experimental import index_shuffle
 
-from input_pipeline.order import BLOCK, Order
+from input_pipeline.examples import BLOCK, Order
 
 LENGTHS, WEIGHTS = (331, 1009, 1), (0.5, 0.2999, 0.2001)
 SHARES = (5000, 2999, 2001)

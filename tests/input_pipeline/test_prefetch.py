@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from input_pipeline.progress import progress_bar
+from input_pipeline.prefetch import progress_bar
 
 
 @pytest.mark.parametrize(("is_terminal", "every_s"), [(True, 0.1), (False, 10)])
