@@ -16,11 +16,10 @@ from clip_jax.cli import common_flags
 from clip_jax.config.experiment import with_data_path
 from clip_jax.config.record import load_config
 from clip_jax.distributed import processes
-from clip_jax.evaluation.in_training import Evaluator, Results, as_table
+from clip_jax.evaluation.in_training import Evaluator, Results, as_table, make_encoder
 from clip_jax.evaluation.suite.config import make_suite_config
 from clip_jax.evaluation.suite.runner import as_table as as_suite_table
 from clip_jax.evaluation.suite.runner import problems, run_suite
-from clip_jax.inference.caption_scorer import make_encoder
 from clip_jax.inference.load import restore_run
 from input_pipeline.data_config import make_sources
 from input_pipeline.storage import write_json
