@@ -14,51 +14,95 @@ from ml_collections import ConfigDict
 
 Sizes = dict[str, dict[str, Any]]
 
-
-def _sizes(embed_dim: int, vision: dict[str, Any], text: dict[str, Any]) -> Sizes:
-    return {"model": {"embed_dim": embed_dim}, "vision": vision, "text": text}
-
-
-def _resnet(image_size: int, stages: tuple[int, ...], stem_width: int) -> dict[str, Any]:
-    return {"image_size": image_size, "stages": stages, "stem_width": stem_width, "num_heads": stem_width // 2}
-
-
-def _vit(image_size: int, patch_size: int, width: int, depth: int, num_heads: int, **mlp: int) -> dict[str, Any]:
-    tower = {"width": width, "depth": depth, "num_heads": num_heads, **mlp}
-    return {"image_size": image_size, "patch_size": patch_size, **tower}
-
-
-def _text(width: int, depth: int, num_heads: int) -> dict[str, Any]:
-    tower = {"width": width, "depth": depth, "num_heads": num_heads}
-    return {"context_length": 77, "vocab_size": 49_408, **tower}
-
-
-def _siglip(image_size: int, patch_size: int, context_length: int, **tower: int) -> Sizes:
-    text = {"context_length": context_length, "vocab_size": 32_000, **tower}
-    return _sizes(tower["width"], {"image_size": image_size, "patch_size": patch_size, **tower}, text)
-
+CLIP_TEXT = {"context_length": 77, "vocab_size": 49_408}
+TEXT_512 = {**CLIP_TEXT, "width": 512, "depth": 12, "num_heads": 8}
+TEXT_640 = {**CLIP_TEXT, "width": 640, "depth": 12, "num_heads": 10}
+TEXT_768 = {**CLIP_TEXT, "width": 768, "depth": 12, "num_heads": 12}
+TEXT_1024 = {**CLIP_TEXT, "width": 1024, "depth": 12, "num_heads": 16}
+BASE = {"width": 768, "depth": 12, "num_heads": 12}
+LARGE = {"width": 1024, "depth": 24, "num_heads": 16}
+SO400M = {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304}
 
 OPENAI: dict[str, Sizes] = {
-    "RN50": _sizes(1024, _resnet(224, (3, 4, 6, 3), 64), _text(512, 12, 8)),
-    "RN101": _sizes(512, _resnet(224, (3, 4, 23, 3), 64), _text(512, 12, 8)),
-    "RN50x4": _sizes(640, _resnet(288, (4, 6, 10, 6), 80), _text(640, 12, 10)),
-    "RN50x16": _sizes(768, _resnet(384, (6, 8, 18, 8), 96), _text(768, 12, 12)),
-    "RN50x64": _sizes(1024, _resnet(448, (3, 15, 36, 10), 128), _text(1024, 12, 16)),
-    "ViT-B/32": _sizes(512, _vit(224, 32, 768, 12, 12), _text(512, 12, 8)),
-    "ViT-B/16": _sizes(512, _vit(224, 16, 768, 12, 12), _text(512, 12, 8)),
-    "ViT-L/14": _sizes(768, _vit(224, 14, 1024, 24, 16), _text(768, 12, 12)),
-    "ViT-L/14@336px": _sizes(768, _vit(336, 14, 1024, 24, 16), _text(768, 12, 12)),
+    "RN50": {
+        "model": {"embed_dim": 1024},
+        "vision": {"image_size": 224, "stages": (3, 4, 6, 3), "stem_width": 64, "num_heads": 32},
+        "text": TEXT_512,
+    },
+    "RN101": {
+        "model": {"embed_dim": 512},
+        "vision": {"image_size": 224, "stages": (3, 4, 23, 3), "stem_width": 64, "num_heads": 32},
+        "text": TEXT_512,
+    },
+    "RN50x4": {
+        "model": {"embed_dim": 640},
+        "vision": {"image_size": 288, "stages": (4, 6, 10, 6), "stem_width": 80, "num_heads": 40},
+        "text": TEXT_640,
+    },
+    "RN50x16": {
+        "model": {"embed_dim": 768},
+        "vision": {"image_size": 384, "stages": (6, 8, 18, 8), "stem_width": 96, "num_heads": 48},
+        "text": TEXT_768,
+    },
+    "RN50x64": {
+        "model": {"embed_dim": 1024},
+        "vision": {"image_size": 448, "stages": (3, 15, 36, 10), "stem_width": 128, "num_heads": 64},
+        "text": TEXT_1024,
+    },
+    "ViT-B/32": {
+        "model": {"embed_dim": 512},
+        "vision": {"image_size": 224, "patch_size": 32, **BASE},
+        "text": TEXT_512,
+    },
+    "ViT-B/16": {
+        "model": {"embed_dim": 512},
+        "vision": {"image_size": 224, "patch_size": 16, **BASE},
+        "text": TEXT_512,
+    },
+    "ViT-L/14": {
+        "model": {"embed_dim": 768},
+        "vision": {"image_size": 224, "patch_size": 14, **LARGE},
+        "text": TEXT_768,
+    },
+    "ViT-L/14@336px": {
+        "model": {"embed_dim": 768},
+        "vision": {"image_size": 336, "patch_size": 14, **LARGE},
+        "text": TEXT_768,
+    },
 }
 OPEN_CLIP: dict[str, Sizes] = {
-    "ViT-H/14": _sizes(1024, _vit(224, 14, 1280, 32, 16), _text(1024, 24, 16)),
-    "ViT-g/14": _sizes(1024, _vit(224, 14, 1408, 40, 16, mlp_dim=6144), _text(1024, 24, 16)),
-    "ViT-bigG/14": _sizes(1280, _vit(224, 14, 1664, 48, 16, mlp_dim=8192), _text(1280, 32, 20)),
+    "ViT-H/14": {
+        "model": {"embed_dim": 1024},
+        "vision": {"image_size": 224, "patch_size": 14, "width": 1280, "depth": 32, "num_heads": 16},
+        "text": {**CLIP_TEXT, **LARGE},
+    },
+    "ViT-g/14": {
+        "model": {"embed_dim": 1024},
+        "vision": {"image_size": 224, "patch_size": 14, "width": 1408, "depth": 40, "num_heads": 16, "mlp_dim": 6144},
+        "text": {**CLIP_TEXT, **LARGE},
+    },
+    "ViT-bigG/14": {
+        "model": {"embed_dim": 1280},
+        "vision": {"image_size": 224, "patch_size": 14, "width": 1664, "depth": 48, "num_heads": 16, "mlp_dim": 8192},
+        "text": {**CLIP_TEXT, "width": 1280, "depth": 32, "num_heads": 20},
+    },
 }
-SO400M = {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304}
 SIGLIP: dict[str, Sizes] = {
-    "SigLIP-B/16": _siglip(224, 16, 64, width=768, depth=12, num_heads=12),
-    "SigLIP-SO400M/14": _siglip(224, 14, 16, **SO400M),
-    "SigLIP-SO400M/14@384px": _siglip(384, 14, 64, **SO400M),
+    "SigLIP-B/16": {
+        "model": {"embed_dim": 768},
+        "vision": {"image_size": 224, "patch_size": 16, **BASE},
+        "text": {"context_length": 64, "vocab_size": 32_000, **BASE},
+    },
+    "SigLIP-SO400M/14": {
+        "model": {"embed_dim": 1152},
+        "vision": {"image_size": 224, "patch_size": 14, **SO400M},
+        "text": {"context_length": 16, "vocab_size": 32_000, **SO400M},
+    },
+    "SigLIP-SO400M/14@384px": {
+        "model": {"embed_dim": 1152},
+        "vision": {"image_size": 384, "patch_size": 14, **SO400M},
+        "text": {"context_length": 64, "vocab_size": 32_000, **SO400M},
+    },
 }
 MODEL_SIZES = {**OPENAI, **OPEN_CLIP, **SIGLIP}
 

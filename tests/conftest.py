@@ -26,7 +26,7 @@ from processes import Processes
 # Types and shapes in these modules' signatures are checked at run time, in tests only; configs check themselves.
 SHAPES_CHECKED = [
     *(f"clip_jax.losses.{name}" for name in ("blockwise", "captions", "contrastive", "sigmoid", "streamed")),
-    *(f"clip_jax.models.{name}" for name in ("batch_norm", "caption_models", "clip", "modified_resnet", "remat")),
+    *(f"clip_jax.models.{name}" for name in ("batch_norm", "caption_models", "clip", "modified_resnet")),
     *(f"clip_jax.models.{name}" for name in ("text_transformer", "transformer", "variables", "vision_transformer")),
 ]
 jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
+from clip_jax.evaluation.in_training import make_encoder
 from clip_jax.evaluation.metrics.zero_shot import class_scores
-from clip_jax.inference.caption_scorer import CaptionScorer, make_encoder, word_shares
+from clip_jax.inference.caption_scorer import CaptionScorer, word_shares
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import init_variables, model_graph

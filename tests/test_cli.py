@@ -18,7 +18,7 @@ from processes import Processes
 from clip_jax.ablations.jobs import record_sweep
 from clip_jax.ablations.spec import load_ablation, questions
 from clip_jax.cli.bench import KINDS
-from clip_jax.cli.host_flags import HOST_FLAGS
+from clip_jax.cli.common_flags import HOST_FLAGS
 from clip_jax.config.experiment import make_config
 from clip_jax.config.record import record_config
 from clip_jax.planning.params import as_table, param_table

@@ -58,7 +58,7 @@ import numpy as np
 from jax._src import xla_bridge
 from clip_jax.runs import setup
 from clip_jax.evaluation import in_training
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.cli import evaluate
 from clip_jax.runs import loop
 from clip_jax.training import checkpoint

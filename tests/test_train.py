@@ -86,7 +86,7 @@ RUN = """
 import json, sys, time
 from pathlib import Path
 from clip_jax.evaluation import in_training
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.runs import loop
 
 sections, workdir, delay_s = json.loads(sys.argv.pop())

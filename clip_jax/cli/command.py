@@ -42,7 +42,7 @@ def main() -> None:
     if name in PACKAGES:
         words.append(_choose(f"clip-jax {name}", "kind", module.KINDS, sys.argv[2:]))
         module = importlib.import_module(f"{module.__name__}.{words[-1]}")
-    from clip_jax.cli.parsing import run_command
+    from clip_jax.cli.common_flags import run_command
 
     run_command(module.main, [" ".join(words), *sys.argv[len(words) :]])
 

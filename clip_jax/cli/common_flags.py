@@ -1,9 +1,16 @@
-"""Flags that several commands have. A command declares which of them are its own: `declare("config", "workdir")`."""
+"""Flags that several commands have, and from a command's words to its flags: a mistake ends in one message.
 
+A command declares which of the flags are its own: `declare("config", "workdir")`.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
 
-from absl import flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 T = TypeVar("T")
@@ -25,6 +32,19 @@ ACTIVATION = flags.DEFINE_string(
     "activation", None, "Activation of weights without a config: quick_gelu, gelu or gelu_tanh."
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Traceback of an error, beside its message.")
+# Of a run in several processes, each with the same command; within a cluster they are found by themselves.
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes in the run.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
+CLUSTER = flags.DEFINE_string(
+    "cluster",
+    "auto",
+    "Detection of the processes that no flag names: auto for TPU, Slurm and Open MPI; none; or a detector of JAX's.",
+)
+HOST_TIMEOUT_S = flags.DEFINE_integer(
+    "host_timeout_s", 300, "Seconds to wait until all processes have started.", lower_bound=1
+)
+HOST_FLAGS = ("coordinator", "num_processes", "process_id", "cluster", "host_timeout_s")
 # From here on absl takes the caller of `declare` for the module whose flags are declared.
 flags.disclaim_key_flags()
 
@@ -58,3 +78,115 @@ def config_changes(base: str) -> dict[str, Any]:
     if file.stem != base:
         raise ValueError(f"--config={file} is not for this command, whose configs are its own: change keys of them")
     return dict(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def host_options() -> dict[str, Any]:
+    """The arguments of `distributed.processes.joined`."""
+    return {
+        "coordinator": COORDINATOR.value,
+        "num_processes": NUM_PROCESSES.value,
+        "process_id": PROCESS_ID.value,
+        "cluster": CLUSTER.value,
+        "timeout_s": HOST_TIMEOUT_S.value,
+    }
+
+
+def run_command(main: Callable[..., int | None], argv: Sequence[str]) -> None:
+    """Parses the flags and runs a command's `main`; a mistake of the user ends in one message and exit code 1."""
+    module = sys.modules[main.__module__]
+    argv, names = list(argv), [argument.partition("=")[0] for argument in argv]
+    if hasattr(module, "DEFAULT_CONFIG") and "--config" not in names and any(n.startswith("--config.") for n in names):
+        argv.insert(1, f"--config={module.DEFAULT_CONFIG}")
+    if {"-h", "--help"} & set(argv[1:]):
+        print(_help(module))
+        return
+
+    def guarded(rest: Sequence[str]) -> int | None:
+        takes_arguments = hasattr(module, "POSITIONAL")
+        if len(rest) > 1 and not takes_arguments:
+            _fail(f"unexpected argument {rest[1]!r}: flags begin with --")
+        try:
+            _check_flags(module)
+            return main(rest[1:]) if takes_arguments else main()
+        except (ValueError, OSError) as error:
+            if TRACEBACK.value:
+                raise
+            _fail(f"{error}\n(--traceback shows where this came from)")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
+
+    app.run(guarded, argv=argv, flags_parser=_parse_flags)
+
+
+def _own_flags(module: ModuleType) -> list[flags.Flag]:
+    return [*flags.FLAGS.get_key_flags_for_module(module), flags.FLAGS[TRACEBACK.name]]
+
+
+def _help(module: ModuleType) -> str:
+    lines = [f"  --{flag.name}: {flag.help}" for flag in _own_flags(module)]
+    return "\n".join([module.__doc__ or "", "", "flags:", *lines])
+
+
+def _check_flags(module: ModuleType) -> None:
+    """Refuses a flag that only other commands have, which else would silently do nothing."""
+    own = {flag.name for flag in _own_flags(module)}
+    for home, defined in flags.FLAGS.flags_by_module_dict().items():
+        for flag in defined:
+            if home.startswith("clip_jax.cli.") and flag.present and flag.name not in own:
+                _fail(f"--{flag.name} is not a flag of this command\n--help lists the flags")
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        ARGV[:] = _find_config(argv)
+        rest = flags.FLAGS(ARGV)
+    except (flags.Error, AttributeError, KeyError) as error:
+        _fail(f"{_describe(error)}\n--help lists the flags")
+    if flags.FLAGS["verbosity"].using_default_value:  # the libraries' information would bury the progress bar
+        logging.set_verbosity(logging.WARNING)
+        # Of a save that failed they log many tracebacks; checkpoint.py reports it in one sentence.
+        noisy = {"orbax", "asyncio", "concurrent"}
+        logging.get_absl_handler().python_handler.addFilter(lambda r: not noisy & set(Path(r.pathname).parts))
+    return rest
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, flags.Error):
+        return str(error)
+    while isinstance(error.args[0], Exception):  # for an unknown key, a KeyError within an AttributeError
+        error = error.args[0]
+    return "unknown config key " + str(error.args[0]).replace("\n", ". ")
+
+
+def _find_config(argv: Sequence[str]) -> list[str]:
+    """--config=tiny and --config tiny mean the shipped configs/tiny.py, as suites/paper means configs/suites/paper.py;
+    what has a suffix, or is a file, is a path. It comes first, because its keys are flags once it is read."""
+    program, *arguments = argv
+    configs, others = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, _, value = argument.partition("=")
+        if name != "--config":
+            others.append(argument)
+            continue
+        if "=" not in argument:
+            value = next(remaining, "")
+        file = Path(value)
+        if "." not in value and not file.is_file():
+            folder = Path(__file__).parents[2] / "configs"
+            file = folder / f"{value}.py"
+            if not file.is_file():
+                names = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
+                known = sorted(name.as_posix() for name in names if name.name not in ("__init__", "model_sizes"))
+                known = [name for name in known if not name.startswith("ablations/")]  # those are `ablate`'s own
+                _fail(f"there is no shipped config {value!r}: use one of {', '.join(known)}, or the path of a file")
+        if not file.is_file():
+            _fail(f"there is no config file {value}")
+        configs.append(f"--config={file}")
+    return [program, *configs, *others]
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"clip-jax: error: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from clip_jax.cli import common_flags, data_flags, host_flags
+from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
 
 if TYPE_CHECKING:
     from clip_jax.inference.embed import Summary
 
-common_flags.declare("model", "activation", "output", *host_flags.HOST_FLAGS)
+common_flags.declare("model", "activation", "output", *common_flags.HOST_FLAGS)
 common_flags.declare("source", "path", "split", "shard_size", "max_broken_share")
 FORMAT = flags.DEFINE_enum(  # `convert` has another --format, and tests import both into one process
     "format", "parquet", ("parquet", "npy"), "File format of the shards: parquet or npy.", allow_override=True
@@ -62,7 +62,7 @@ def main() -> int:
     name = common_flags.required(common_flags.MODEL, "ViT-B/32")
     common_flags.required(data_flags.PATH, "photos")
     output = Path(common_flags.required(common_flags.OUTPUT, "embeddings"))
-    with processes.joined(**host_flags.host_options()) if PART.value is None else nullcontext():
+    with processes.joined(**common_flags.host_options()) if PART.value is None else nullcontext():
         part = (jax.process_index(), jax.process_count()) if PART.value is None else parse_part(PART.value)
         source = data_flags.open_source("folder", "photos")
         model, preprocess, tokenize = load(

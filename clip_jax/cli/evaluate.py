@@ -12,20 +12,19 @@ from typing import Any
 
 from absl import flags
 
-from clip_jax.cli import common_flags, host_flags
+from clip_jax.cli import common_flags
 from clip_jax.config.experiment import with_data_path
 from clip_jax.config.record import load_config
 from clip_jax.distributed import processes
-from clip_jax.evaluation.in_training import Evaluator, Results, as_table
+from clip_jax.evaluation.in_training import Evaluator, Results, as_table, make_encoder
 from clip_jax.evaluation.suite.config import make_suite_config
 from clip_jax.evaluation.suite.runner import as_table as as_suite_table
 from clip_jax.evaluation.suite.runner import problems, run_suite
-from clip_jax.inference.caption_scorer import make_encoder
 from clip_jax.inference.load import restore_run
 from input_pipeline.data_config import make_sources
 from input_pipeline.storage import write_json
 
-common_flags.declare("workdir", "config", "model", "activation", *host_flags.HOST_FLAGS)
+common_flags.declare("workdir", "config", "model", "activation", *common_flags.HOST_FLAGS)
 common_flags.declare("output")  # by default WORKDIR/evaluation, of a suite WORKDIR/suite
 ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, as scenes/shape, folder:DIR; by default the run's.")
 TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluation/prompts; by default the run's.")
@@ -110,7 +109,7 @@ def evaluate_suite() -> int:
 def main() -> int:
     """Runs the command; see the module's docstring."""
     if common_flags.CONFIG.value is not None:
-        with processes.joined(**host_flags.host_options()):
+        with processes.joined(**common_flags.host_options()):
             return evaluate_suite()
     if common_flags.MODEL.value is not None:
         raise ValueError("--model needs a suite, as --config=suites/paper")
@@ -123,7 +122,7 @@ def main() -> int:
         "num_examples": NUM_EXAMPLES.value,
     }
     changes = {name: value for name, value in flags_given.items() if value is not None}
-    with processes.joined(**host_flags.host_options()):
+    with processes.joined(**common_flags.host_options()):
         results = evaluate(workdir, output, DATA_PATH.value, **changes)
         if processes.is_first():
             step = f"checkpoint of step {results['step']}"

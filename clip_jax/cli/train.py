@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from clip_jax.cli import common_flags, host_flags
+from clip_jax.cli import common_flags
 
-common_flags.declare("config", "workdir", *host_flags.HOST_FLAGS)
+common_flags.declare("config", "workdir", *common_flags.HOST_FLAGS)
 
 
 def main() -> int:
@@ -14,5 +14,5 @@ def main() -> int:
 
     workdir = Path(common_flags.required(common_flags.WORKDIR, "runs/tiny"))
     sections = common_flags.required(common_flags.CONFIG, "tiny").to_dict()
-    with processes.joined(**host_flags.host_options()):
+    with processes.joined(**common_flags.host_options()):
         return train(sections, workdir)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from clip_jax.config.experiment import EvaluationConfig
 from clip_jax.evaluation import retrieval
@@ -18,6 +19,7 @@ from clip_jax.evaluation.prompts import load_templates
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet, open_labelled_set
 from clip_jax.inference.caption_scorer import CaptionScorer
 from clip_jax.inference.encoder import Encoder
+from clip_jax.models import ModelConfig
 from clip_jax.models.variables import Variables
 from clip_jax.plots.training import plot_confusion
 from clip_jax.tables import format_table
@@ -27,6 +29,11 @@ from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import resize_and_center_crop
 
 Results = dict[str, Any]
+
+
+def make_encoder(model: ModelConfig, mesh: Mesh, batch_size: int) -> Encoder:
+    """The encoder for an evaluation of this model: a CaptionScorer if it predicts captions."""
+    return (Encoder if model.head == "embedding" else CaptionScorer)(model, mesh, batch_size)
 
 
 class Evaluator:

@@ -87,8 +87,3 @@ def word_shares(prompts: Int[np.ndarray, "M T L"], eot_token: int, vocab_size: i
         bags = np.where(distinct.any(axis=1, keepdims=True), distinct, bags)
         shares += bags / np.maximum(bags.sum(axis=1, keepdims=True), 1)
     return shares / prompts.shape[1]
-
-
-def make_encoder(model: ModelConfig, mesh: Mesh, batch_size: int) -> Encoder:
-    """The encoder for an evaluation of this model: a CaptionScorer if it predicts captions."""
-    return (Encoder if model.head == "embedding" else CaptionScorer)(model, mesh, batch_size)

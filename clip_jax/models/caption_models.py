@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from clip_jax.distributed.sharding import constrain_batch
-from clip_jax.models.clip import CLIP, ImageEncoder
+from clip_jax.models.clip import ImageEncoder
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.text_transformer import Text, TextTransformer
 
@@ -69,13 +69,3 @@ class LanguageModel(ImageEncoder):
     def caption_logits(self, image_features: Float[Array, "B E"], text: Text) -> Float[Array, "B L-1 V"]:
         """Of each token of the vocabulary at text[:, 1:], given those before it, at least float32."""
         return self.text.next_token_logits(self.prefix_projection(image_features), constrain_batch(text))
-
-
-def make_model(config: ModelConfig, rngs: nnx.Rngs) -> CLIP | BagOfWords | LanguageModel:
-    """The model that a config describes, with random parameters."""
-    match config.head:
-        case "bag_of_words":
-            return BagOfWords(config, rngs)
-        case "language_model":
-            return LanguageModel(config, rngs)
-    return CLIP(config, rngs)

@@ -8,8 +8,7 @@ from jaxtyping import Array, Float, PyTree
 from clip_jax.distributed.sharding import constrain_batch, platform
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.models.config import ModelConfig, ResNetConfig
-from clip_jax.models.remat import keep, rematerialize
-from clip_jax.models.transformer import attention, attention_weights
+from clip_jax.models.transformer import attention, attention_weights, keep, rematerialize
 from clip_jax.models.vision_transformer import Keys
 
 EXPANSION = 4  # of a bottleneck's channels by its last convolution

@@ -3,7 +3,7 @@
 from typing import Any
 
 from clip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from configs.model_sizes import OPEN_CLIP, OPENAI, SIGLIP, Sizes
+from configs.model_sizes import MODEL_SIZES, OPENAI, SIGLIP
 
 SIGLIP_TEXT: dict[str, Any] = {"eot_token": 1, "causal": False, "pooling": "last", "projection_bias": True}
 SIGLIP_MODEL: dict[str, Any] = {
@@ -15,29 +15,14 @@ SIGLIP_MODEL: dict[str, Any] = {
     "image_std": (0.5, 0.5, 0.5),
 }
 
-
-def _transformer(sizes: dict[str, Any]) -> dict[str, Any]:
-    return {"mlp_dim": 4 * sizes["width"], **sizes}
-
-
-def _clip(sizes: Sizes, activation: Any) -> ModelConfig:
-    vision, text = sizes["vision"], sizes["text"]
-    return ModelConfig(
-        **sizes["model"],
-        vision=ResNetConfig(**vision) if "stages" in vision else VisionConfig(**_transformer(vision)),
-        text=TextConfig(**_transformer(text), eot_token=text["vocab_size"] - 1),
-        activation=activation,
-    )
-
-
-def _siglip(sizes: Sizes) -> ModelConfig:
-    vision = VisionConfig(**_transformer(sizes["vision"]), pooling="attention")
-    text = TextConfig(**_transformer(sizes["text"]), **SIGLIP_TEXT)
-    return ModelConfig(**sizes["model"], vision=vision, text=text, **SIGLIP_MODEL)
-
-
-PUBLISHED: dict[str, ModelConfig] = {
-    **{name: _clip(sizes, "quick_gelu") for name, sizes in OPENAI.items()},
-    **{name: _clip(sizes, "gelu") for name, sizes in OPEN_CLIP.items()},
-    **{name: _siglip(sizes) for name, sizes in SIGLIP.items()},
-}
+PUBLISHED: dict[str, ModelConfig] = {}
+for name, sizes in MODEL_SIZES.items():
+    image, words = sizes["vision"], {"mlp_dim": 4 * sizes["text"]["width"], **sizes["text"]}
+    if "stages" in image:
+        vision: VisionConfig | ResNetConfig = ResNetConfig(**image)
+    else:
+        pooling: Any = "attention" if name in SIGLIP else "class_token"
+        vision = VisionConfig(**{"mlp_dim": 4 * image["width"], **image}, pooling=pooling)
+    text = TextConfig(**words, **(SIGLIP_TEXT if name in SIGLIP else {"eot_token": words["vocab_size"] - 1}))
+    others = SIGLIP_MODEL if name in SIGLIP else {"activation": "quick_gelu" if name in OPENAI else "gelu"}
+    PUBLISHED[name] = ModelConfig(**sizes["model"], vision=vision, text=text, **others)

@@ -1,21 +1,47 @@
 """The transformer both towers share: pre-norm blocks, stacked along a leading depth axis and scanned."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PyTree
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig, TransformerConfig
-from clip_jax.models.remat import keep, rematerialize
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
+# What a block keeps for the backward pass, by `model.remat`; the rest is computed again.
+POLICIES = jax.checkpoint_policies
+NAMED = ("attention_output", "mlp_hidden", "convolution")  # what "named" keeps
+SAVEABLE: dict[str, Callable[..., Any]] = {
+    "full": POLICIES.nothing_saveable,
+    "attention": POLICIES.save_only_these_names("attention_output"),
+    "named": POLICIES.save_only_these_names(*NAMED),
+    "dots": POLICIES.save_from_both_policies(
+        POLICIES.dots_with_no_batch_dims_saveable, POLICIES.save_only_these_names("convolution")
+    ),
+}
+
+
+def keep(x: Array, name: str) -> Array:
+    """x, marked as one of NAMED."""
+    assert name in NAMED
+    return checkpoint_name(x, name)
+
+
+def rematerialize(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """A scanned block that keeps only what the policy says; "none" keeps everything."""
+    if remat == "none":
+        return body
+    # A scan's body needs no barrier against common subexpressions, which would cost speed.
+    return jax.checkpoint(body, prevent_cse=False, policy=SAVEABLE[remat])
 
 
 def make_layer_norm(width: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

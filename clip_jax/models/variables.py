@@ -7,12 +7,24 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PRNGKeyArray
 
-from clip_jax.models import ModelConfig, make_model
+from clip_jax.models.caption_models import BagOfWords, LanguageModel
+from clip_jax.models.clip import CLIP
+from clip_jax.models.config import ModelConfig
 
 Params = dict[str, Any]
 Variables = dict[str, Any]  # parameters and running statistics in one nested dict
 # The modules of a tower, by the first key of a parameter's path.
 TOWERS = {"visual": ("visual", "visual_projection"), "text": ("text", "text_projection")}
+
+
+def make_model(config: ModelConfig, rngs: nnx.Rngs) -> CLIP | BagOfWords | LanguageModel:
+    """The model that a config describes, with random parameters."""
+    match config.head:
+        case "bag_of_words":
+            return BagOfWords(config, rngs)
+        case "language_model":
+            return LanguageModel(config, rngs)
+    return CLIP(config, rngs)
 
 
 def model_graph(config: ModelConfig) -> nnx.GraphDef[Any]:

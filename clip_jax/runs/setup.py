@@ -11,8 +11,7 @@ from clip_jax.config.experiment import TOKENIZER_FILE, Config, make_config, with
 from clip_jax.config.record import check_workdir, record_config
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import local_rows, make_mesh
-from clip_jax.evaluation.in_training import Evaluator
-from clip_jax.inference.caption_scorer import make_encoder
+from clip_jax.evaluation.in_training import Evaluator, make_encoder
 from clip_jax.runs import preflight
 from clip_jax.runs.initial_weights import InitialWeights
 from clip_jax.runs.logging import left_out

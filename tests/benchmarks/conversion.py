@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.models import PUBLISHED
 from clip_jax.models.variables import init_variables
 from clip_jax.pretrained import ImageTransform, Pretrained, load_pretrained, save_pretrained

@@ -17,7 +17,7 @@ from absl import flags
 from PIL import Image
 
 from clip_jax.cli import common_flags
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.evaluation.metrics.overlap import nearest_images, pairs_around, perceptual_embedding
 from clip_jax.plots.robustness import plot_duplicates
 from clip_jax.tables import format_table

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.distributed.sharding import place_batch
 from clip_jax.runs.logging import ProgressLog
 from clip_jax.runs.setup import prepare_run

@@ -21,7 +21,7 @@ from flax import nnx
 from clip_jax.benchmarks.timing import Timed
 from clip_jax.cli import common_flags
 from clip_jax.cli.bench.options import SHARED, make_report
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.inference.encoder import TEXT_LENGTHS
 from clip_jax.losses import normalize
 from clip_jax.models import PUBLISHED, PackedText

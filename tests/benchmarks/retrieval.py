@@ -15,7 +15,7 @@ import time
 import numpy as np
 from absl import flags
 
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.evaluation.metrics.retrieval import CHUNK_SIZE, recall_at_k
 from clip_jax.tables import format_table
 

@@ -14,7 +14,7 @@ from absl import flags
 from clip_jax.benchmarks.timing import Timed
 from clip_jax.cli import common_flags
 from clip_jax.cli.bench.options import SHARED, make_report
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models import PUBLISHED

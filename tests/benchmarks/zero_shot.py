@@ -11,7 +11,7 @@ import time
 import numpy as np
 from absl import flags
 
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.evaluation.metrics.classification import classify, confusion, single_label_metrics
 from clip_jax.evaluation.metrics.zero_shot import class_embeddings
 from clip_jax.tables import format_table

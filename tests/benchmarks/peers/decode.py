@@ -18,7 +18,7 @@ from clip_jax.benchmarks.decode import measure_decoding, read_jpegs
 from clip_jax.cli import common_flags
 from clip_jax.cli.bench.decode import IMAGE_SIZE, LONGER_SIDE, NUM_PICTURES, PATH
 from clip_jax.cli.bench.options import SHARED, make_report
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 
 for flag in ("peer_python", "path", "num_pictures", "longer_side", "image_size", *SHARED):
     flags.declare_key_flag(flag)

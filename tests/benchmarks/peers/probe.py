@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.evaluation.metrics.linear_probe import STRENGTHS
 from clip_jax.evaluation.metrics.logistic_regression import Split, fit_logistic, logits_of
 from clip_jax.tables import format_table

@@ -16,7 +16,7 @@ from clip_jax.benchmarks.step import measure_steps
 from clip_jax.benchmarks.variants import make_variants
 from clip_jax.cli import common_flags
 from clip_jax.cli.bench.options import PUBLISHED_NAME, SUBJECT, chosen_config, chosen_devices, make_report
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from clip_jax.distributed.sharding import make_mesh
 
 for flag in ("peer_python", *SUBJECT):

@@ -19,7 +19,7 @@ from peer import PEER_PYTHON, tokenize_peers
 from clip_jax.benchmarks.timing import Runner, Timed
 from clip_jax.cli import common_flags
 from clip_jax.cli.bench.options import SHARED, make_report
-from clip_jax.cli.parsing import run_command
+from clip_jax.cli.common_flags import run_command
 from input_pipeline.sources import make_source
 from input_pipeline.storage import checksum_json
 from input_pipeline.tokenizers import ClipBytePairTokenizer, SentencePieceTokenizer, find_clip_vocab
