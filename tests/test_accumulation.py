@@ -108,8 +108,8 @@ def whole_batch(config):
     ("num_microbatches", "shape"),
     [
         (3, DEVICES),
-        pytest.param(2, (8, 1, 1), marks=pytest.mark.slow),
-        pytest.param(48, (1, 1, 1), marks=pytest.mark.slow),
+        pytest.param(2, (8, 1, 1), marks=pytest.mark.nightly),
+        pytest.param(48, (1, 1, 1), marks=pytest.mark.nightly),
     ],
 )
 def test_every_gradient_is_that_of_the_whole_batch(num_microbatches, shape):
@@ -286,7 +286,7 @@ def test_steps_in_microbatches_equal_those_of_the_whole_batch_with_dropped_patch
     np.testing.assert_array_equal(state.rng, expected.rng)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_is_that_of_one_microbatch():
     """Temporaries of the compiled step on one device; a quarter of the batch at a time."""
     tower = {"width": 32, "depth": 3, "num_heads": 2, "mlp_dim": 128}

@@ -186,9 +186,9 @@ def features_of(graph, params, images, text):
     ("name", "shape"),
     [
         ("train_vit", (1, 1, 1)),
-        pytest.param("train_vit", (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("train_vit", (2, 2, 2), marks=pytest.mark.nightly),
         ("train_resnet", (1, 1, 1)),
-        pytest.param("train_resnet", (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("train_resnet", (2, 2, 2), marks=pytest.mark.nightly),
     ],
 )
 def test_forty_steps_equal_torch(goldens, name, shape):

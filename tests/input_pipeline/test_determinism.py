@@ -111,7 +111,7 @@ def test_workers_change_no_batch(make: Callable[[Path], Examples], workers: tupl
     assert_same([*first, *second], expected)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_is_flat_over_a_hundred_thousand_records(tmp_path):
     pictures = [jpeg(i, 40, 30) for i in range(50)]
     for name, count in (("many", 60_000), ("few", 5_000)):

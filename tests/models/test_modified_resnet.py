@@ -124,7 +124,7 @@ def assert_close(tree, expected, atol):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_the_tower_equals_one_written_out(train):
     graph, params, stats = make_tower(float64(TINY))
     images = some_images()
@@ -160,7 +160,7 @@ def nest(flat):
     return tree
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_remat_changes_memory_but_no_gradient_and_no_statistic():
     def run(remat):
         graph, params, stats = make_tower(dataclasses.replace(TINY, remat=remat))
@@ -182,7 +182,7 @@ def test_remat_changes_memory_but_no_gradient_and_no_statistic():
     assert num_kept["full"] < 0.75 * num_kept["dots"] < 0.45 * most  # the stem keeps everything at any rate
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("x64")
 def test_global_statistics_do_not_depend_on_the_devices():
     graph, params, stats = make_tower(float64(with_vision(batch_norm="global")))
