@@ -223,7 +223,7 @@ def test_microbatches_are_every_mth_row_and_are_joined_in_order():
     np.testing.assert_array_equal(join_rows(parts), rows)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), DEVICES])
+@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.nightly), DEVICES])
 def test_no_row_moves_to_another_device(shape):
     mesh = mesh_of(shape)
     with jax.set_mesh(mesh):

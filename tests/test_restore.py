@@ -81,6 +81,7 @@ def test_a_resnet_resumes_with_its_statistics(tmp_path):
     assert np.abs(norm["var"] - 1).max() > 0.01  # moved, so that the equality says something
 
 
+@pytest.mark.nightly
 def test_a_run_with_everything_random_and_averaged_resumes_to_the_bit(tmp_path):
     config = sections(
         **with_keys("vision", patch_dropout=0.5),
@@ -130,7 +131,6 @@ def test_one_tower_of_given_weights_stays_frozen_beside_a_new_one(workdir, tmp_p
         **with_keys("optimizer", frozen=("visual",), warmup_steps=0, ema_decay=0.5),
         **with_keys("train", init_from=str(workdir), init_towers=("visual",)),
     )
-    assert_equal(advance(config, tmp_path, 0)["visual"], given.variables["visual"])
     variables = advance(config, tmp_path, 2)
     for name in ("visual", "visual_projection"):
         assert_equal(variables[name], given.variables[name])

@@ -91,7 +91,9 @@ def test_several_labels_are_a_regression_a_class():
         assert definition(fit.weights[i], fit.biases[i], split, strength) == pytest.approx(least, rel=1e-5)
 
 
-@pytest.mark.parametrize("split", [drawn(211, 17, 5), pytest.param(several_labels(211, 17, 5), marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "split", [drawn(211, 17, 5), pytest.param(several_labels(211, 17, 5), marks=pytest.mark.nightly)]
+)
 def test_eight_devices_fit_as_one(split):
     """211 rows are padded to 216; a common shift of the biases would hide them from one label an image."""
     alone = fit_logistic(split, 5, [0.1, 1.0])

@@ -214,8 +214,8 @@ def test_per_device_statistics_are_those_of_each_device_alone():
     np.testing.assert_allclose(features, np.concatenate([f for f, _ in parts]), rtol=0, atol=1e-12)
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 4, *[m for _, m in parts])
     assert_close(moved, mean, atol=1e-12)
-    whole, _ = jax.jit(apply, static_argnums=(0, 4))(graph, params, stats, images, True)
-    assert np.abs(whole - features).max() > 0.1  # so that the equality says something
+    first, second = (flatten_dict(moved)["stem_1", "norm", "mean"] for _, moved in parts[:2])
+    assert np.abs(first - second).max() > 0.01  # so that the equality says something
 
 
 @pytest.mark.usefixtures("x64")
