@@ -108,8 +108,8 @@ def whole_batch(config):
     ("num_microbatches", "shape"),
     [
         (3, DEVICES),
-        pytest.param(2, (8, 1, 1), marks=pytest.mark.slow),
-        pytest.param(48, (1, 1, 1), marks=pytest.mark.slow),
+        pytest.param(2, (8, 1, 1), marks=pytest.mark.nightly),
+        pytest.param(48, (1, 1, 1), marks=pytest.mark.nightly),
     ],
 )
 def test_every_gradient_is_that_of_the_whole_batch(num_microbatches, shape):
@@ -223,7 +223,7 @@ def test_microbatches_are_every_mth_row_and_are_joined_in_order():
     np.testing.assert_array_equal(join_rows(parts), rows)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), DEVICES])
+@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.nightly), DEVICES])
 def test_no_row_moves_to_another_device(shape):
     mesh = mesh_of(shape)
     with jax.set_mesh(mesh):
@@ -286,7 +286,7 @@ def test_steps_in_microbatches_equal_those_of_the_whole_batch_with_dropped_patch
     np.testing.assert_array_equal(state.rng, expected.rng)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_is_that_of_one_microbatch():
     """Temporaries of the compiled step on one device; a quarter of the batch at a time."""
     tower = {"width": 32, "depth": 3, "num_heads": 2, "mlp_dim": 128}

@@ -246,6 +246,7 @@ def commands(place: Path) -> dict[str, list[str]]:
         "dry run": ["ablate", "loss", f"--workdir={place / 'sweeps'}", "--dry_run", "--seeds=1"],
         "devices to plan": ["plan", "--config=tiny", "--params", "--num_devices=7", "--config.sharding.fsdp=2"],
         "converted": ["convert", f"--model={GOLDENS / 'openclip_vit'}", f"--output={place / 'converted'}"],
+        "traceback": ["evaluate", f"--workdir={place / 'empty'}", "--traceback"],
         "parameters": ["plan", "--config=tiny", "--params", "--num_devices=64", "--config.sharding.fsdp=2"],
     }
 
@@ -406,6 +407,7 @@ def test_every_mistake_is_tried(outcomes):
         "parameters",
         "pieces",
         "captions elsewhere",
+        "traceback",
     }
 
 
@@ -547,13 +549,18 @@ def test_help_of_a_command_shows_its_flags(command, flags, outcomes):
     ("command", "arguments", "message"),
     [
         ("train", ["--config=tiny"], "--workdir is missing: for instance --workdir=runs/tiny"),
-        ("prepare", ["--path=p"], "--output is missing: for instance --output=data_256"),
-        (
-            "inspect",
-            ["nowhere"],
-            "no data at 'nowhere': give a folder, tars, ArrayRecord files, a .csv or .parquet, or scenes",
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (
+                ("prepare", ["--path=p"], "--output is missing: for instance --output=data_256"),
+                (
+                    "inspect",
+                    ["nowhere"],
+                    "no data at 'nowhere': give a folder, tars, ArrayRecord files, a .csv or .parquet, or scenes",
+                ),
+                ("classify", ["none.jpg", "--model=m", "--labels=a,b"], "none.jpg does not exist"),
+            )
         ),
-        ("classify", ["none.jpg", "--model=m", "--labels=a,b"], "none.jpg does not exist"),
     ],
 )
 def test_each_command_runs_as_a_module(command, arguments, message):
@@ -564,11 +571,9 @@ def test_each_command_runs_as_a_module(command, arguments, message):
     assert ran.stderr.startswith(f"clip-jax: error: {message}\n")
 
 
-def test_traceback_shows_where_a_mistake_was_found(tmp_path):
-    (tmp_path / "0").mkdir()
-    arguments = ["evaluate", f"--workdir={tmp_path}", "--traceback"]
-    outcome = run_all(tmp_path / "0", {"traceback": arguments})["traceback"]
+def test_traceback_shows_where_a_mistake_was_found(outcomes, place):
+    outcome = outcomes["traceback"]
     assert outcome.code == 1
     assert "Traceback" in outcome.err
     assert "in load_config" in outcome.err
-    assert outcome.err.endswith(f"ValueError: {tmp_path} is not the workdir of a run: it has no config.json\n")
+    assert outcome.err.endswith(f"ValueError: {place / 'empty'} is not the workdir of a run: it has no config.json\n")

@@ -463,6 +463,20 @@ def run_command(run_module):
     return functools.partial(run_module, "train", "--config=tiny")
 
 
+def test_a_process_with_another_config_is_named(start, tmp_path):
+    learning_rates = (sections(sharding__fsdp=1, optimizer__learning_rate=rate) for rate in (0.002, 0.5))
+    job = start(2, 1, list(learning_rates), tmp_path / "run")
+    hostname = socket.gethostname()
+    for host in job.hosts:
+        assert host.code() == 1
+        assert (
+            "clip-jax: error: the processes differ in config, code or devices: optimizer.learning_rate: process 1 "
+            f"({hostname}) has 0.5, process 0 ({hostname}) 0.002"
+        ) in host.err().splitlines()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.nightly
 def test_the_command_finds_its_processes_by_slurm_and_names_the_one_with_another_config(run_command, tmp_path):
     workdir, port = f"--workdir={tmp_path / 'run'}", free_port(SLURM_PORTS)
     job = {"SLURM_JOB_ID": str(port - SLURM_PORTS[0]), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
@@ -480,6 +494,7 @@ def test_the_command_finds_its_processes_by_slurm_and_names_the_one_with_another
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.nightly
 def test_the_command_names_the_missing_process(run_command, tmp_path):
     port = free_port()
     flags = ["--num_processes=3", "--process_id=0", f"--coordinator=localhost:{port}", "--host_timeout_s=1"]
@@ -559,6 +574,13 @@ def test_every_process_that_arrived_gets_what_is_wrong(processes, message):
 CLUSTERS = {
     "Open MPI 4": {"OMPI_MCA_orte_hnp_uri": "{job}.0;tcp://127.0.0.1:1"},
     "Open MPI 5": {},
+    "Slurm": {
+        "SLURM_JOB_ID": "{slurm_job}",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    },
     "GKE": {
         "TPU_WORKER_HOSTNAMES": "127.0.0.1,h1",
         "TPU_WORKER_ID": "0",
@@ -577,10 +599,10 @@ def test_a_process_gets_its_index_from_its_cluster(monkeypatch, name):
     if name == "GKE":
         monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
         monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
-    else:
+    elif name != "Slurm":
         variables = variables | dict(zip(OPEN_MPI, "200"))
     for variable, value in variables.items():
-        monkeypatch.setenv(variable, value.format(job=2**12 * (port - SLURM_PORTS[0])))
+        monkeypatch.setenv(variable, value.format(job=2**12 * (port - SLURM_PORTS[0]), slurm_job=port - SLURM_PORTS[0]))
     coordinator = f"localhost:{port}" if name == "Open MPI 5" else None
     message = rf"^process 1 of 2 did not arrive at \S+:{port} within 1 s; there were 0 "
     with pytest.raises(HostsError, match=message), joined(coordinator, timeout_s=1):

@@ -192,7 +192,7 @@ SMALL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_user_without_the_clone_runs_every_command(wheel, tmp_path):
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=120)

@@ -304,7 +304,7 @@ def test_a_box_shares_its_gpus_among_its_processes(stage):
 
 
 # Of several processes only the first keeps what it has compiled: with two these tests take three times as long.
-several = pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+several = pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.nightly)])
 
 
 def box_flags(workdir: Path, data: str) -> list[str]:

@@ -1,8 +1,12 @@
-"""Every notebook runs from top to bottom, small and without a network, and is the text beside it."""
+"""Every notebook runs from top to bottom, small and without a network, and is the text beside it.
+
+Outside of the nightly run: one of them, and those of which a file has changed, as git has it.
+"""
 
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +19,43 @@ ROOT = Path(__file__).parents[1]
 COLAB = ROOT / "colab"
 NAMES = sorted(file.stem for file in COLAB.glob("*.ipynb"))
 LINK = re.compile(r"\]\(([^)#\s]+)")
+ALWAYS = "train"  # runs with every change
+IMPORT = re.compile(r"^from ((?:clip_jax|configs|input_pipeline)[\w.]*) import (.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^!clip-jax (\w+)", re.MULTILINE)
+
+
+def changed_files() -> set[str]:
+    """Paths that differ from where the branch left its upstream, else from the commit before; none without git."""
+
+    def git(*arguments):
+        ran = subprocess.run(["git", "-C", str(ROOT), *arguments], check=False, capture_output=True, text=True)
+        return ran.stdout.split() if ran.returncode == 0 else []
+
+    bases = git("merge-base", "HEAD", "@{upstream}"), git("rev-parse", "--verify", "HEAD~1")
+    for base in bases:
+        if base and base != git("rev-parse", "HEAD"):
+            return set(git("diff", "--name-only", *base))
+    return set()
+
+
+def files_of(name: str) -> set[str]:
+    """Those that a notebook consists of, and those whose modules and commands it names."""
+    text = (COLAB / f"{name}.md").read_text()
+    modules = {f"clip_jax.cli.{command}" for command in COMMAND.findall(text)}
+    for module, names in IMPORT.findall(text):
+        modules |= {module, *(f"{module}.{each}" for each in names.split(", "))}
+    paths = {module.replace(".", "/") for module in modules}
+    files = {f"{path}.py" for path in paths} | {f"{path}/__init__.py" for path in paths}
+    return {f"colab/{name}.md", f"colab/{name}.ipynb", "colab/runtime.py", *(f for f in files if (ROOT / f).exists())}
+
+
+CHANGED = changed_files()
+
+
+def when_changed(name: str):
+    """A mark that leaves the test to the nightly run where nothing of its notebook has changed."""
+    return (lambda test: test) if name == ALWAYS or CHANGED & files_of(name) else pytest.mark.nightly
+
 
 pytestmark = pytest.mark.usefixtures("compile_once", "adopt")
 
@@ -42,6 +83,7 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
+@when_changed("zero_shot")
 def test_zero_shot(runs, monkeypatch):
     asked = "{'rows': probabilities.sum(1).tolist(), 'accuracy': accuracy, 'maps': maps.sum((1, 2)).tolist()}"
     found = run("zero_shot", runs, monkeypatch, asked)
@@ -51,6 +93,7 @@ def test_zero_shot(runs, monkeypatch):
     assert all(0 < total <= 1 for total in found["maps"])
 
 
+@when_changed("linear_probe")
 def test_linear_probe(runs, monkeypatch):
     asked = "{'zero_shot': zero_shot, 'probe': probe['score'], 'shots': [row['score'] for row in curve]}"
     found = run("linear_probe", runs, monkeypatch, asked)
@@ -59,6 +102,7 @@ def test_linear_probe(runs, monkeypatch):
     assert found["shots"][-1] > found["shots"][0]
 
 
+@when_changed("train")
 def test_train(tmp_path, monkeypatch):
     asked = "{'codes': [code, code_resumed], 'results': results, 'logits': list(logits_per_image.shape)}"
     found = run("train", tmp_path, monkeypatch, asked)
@@ -69,6 +113,7 @@ def test_train(tmp_path, monkeypatch):
     assert found["logits"] == [1, 5]
 
 
+@when_changed("ablation")
 def test_ablation(tmp_path, monkeypatch):
     found = run("ablation", tmp_path, monkeypatch, "results")
     assert found["seeds"] == [0]
@@ -76,6 +121,7 @@ def test_ablation(tmp_path, monkeypatch):
     assert re.match(r"(Holds|Does not hold|Undecided)", found["sentence"])
 
 
+@when_changed("pod")
 @pytest.mark.skipif(sys.platform != "linux", reason="TPU programs are compiled on Linux only")
 def test_pod(tmp_path, monkeypatch):
     found = run("pod", tmp_path, monkeypatch, "{'losses': losses, 'plan': plan}")

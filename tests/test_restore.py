@@ -70,7 +70,7 @@ def images():
     return np.random.default_rng(0).integers(256, size=(5, 16, 16, 3), dtype=np.uint8)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_resnet_resumes_with_its_statistics(tmp_path):
     config = sections(vision=RESNET, **with_keys("train", global_batch_size=16))  # so that a device has two images
     expected = advance(config, tmp_path / "whole", 4)
@@ -81,6 +81,7 @@ def test_a_resnet_resumes_with_its_statistics(tmp_path):
     assert np.abs(norm["var"] - 1).max() > 0.01  # moved, so that the equality says something
 
 
+@pytest.mark.nightly
 def test_a_run_with_everything_random_and_averaged_resumes_to_the_bit(tmp_path):
     config = sections(
         **with_keys("vision", patch_dropout=0.5),
@@ -100,7 +101,7 @@ def test_a_run_with_everything_random_and_averaged_resumes_to_the_bit(tmp_path):
     assert np.abs(averaged["visual_projection"]["kernel"] - kernel).max() > 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_resumes_with_another_number_of_microbatches(tmp_path):
     config = sections(**with_keys("vision", patch_dropout=0.5), **with_keys("train", global_batch_size=32))
     advance(config, tmp_path / "whole", 2)
@@ -130,7 +131,6 @@ def test_one_tower_of_given_weights_stays_frozen_beside_a_new_one(workdir, tmp_p
         **with_keys("optimizer", frozen=("visual",), warmup_steps=0, ema_decay=0.5),
         **with_keys("train", init_from=str(workdir), init_towers=("visual",)),
     )
-    assert_equal(advance(config, tmp_path, 0)["visual"], given.variables["visual"])
     variables = advance(config, tmp_path, 2)
     for name in ("visual", "visual_projection"):
         assert_equal(variables[name], given.variables[name])

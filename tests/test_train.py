@@ -247,9 +247,16 @@ def test_the_same_command_after_the_end_changes_nothing(finished, no_pictures, c
     assert "records that could not be used 0 met, 0 left out beforehand" in out
 
 
-def test_a_run_killed_and_stopped_several_times_ends_as_an_undisturbed_one(processes, finished, tmp_path, no_pictures):
+@pytest.mark.parametrize(
+    "stops",
+    [
+        ((signal.SIGKILL, 10), (signal.SIGTERM, 30)),
+        pytest.param(((signal.SIGKILL, 10), (signal.SIGTERM, 30), (signal.SIGINT, 50)), marks=pytest.mark.nightly),
+    ],
+)
+def test_a_run_killed_and_stopped_ends_as_an_undisturbed_one(stops, processes, finished, tmp_path, no_pictures):
     sections, workdir = miniature(data__num_workers=1), tmp_path / "disturbed"
-    for number, after_step in ((signal.SIGKILL, 10), (signal.SIGTERM, 30), (signal.SIGINT, 50)):
+    for number, after_step in stops:
         run = Run(processes, sections, workdir, delay_s=0.1)
         run.wait_for_step(after_step)
         time.sleep(random.uniform(0, 0.5))

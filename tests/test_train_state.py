@@ -169,7 +169,7 @@ def test_the_average_follows_the_parameters_and_is_what_is_evaluated(trained):
     assert_equal(split_variables(without.variables)[0], join_variables(states[-1].params, states[-1].frozen))
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((2, 2, 2), marks=pytest.mark.nightly), (4, 1, 2)])
 def test_a_state_with_every_part_is_saved_and_restored_to_the_bit(trained, tmp_path, shape):
     *_, state = trained
     target = abstract_state(
@@ -187,7 +187,7 @@ def test_a_state_with_every_part_is_saved_and_restored_to_the_bit(trained, tmp_p
     assert_equal(jax.device_get(restored[0]), jax.device_get(state))
 
 
-@pytest.mark.parametrize("frozen", ["visual", "text"])
+@pytest.mark.parametrize("frozen", ["visual", pytest.param("text", marks=pytest.mark.nightly)])
 def test_the_gradient_of_a_frozen_tower_is_not_computed(frozen):
     graph, mesh = model_graph(VIT), mesh_of(1, 1, 1)
     params, _ = split_variables(some_variables(VIT))

@@ -108,7 +108,7 @@ def assert_gradients_close(grads, expected):
     assert not {name: error for name, error in errors.items() if not error < 1e-5}
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.nightly), (1, 2, 4)])
 def test_every_gradient_equals_that_of_one_device(run, dense_gradients, shape):
     mesh = mesh_of(*shape)
     shardings = state_shardings(run.start, make_optimizer(OPTIMIZER, schedule), mesh).params
@@ -183,15 +183,16 @@ def features_of(graph, params, images, text):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("name", "shape"),
+    ("name", "shape", "num_steps"),
     [
-        ("train_vit", (1, 1, 1)),
-        pytest.param("train_vit", (2, 2, 2), marks=pytest.mark.slow),
-        ("train_resnet", (1, 1, 1)),
-        pytest.param("train_resnet", (2, 2, 2), marks=pytest.mark.slow),
+        ("train_vit", (1, 1, 1), 40),
+        pytest.param("train_vit", (2, 2, 2), 40, marks=pytest.mark.nightly),
+        ("train_resnet", (1, 1, 1), 8),
+        pytest.param("train_resnet", (1, 1, 1), 40, marks=pytest.mark.nightly),
+        pytest.param("train_resnet", (2, 2, 2), 40, marks=pytest.mark.nightly),
     ],
 )
-def test_forty_steps_equal_torch(goldens, name, shape):
+def test_steps_equal_torch(goldens, name, shape, num_steps):
     folder = goldens / name
     golden, settings = np.load(folder / "expected.npz"), json.loads((folder / "config.json").read_text())
     model = {key: settings[key] for key in ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg")}
@@ -221,7 +222,7 @@ def test_forty_steps_equal_torch(goldens, name, shape):
     images = golden["images_nchw"].transpose(0, 1, 3, 4, 2).astype(np.float64)
     texts = golden["tokens"].astype(np.int32)
     with jax.set_mesh(mesh):
-        for k in range(settings["steps"]):
+        for k in range(num_steps):
             batch = place_batch({"image": images[k % 5], "text": texts[k % 5]}, mesh)
             state, metrics = step(state, batch)
             # Measured: 4e-14 at most for the ViT, 1e-13 for the ResNet.
@@ -230,6 +231,8 @@ def test_forty_steps_equal_torch(goldens, name, shape):
             np.testing.assert_allclose(metrics["learning_rate"], golden["learning_rate"][k], rtol=1e-15)
             scale = state.params["logit_scale"]
             np.testing.assert_allclose(scale, golden["logit_scale_after"][k], rtol=0, atol=1e-8)
+    if num_steps < settings["steps"]:
+        return
     image_features, text_features = features_of(graph, jax.device_get(state.variables), images[0], texts[0])
     np.testing.assert_allclose(image_features, golden["final_image_features"], rtol=0, atol=1e-8)
     np.testing.assert_allclose(text_features, golden["final_text_features"], rtol=0, atol=1e-8)

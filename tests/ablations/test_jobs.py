@@ -103,7 +103,7 @@ sys.exit(128 + received[0])
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_real_run_and_suite(tmp_path, monkeypatch):
     """Two steps on few scenes, through the commands themselves."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

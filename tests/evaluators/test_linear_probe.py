@@ -39,7 +39,7 @@ def test_of_equals_the_strongest_is_taken():
     assert search_strength(lambda places: [min(place, 20) for place in places], full_sweep=True) == 96
 
 
-@pytest.mark.parametrize("several", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("several", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_the_probe_is_the_best_strength_fitted_again_on_train_and_validation(several):
     make = several_labels if several else drawn
     train, validation, test = make(211, 17, 5), make(50, 17, 5, seed=1), make(499, 17, 5, seed=2)
@@ -67,7 +67,7 @@ def test_the_probe_is_the_best_strength_fitted_again_on_train_and_validation(sev
     assert found["score"] == pytest.approx(metric(test.labels, test.features @ weights + bias), abs=1e-9)
 
 
-@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.nightly)])
 def test_the_whole_sweep(every, monkeypatch):
     strengths = STRENGTHS[::every]
     monkeypatch.setattr(probe, "STRENGTHS", strengths)

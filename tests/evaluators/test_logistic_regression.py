@@ -52,7 +52,7 @@ def test_the_objective_is_the_definition(split):
 
 
 # Fewer rows than channels, too: there are axes on which nothing varies.
-@pytest.mark.parametrize(("N", "D"), [pytest.param(211, 17, marks=pytest.mark.slow), (37, 61)])
+@pytest.mark.parametrize(("N", "D"), [pytest.param(211, 17, marks=pytest.mark.nightly), (37, 61)])
 def test_objective_and_accuracy_are_those_of_scikit_learn(N, D):
     split, unseen = drawn(N, D, 5), drawn(1009, D, 5, seed=1)
     fit = fit_logistic(split, 5, STRENGTHS)
@@ -91,7 +91,9 @@ def test_several_labels_are_a_regression_a_class():
         assert definition(fit.weights[i], fit.biases[i], split, strength) == pytest.approx(least, rel=1e-5)
 
 
-@pytest.mark.parametrize("split", [drawn(211, 17, 5), pytest.param(several_labels(211, 17, 5), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "split", [drawn(211, 17, 5), pytest.param(several_labels(211, 17, 5), marks=pytest.mark.nightly)]
+)
 def test_eight_devices_fit_as_one(split):
     """211 rows are padded to 216; a common shift of the biases would hide them from one label an image."""
     alone = fit_logistic(split, 5, [0.1, 1.0])

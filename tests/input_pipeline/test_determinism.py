@@ -88,7 +88,9 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
             np.testing.assert_array_equal(a[name], b[name])  # type: ignore[literal-required]
 
 
-@pytest.mark.parametrize("make", [single, filtered, mixture])
+@pytest.mark.parametrize(
+    "make", [*(pytest.param(make, marks=pytest.mark.nightly) for make in (single, filtered)), mixture]
+)
 def test_hosts_and_resumes_change_no_batch(make: Callable[[Path], Examples], tmp_path):
     expected, whole_state = run(make(tmp_path), NUM_BATCHES)
     assert len({batch["image"].tobytes() for batch in expected}) == NUM_BATCHES
@@ -102,7 +104,9 @@ def test_hosts_and_resumes_change_no_batch(make: Callable[[Path], Examples], tmp
         assert last["broken"] == num_broken
 
 
-@pytest.mark.parametrize(("make", "workers"), [(filtered, (2, 0)), (mixture, (8, 0))])
+@pytest.mark.parametrize(
+    ("make", "workers"), [(filtered, (2, 0)), pytest.param(mixture, (8, 0), marks=pytest.mark.nightly)]
+)
 def test_workers_change_no_batch(make: Callable[[Path], Examples], workers: tuple[int, int], tmp_path):
     examples = make(tmp_path)
     expected, _ = run(examples, NUM_BATCHES)
@@ -111,7 +115,7 @@ def test_workers_change_no_batch(make: Callable[[Path], Examples], workers: tupl
     assert_same([*first, *second], expected)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_is_flat_over_a_hundred_thousand_records(tmp_path):
     pictures = [jpeg(i, 40, 30) for i in range(50)]
     for name, count in (("many", 60_000), ("few", 5_000)):

@@ -198,7 +198,7 @@ def test_the_scanned_stack_equals_a_plain_loop(causal):
     assert_trees_close(d_params, d_expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_remat_changes_memory_and_nothing_else():
     B, L, D, M, depth = 7, 11, TINY.text.width, TINY.text.mlp_dim, TINY.text.depth
     x = jnp.asarray(np.random.default_rng(3).normal(size=(B, L, D)), jnp.float32)

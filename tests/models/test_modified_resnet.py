@@ -124,7 +124,7 @@ def assert_close(tree, expected, atol):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_the_tower_equals_one_written_out(train):
     graph, params, stats = make_tower(float64(TINY))
     images = some_images()
@@ -160,7 +160,7 @@ def nest(flat):
     return tree
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_remat_changes_memory_but_no_gradient_and_no_statistic():
     def run(remat):
         graph, params, stats = make_tower(dataclasses.replace(TINY, remat=remat))
@@ -182,7 +182,7 @@ def test_remat_changes_memory_but_no_gradient_and_no_statistic():
     assert num_kept["full"] < 0.75 * num_kept["dots"] < 0.45 * most  # the stem keeps everything at any rate
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("x64")
 def test_global_statistics_do_not_depend_on_the_devices():
     graph, params, stats = make_tower(float64(with_vision(batch_norm="global")))
@@ -214,8 +214,8 @@ def test_per_device_statistics_are_those_of_each_device_alone():
     np.testing.assert_allclose(features, np.concatenate([f for f, _ in parts]), rtol=0, atol=1e-12)
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 4, *[m for _, m in parts])
     assert_close(moved, mean, atol=1e-12)
-    whole, _ = jax.jit(apply, static_argnums=(0, 4))(graph, params, stats, images, True)
-    assert np.abs(whole - features).max() > 0.1  # so that the equality says something
+    first, second = (flatten_dict(moved)["stem_1", "norm", "mean"] for _, moved in parts[:2])
+    assert np.abs(first - second).max() > 0.01  # so that the equality says something
 
 
 @pytest.mark.usefixtures("x64")

@@ -18,7 +18,7 @@ PLANS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", PLANS)
 def test_the_largest_models_fit_a_slice_of_v5e(name):
     pytest.importorskip("libtpu")

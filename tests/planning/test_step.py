@@ -68,12 +68,18 @@ def test_the_parts_of_the_memory_are_xlas_sums(full):
     assert memory["batch"] == 16 * (32 * 32 * 3 + 16 * 4)
 
 
-def test_what_is_computed_again_counts(full):
+@pytest.fixture(scope="module")
+def parts():
+    """Microbatches and sharded parameters in one program."""
+    changes = {"train__num_microbatches": 2, "model__remat": "none", "sharding__fsdp": 4}
+    return compile_step(tiny_config(**changes), jax.devices())
+
+
+def test_what_is_computed_again_counts(full, parts):
     # Of a block of 12 D² multiply-adds a token all but the last, 4 D², is computed again: two thirds of a third;
     # attention and what stands outside the blocks move it a little.
     ratio = full.executed_flops / full.model_flops
     assert 1.18 < ratio < 1.26
-    parts = compile_step(tiny_config(train__num_microbatches=2, model__remat="none"), jax.devices())
     assert parts.model_flops == full.model_flops
     loss = full.model_flops - 128 * Towers(tiny_config()).flops("none")
     again = (parts.executed_flops - parts.model_flops) / (parts.model_flops - loss)
@@ -81,12 +87,11 @@ def test_what_is_computed_again_counts(full):
     assert 0 < loss < 0.02 * full.model_flops
 
 
-def test_collectives_are_those_of_the_sharding(full):
+def test_collectives_are_those_of_the_sharding(full, parts):
     by_kind = {c.kind: c for c in full.collectives}
     assert by_kind["all-gather"].bytes == 128 * 64 * 4  # one side's features
     assert by_kind["all-reduce"].bytes >= 4 * full.parameters
-    fsdp = compile_step(tiny_config(sharding__fsdp=4), jax.devices())
-    assert {c.kind: c for c in fsdp.collectives}["all-gather"].bytes > 4 * full.parameters
+    assert {c.kind: c for c in parts.collectives}["all-gather"].bytes > 4 * full.parameters
 
 
 def test_times_and_hours_follow_from_the_chip(full):
@@ -141,6 +146,7 @@ def test_a_small_slice_is_compiled_for():
     assert 0 < plan.mfu < 1
 
 
+@pytest.mark.nightly
 def test_xla_refuses_what_does_not_fit_a_slice():
     pytest.importorskip("libtpu")
     config = clip_vit_b32.get_config()

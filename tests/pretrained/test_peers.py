@@ -23,7 +23,7 @@ from clip_jax.models.variables import model_graph
 from clip_jax.pretrained import ImageTransform, save_pretrained
 from input_pipeline.transforms import resize_and_center_crop, resize_squashed
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 REQUIREMENTS = ["torch", "transformers", "safetensors", "ftfy", "regex", "pillow", "tqdm", "huggingface_hub"]
 WITHOUT_DEPENDENCIES = ["open_clip_torch", "torchvision", "timm"]

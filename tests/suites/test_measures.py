@@ -73,7 +73,7 @@ def test_a_probe_learns_what_the_features_tell_as_scikit_learn_does(photos, tmp_
     assert 'id="few-shot"' in html
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_probe_counts_the_pictures_of_each_split_that_do_not_decode(photos, tmp_path):
     data = shutil.copytree(photos, tmp_path / "data")
     for name in ("train/ant/0.png", "train/bee/1.png", "test/cow/0.png"):

@@ -119,7 +119,7 @@ def output(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "output"))
 
 
-@pytest.mark.parametrize("name", ["model", "model on 8 devices"])
+@pytest.mark.parametrize("name", [pytest.param("model", marks=pytest.mark.nightly), "model on 8 devices"])
 def test_a_rigged_model_gets_the_known_numbers(name, photos, tmp_path, rigged):
     report = report_of(config_of(f"folder:{photos}"), name, tmp_path)
     found = report["sets"][0]["zero_shot"]
@@ -262,9 +262,23 @@ def test_other_weights_measure_anew(photos, output, rigged):
     assert other["sets"][0]["zero_shot"]["value"] == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 @pytest.mark.parametrize(
-    "what", ["features/images-*.npz", "features/classes-*.npz", "results/*.json", "pictures/*.png"]
+    ("what", "damage"),
+    [
+        ("features/images-*.npz", "flip"),
+        ("results/*.json", "cut"),
+        ("pictures/*.png", "empty"),
+        *(
+            pytest.param(what, damage, marks=pytest.mark.nightly)
+            for what, damages in (
+                ("features/images-*.npz", ("cut", "empty")),
+                ("features/classes-*.npz", ("cut", "flip", "empty")),
+                ("results/*.json", ("flip", "empty")),
+                ("pictures/*.png", ("cut", "flip")),
+            )
+            for damage in damages
+        ),
+    ],
 )
 def test_what_is_damaged_is_reported_and_computed_again(what, damage, photos, output, rigged):
     lines: list[str] = []
