@@ -40,6 +40,14 @@ def test_import_loads_nothing_and_each_name_when_it_is_used():
         clip_jax.lod  # noqa: B018
 
 
+def test_a_package_configs_of_the_users_own_is_in_nobodys_way(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").touch()
+    code = "import clip_jax, configs; print(len(clip_jax.available_models()), configs.__file__)"
+    printed, _ = python("-c", code, cwd=tmp_path, path=ROOT)
+    assert printed == f"15 {tmp_path / 'configs' / '__init__.py'}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "loaded"),
     [

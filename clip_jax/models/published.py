@@ -1,10 +1,12 @@
-"""The published models by name, from the table of their sizes in `configs.model_sizes`."""
+"""The published models by name. Their sizes are in model_sizes.json, whose keys `configs.model_sizes` explains."""
 
+import json
+from importlib.resources import files
 from typing import Any
 
 from clip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from configs.model_sizes import MODEL_SIZES, OPENAI, SIGLIP
 
+FAMILIES: dict[str, dict[str, Any]] = json.loads(files(__package__).joinpath("model_sizes.json").read_text())
 SIGLIP_TEXT: dict[str, Any] = {"eot_token": 1, "causal": False, "pooling": "last", "projection_bias": True}
 SIGLIP_MODEL: dict[str, Any] = {
     "activation": "gelu_tanh",
@@ -16,13 +18,15 @@ SIGLIP_MODEL: dict[str, Any] = {
 }
 
 PUBLISHED: dict[str, ModelConfig] = {}
-for name, sizes in MODEL_SIZES.items():
-    image, words = sizes["vision"], {"mlp_dim": 4 * sizes["text"]["width"], **sizes["text"]}
-    if "stages" in image:
-        vision: VisionConfig | ResNetConfig = ResNetConfig(**image)
-    else:
-        pooling: Any = "attention" if name in SIGLIP else "class_token"
-        vision = VisionConfig(**{"mlp_dim": 4 * image["width"], **image}, pooling=pooling)
-    text = TextConfig(**words, **(SIGLIP_TEXT if name in SIGLIP else {"eot_token": words["vocab_size"] - 1}))
-    others = SIGLIP_MODEL if name in SIGLIP else {"activation": "quick_gelu" if name in OPENAI else "gelu"}
-    PUBLISHED[name] = ModelConfig(**sizes["model"], vision=vision, text=text, **others)
+for family, models in FAMILIES.items():
+    for name, sizes in models.items():
+        image, words = sizes["vision"], {"mlp_dim": 4 * sizes["text"]["width"], **sizes["text"]}
+        if "stages" in image:
+            vision: VisionConfig | ResNetConfig = ResNetConfig(**{**image, "stages": tuple(image["stages"])})
+        else:
+            pooling: Any = "attention" if family == "siglip" else "class_token"
+            vision = VisionConfig(**{"mlp_dim": 4 * image["width"], **image}, pooling=pooling)
+        text = TextConfig(**words, **(SIGLIP_TEXT if family == "siglip" else {"eot_token": words["vocab_size"] - 1}))
+        activation = "quick_gelu" if family == "openai" else "gelu"
+        others = SIGLIP_MODEL if family == "siglip" else {"activation": activation}
+        PUBLISHED[name] = ModelConfig(**sizes["model"], vision=vision, text=text, **others)

@@ -16,7 +16,7 @@ from clip_jax.config.experiment import OptimizerConfig, make_config
 from clip_jax.models import PUBLISHED, ModelConfig, ResNetConfig, TextConfig, TransformerConfig
 from clip_jax.models.variables import Variables, init_variables, model_graph, split_variables
 from clip_jax.planning.flops import count_flops
-from configs.model_sizes import OPENAI
+from configs.model_sizes import FAMILIES
 
 
 class Row(NamedTuple):
@@ -78,7 +78,7 @@ def encode(name: str):
 
 def test_no_model_escapes_the_tables():
     assert set(PUBLISHED) == set(NUM_PARAMS)
-    assert set(OPENAI) == set(PAPER)
+    assert set(FAMILIES["openai"]) == set(PAPER)
 
 
 @pytest.mark.parametrize("name", PAPER)

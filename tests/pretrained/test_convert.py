@@ -14,7 +14,7 @@ from clip_jax.models.variables import init_variables
 from clip_jax.pretrained import load_pretrained, save_pretrained
 from clip_jax.pretrained.convert import to_state_dict, to_variables
 from clip_jax.pretrained.layouts import make_layout
-from configs.model_sizes import OPENAI
+from configs.model_sizes import FAMILIES
 
 LAYOUTS = [
     ("vit", "open_clip"),
@@ -130,7 +130,7 @@ def dummies(shapes):
     return {name: np.broadcast_to(np.zeros((), dtype), shape) for name, (shape, dtype) in shapes.items()}
 
 
-@pytest.mark.parametrize("name", list(OPENAI))
+@pytest.mark.parametrize("name", list(FAMILIES["openai"]))
 def test_released_state_dicts_have_these_keys_and_shapes(goldens, name):
     """No key more and no less, both ways, without any numbers."""
     released = json.loads((goldens / "released_state_dict_shapes.json").read_text())[name]["shapes"]
