@@ -136,26 +136,24 @@ def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
         scene_kinds=config.scene_kinds,
         captions_field=config.captions_field,
     )
-    whole, drawn = _open_part(config, part, image_size, "data", config.num_validation)
-    if drawn is not None:
-        return whole, drawn
+    whole = _open_part(config, part, image_size, "data")
+    if part.kind == "scenes" and config.num_validation:
+        return whole, _open_part(config, part, image_size, "data", config.num_validation)
     return _split(whole, config.num_validation, f"data.num_validation={config.num_validation}", config.path)
 
 
 def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixture]:
     # Pictures are drawn when asked for, so their number for validation may be known later.
-    opened = [_open_part(config, part, image_size, f"data.mixture[{i}]", 0) for i, part in enumerate(config.mixture)]
-    held_out = _proportional(config.num_validation, [len(whole) for whole, _ in opened])
+    opened = [_open_part(config, part, image_size, f"data.mixture[{i}]") for i, part in enumerate(config.mixture)]
+    held_out = _proportional(config.num_validation, list(map(len, opened)))
     train: dict[str, Source] = {}
     validation: dict[str, Source] = {}
-    for part, (whole, _), num_validation in zip(config.mixture, opened, held_out):
+    for part, whole, num_validation in zip(config.mixture, opened, held_out):
         train[part.name] = whole
         if not num_validation:
             continue
         if part.kind == "scenes":
-            drawn = _open_part(config, part, image_size, part.name, num_validation)[1]
-            assert drawn is not None
-            validation[part.name] = drawn
+            validation[part.name] = _open_part(config, part, image_size, part.name, num_validation)
         else:
             share = f"the share {num_validation} of {part.name!r} in data.num_validation={config.num_validation}"
             train[part.name], validation[part.name] = _split(whole, num_validation, share, part.path)
@@ -176,28 +174,22 @@ def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixtur
     return mixed, Mixture(validation)
 
 
-def _open_part(
-    config: DataConfig, part: MixturePart, image_size: int, where: str, num_validation: int
-) -> tuple[Source, Source | None]:
-    """The records of a source that pass the filters and, where they are drawn, num_validation held-out ones."""
-    drawn: Source | None = None
+def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: str, num_validation: int = 0) -> Source:
+    """The records of a source that pass the filters; with num_validation so many held-out ones, which are drawn."""
     if part.kind == "scenes":
-        kinds = part.scene_kinds or None
-        whole: Source = SceneSource(config.seed, part.num_examples, image_size, kinds, "train")
-        if num_validation:
-            drawn = SceneSource(config.seed, num_validation, image_size, kinds, "validation")
+        number, split = (num_validation, "validation") if num_validation else (part.num_examples, "train")
+        source: Source = SceneSource(config.seed, number, image_size, part.scene_kinds or None, split)
     else:
         if not part.path:
             key = "source" if where == "data" else "kind"
             fix = ", as --config.data.path=DIR" if where == "data" else ""
             raise ValueError(f"{where}.path is empty: {where}.{key}={part.kind!r} needs one{fix}")
-        whole = make_source(part.kind, part.path, part.split, part.captions_field)
+        source = make_source(part.kind, part.path, part.split, part.captions_field)
     filters = [chosen for keys in (config, part) if (chosen := filters_of(keys))]
     if filters:
-        whole = FilteredSource(whole, filters)
-        drawn = drawn and FilteredSource(drawn, filters)
-    check_broken_share(len(whole.broken), count_indexed(whole), whole.broken, config.max_broken_share)
-    return whole, drawn
+        source = FilteredSource(source, filters)
+    check_broken_share(len(source.broken), count_indexed(source), source.broken, config.max_broken_share)
+    return source
 
 
 def _split(source: Source, num_validation: int, what: str, path: str) -> tuple[Source, Source]:

@@ -55,22 +55,16 @@ def prepare(
         check_broken_share(len(broken), seen, broken, max_broken_share, "--max_broken_share", num_indexed)
 
     with maker.folder.locked():
-        todo = claim(maker)
+        todo = maker.missing()
+        may_change = () if todo else ("libraries.",)  # libraries change what would be made, not what is there
+        record = json.dumps(_describe(maker), indent=2)
+        maker.claim(SETTINGS, record, holds="shards of another source or other settings", may_change=may_change)
         if not todo and MANIFEST in maker.folder.sizes():
             return read_manifest(maker.folder), 0
         for shard in sorted({*range(len(maker))} - {*todo}):
             check(shard)
         make_shards(todo, check)
         return _write_manifest(maker, draw), len(todo)
-
-
-def claim(maker: ShardMaker) -> list[int]:
-    """Claims the folder with settings.json; returns the shards still to be made. Raises like `storage.claim`."""
-    todo = maker.missing()
-    may_change = () if todo else ("libraries.",)  # libraries change what would be made, not what is there
-    record = json.dumps(_describe(maker), indent=2)
-    maker.claim(SETTINGS, record, holds="shards of another source or other settings", may_change=may_change)
-    return todo
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
