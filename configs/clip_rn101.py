@@ -13,5 +13,4 @@ from configs.model_sizes import set_sizes
 
 
 def get_config() -> ConfigDict:
-    config = set_sizes(clip_rn50.get_config(), "RN101")
-    return config
+    return set_sizes(clip_rn50.get_config(), "RN101")

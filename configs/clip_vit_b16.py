@@ -13,5 +13,4 @@ from configs.model_sizes import set_sizes
 
 
 def get_config() -> ConfigDict:
-    config = set_sizes(clip_vit_b32.get_config(), "ViT-B/16")
-    return config
+    return set_sizes(clip_vit_b32.get_config(), "ViT-B/16")

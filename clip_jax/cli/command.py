@@ -11,7 +11,7 @@ from typing import NoReturn
 from clip_jax.installation import check_distributions, check_top_level
 
 # Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are;
-# DEFAULT_CONFIG names the config whose keys are meant when none is given.
+# DEFAULT_CONFIG names the config whose keys are meant when none is given. A package has several KINDS, a module each.
 COMMANDS = {
     "plan": "predict memory, FLOPs and time of a config's step",
     "train": "train a model from a config",
@@ -25,8 +25,6 @@ COMMANDS = {
     "convert": "convert weights from one layout to another",
     "bench": "measure speed and memory",
 }
-# Of several kinds, each a module of the package with flags of its own; the package's KINDS lists them.
-PACKAGES = {"bench": "clip_jax.cli.bench"}
 
 
 def main() -> None:
@@ -38,8 +36,8 @@ def main() -> None:
         _fail(str(error))
     name = _choose("clip-jax", "command", COMMANDS, sys.argv[1:])
     words = [sys.argv[0], name]
-    module = importlib.import_module(PACKAGES.get(name, f"clip_jax.cli.{name}"))
-    if name in PACKAGES:
+    module = importlib.import_module(f"clip_jax.cli.{name}")
+    if hasattr(module, "__path__"):
         words.append(_choose(f"clip-jax {name}", "kind", module.KINDS, sys.argv[2:]))
         module = importlib.import_module(f"{module.__name__}.{words[-1]}")
     from clip_jax.cli.common_flags import run_command

@@ -33,17 +33,15 @@ ACTIVATION = flags.DEFINE_string(
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Traceback of an error, beside its message.")
 # Of a run in several processes, each with the same command; within a cluster they are found by themselves.
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes in the run.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
-CLUSTER = flags.DEFINE_string(
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, to start several processes by hand.")
+flags.DEFINE_integer("num_processes", None, "Number of processes in the run.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
+flags.DEFINE_string(
     "cluster",
     "auto",
     "Detection of the processes that no flag names: auto for TPU, Slurm and Open MPI; none; or a detector of JAX's.",
 )
-HOST_TIMEOUT_S = flags.DEFINE_integer(
-    "host_timeout_s", 300, "Seconds to wait until all processes have started.", lower_bound=1
-)
+flags.DEFINE_integer("host_timeout_s", 300, "Seconds to wait until all processes have started.", lower_bound=1)
 HOST_FLAGS = ("coordinator", "num_processes", "process_id", "cluster", "host_timeout_s")
 # From here on absl takes the caller of `declare` for the module whose flags are declared.
 flags.disclaim_key_flags()
@@ -82,13 +80,7 @@ def config_changes(base: str) -> dict[str, Any]:
 
 def host_options() -> dict[str, Any]:
     """The arguments of `distributed.processes.joined`."""
-    return {
-        "coordinator": COORDINATOR.value,
-        "num_processes": NUM_PROCESSES.value,
-        "process_id": PROCESS_ID.value,
-        "cluster": CLUSTER.value,
-        "timeout_s": HOST_TIMEOUT_S.value,
-    }
+    return {name.removeprefix("host_"): flags.FLAGS[name].value for name in HOST_FLAGS}
 
 
 def run_command(main: Callable[..., int | None], argv: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ What does not fit one machine is prepared by Apache Beam (the extra `beam`), wit
 --runner=DataflowRunner --output=gs://bucket/data_256 --beam_options='--project=P --region=R --temp_location=gs://...'
 """
 
+import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -48,28 +49,22 @@ NUM_WORKERS = flags.DEFINE_integer(
     lower_bound=0,
     allow_override=True,
 )
-MIN_SIDE = flags.DEFINE_integer(
-    "min_side", 0, "Smallest shorter side of a picture, in pixels; smaller pictures are left out."
-)
-MAX_ASPECT = flags.DEFINE_float(
+flags.DEFINE_integer("min_side", 0, "Smallest shorter side of a picture, in pixels; smaller pictures are left out.")
+flags.DEFINE_float(
     "max_aspect", 0.0, "Largest ratio of a picture's longer side to its shorter; others are left out. 0: no limit."
 )
-MIN_CAPTION_LENGTH = flags.DEFINE_integer(
+flags.DEFINE_integer(
     "min_caption_length",
     0,
     "Smallest number of characters; shorter captions, and records without others, are left out.",
 )
-MAX_CAPTION_LENGTH = flags.DEFINE_integer(
+flags.DEFINE_integer(
     "max_caption_length",
     0,
     "Largest number of characters; longer captions, and records without others, are left out. 0: no limit.",
 )
-CAPTION_MUST_MATCH = flags.DEFINE_string(
-    "caption_must_match", "", "Regular expression; captions in which it is not found are left out."
-)
-CAPTION_MUST_NOT_MATCH = flags.DEFINE_string(
-    "caption_must_not_match", "", "Regular expression; captions in which it is found are left out."
-)
+flags.DEFINE_string("caption_must_match", "", "Regular expression; captions in which it is not found are left out.")
+flags.DEFINE_string("caption_must_not_match", "", "Regular expression; captions in which it is found are left out.")
 RUNNER = flags.DEFINE_string(
     "runner", LOCAL, "Runner that makes the shards: local, or one of Apache Beam, such as DirectRunner."
 )
@@ -112,15 +107,8 @@ def main() -> int:
     from input_pipeline.prepare.manifest import prepare
 
     output = common_flags.required(common_flags.OUTPUT, "data_256")
-    filters = Filters(
-        min_side=MIN_SIDE.value,
-        max_aspect=MAX_ASPECT.value,
-        min_caption_length=MIN_CAPTION_LENGTH.value,
-        max_caption_length=MAX_CAPTION_LENGTH.value,
-        caption_must_match=CAPTION_MUST_MATCH.value,
-        caption_must_not_match=CAPTION_MUST_NOT_MATCH.value,
-    )
-    settings = Settings(image_size=IMAGE_SIZE.value, quality=QUALITY.value, filters=filters)
+    filters: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Filters)}
+    settings = Settings(image_size=IMAGE_SIZE.value, quality=QUALITY.value, filters=Filters(**filters))
     if not NAME.value or "/" in NAME.value or NAME.value.startswith("."):
         raise ValueError(f"--name={NAME.value!r} must be the beginning of a file's name")
     folder = make_folder(output)

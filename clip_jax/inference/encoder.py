@@ -1,7 +1,7 @@
 """Encodes any number of images or texts, in padded batches of a few static sizes, split over the devices."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -73,16 +73,16 @@ class Encoder:
 
     def images(self, images: Iterable[np.ndarray]) -> Float[np.ndarray, "N E"]:
         """Features of single images [H, W, 3], uint8 or normalised floating-point pixels."""
-        stream = iter(images)
-        batches = iter(lambda: list(itertools.islice(stream, self._batch_size)), [])
-        return self._encode(self._image, map(np.stack, batches))
+        return self._encode(self._image, self._batches(images))
 
     def pooled_images(self, images: Iterable[np.ndarray]) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N E"]]:
         """Features before the projection, not normalised, and from the same pass those that `images` gives."""
-        stream = iter(images)
-        batches = iter(lambda: list(itertools.islice(stream, self._batch_size)), [])
-        both = self._encode(self._pooled, map(np.stack, batches))  # [N, D + E]
+        both = self._encode(self._pooled, self._batches(images))  # [N, D + E]
         return both[:, : -self._embed_dim], both[:, -self._embed_dim :]
+
+    def _batches(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        stream = iter(images)
+        return map(np.stack, iter(lambda: list(itertools.islice(stream, self._batch_size)), []))
 
     def texts(self, text: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N E"]:
         """Features of token ids."""

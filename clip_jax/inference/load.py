@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -40,28 +40,15 @@ def restore_run(workdir: Path, mesh: Mesh | None = None) -> RestoredRun:
     return RestoredRun(training.config, training.mesh, tokenizer, training.restore(workdir))
 
 
-def open_model(
-    name_or_path: str | os.PathLike[str],
-    *,
-    activation: str | None = None,
-    image_size: int | None = None,
-    context_length: int | None = None,
-    param_dtype: str = "float32",
-) -> tuple[Pretrained, Tokenizer | None]:
+def open_model(name_or_path: str | os.PathLike[str], **options: Any) -> tuple[Pretrained, Tokenizer | None]:
     """A model and its tokenizer, None where no vocabulary is found.
 
-    name_or_path: the workdir of a run, or what `load_pretrained` takes; so are the other arguments.
+    name_or_path: the workdir of a run, or what `load_pretrained` takes, whose options are the others.
     """
     path = Path(name_or_path).expanduser()
     if (path / "checkpoints").is_dir():
-        return _open_run(path, activation, image_size, context_length, param_dtype)
-    pretrained = load_pretrained(
-        name_or_path,
-        activation=activation,
-        image_size=image_size,
-        context_length=context_length,
-        param_dtype=param_dtype,
-    )
+        return _open_run(path, **options)
+    pretrained = load_pretrained(name_or_path, **options)
     return pretrained, _find_tokenizer(pretrained)
 
 
@@ -92,7 +79,11 @@ def _find_tokenizer(pretrained: Pretrained) -> Tokenizer | None:
 
 
 def _open_run(
-    workdir: Path, activation: str | None, image_size: int | None, context_length: int | None, param_dtype: str
+    workdir: Path,
+    activation: str | None = None,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    param_dtype: str = "float32",
 ) -> tuple[Pretrained, Tokenizer]:
     kind = load_config(workdir).loss.caption_kind
     if kind:

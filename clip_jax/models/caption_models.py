@@ -14,9 +14,8 @@ from clip_jax.models.clip import ImageEncoder
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.text_transformer import Text, TextTransformer
 
-OUTPUT_STD = (
-    0.02  # of the output layer's kernel, as of the token embedding: at first all words are about equally probable
-)
+# Of the output layer's kernel, as of the token embedding: at first all words are about equally probable.
+OUTPUT_STD = 0.02
 
 
 class BagOfWords(ImageEncoder):

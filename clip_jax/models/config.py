@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +261,7 @@ class ModelConfig:
         """The settings that change the features, by name: without precision, memory and initial values."""
         excluded = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init", "head"}
         excluded |= {"vision.position_init_scale", "vision.batch_norm", "vision.patch_dropout"}
-        flat = _flatten(dataclasses.asdict(self)) | {"has a logit bias": self.logit_bias_init is not None}
+        flat = flatten_dict(dataclasses.asdict(self), sep=".") | {"has a logit bias": self.logit_bias_init is not None}
         return {name: value for name, value in flat.items() if name not in excluded}
 
     def differences(self, other: "ModelConfig", towers: tuple[str, ...] = ("visual", "text")) -> list[str]:
@@ -290,10 +291,3 @@ def _nearest(value: int, fits: Callable[[int], bool]) -> str:
     below = max((n for n in near if n < value and fits(n)), default=None)
     above = min((n for n in near if n > value and fits(n)), default=None)
     return " or ".join(str(n) for n in (below, above) if n is not None)
-
-
-def _flatten(sections: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in sections.items():
-        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat

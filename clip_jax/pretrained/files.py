@@ -117,12 +117,9 @@ def weight_files(path: Path) -> tuple[list[Path], Path | None]:
     """The safetensors files of a folder, or the file itself, and the config beside them."""
     if path.is_file():
         return [path], _config_beside(path)
-    if (path / OPEN_CLIP_WEIGHTS).is_file():
-        return [path / OPEN_CLIP_WEIGHTS], _config_beside(path / OPEN_CLIP_WEIGHTS)
-    if (path / HF_INDEX).is_file():
-        return _shards(path / HF_INDEX), _config_beside(path / HF_INDEX)
-    if (path / HF_WEIGHTS).is_file():
-        return [path / HF_WEIGHTS], _config_beside(path / HF_WEIGHTS)
+    for weights in (path / OPEN_CLIP_WEIGHTS, path / HF_INDEX, path / HF_WEIGHTS):
+        if weights.is_file():
+            return _shards(weights) if weights.name == HF_INDEX else [weights], _config_beside(weights)
     for file in sorted(path.iterdir()):
         refuse_pickle(file)
     raise ValueError(
@@ -132,8 +129,7 @@ def weight_files(path: Path) -> tuple[list[Path], Path | None]:
 
 def _config_beside(weights: Path) -> Path | None:
     """For a name that transformers uses its config comes first, for all others open_clip's."""
-    names = [OPEN_CLIP_CONFIG, HF_CONFIG]
-    names = names if not weights.name.startswith("model") else names[::-1]
+    names = (HF_CONFIG, OPEN_CLIP_CONFIG) if weights.name.startswith("model") else (OPEN_CLIP_CONFIG, HF_CONFIG)
     return next((weights.with_name(name) for name in names if weights.with_name(name).is_file()), None)
 
 

@@ -9,6 +9,8 @@ from clip_jax.pretrained.layouts import LayoutName
 from clip_jax.pretrained.transform import ImageTransform, mean_std, only
 
 HF_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+HF_SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size"}  # fmt: skip
 # transformers does not write values at their defaults.
 HF_CLIP_DEFAULTS: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 HF_SIGLIP_DEFAULTS: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
@@ -87,12 +89,7 @@ def _transform_from_hf(images: Mapping[str, Any], image_size: int, is_clip: bool
 
 
 def _hf_tower(json: Mapping[str, Any]) -> dict[str, int]:
-    return {
-        "width": json["hidden_size"],
-        "depth": json["num_hidden_layers"],
-        "num_heads": json["num_attention_heads"],
-        "mlp_dim": json["intermediate_size"],
-    }
+    return {ours: json[theirs] for ours, theirs in HF_SIZES.items()}
 
 
 def hf_layout(config: ModelConfig) -> LayoutName:
@@ -125,11 +122,7 @@ def hf_json(config: ModelConfig) -> dict[str, Any]:
     act = next(theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == config.activation)
     shared = {"hidden_act": act, "layer_norm_eps": config.layer_norm_eps}
     tokens = {"vocab_size": text.vocab_size, "max_position_embeddings": text.context_length}
-    sizes = [
-        {"hidden_size": t.width, "num_hidden_layers": t.depth, "num_attention_heads": t.num_heads}
-        | {"intermediate_size": t.mlp_dim}
-        for t in (vision, text)
-    ]
+    sizes = [{theirs: getattr(tower, ours) for ours, theirs in HF_SIZES.items()} for tower in (vision, text)]
     pixels = {"image_size": vision.image_size, "patch_size": vision.patch_size, "num_channels": 3}
     if layout == "hf_siglip":
         return {

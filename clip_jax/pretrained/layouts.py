@@ -47,17 +47,12 @@ def _transposed(key: str, path: str, layers: range | None = None) -> Entry:
 
 
 def _linear(key: str, path: str, layers: range | None = None) -> list[Entry]:
-    return [  # torch keeps [out, in]
-        _transposed(f"{key}.weight", f"{path}/kernel", layers),
-        _same(f"{key}.bias", f"{path}/bias", layers),
-    ]
+    # torch keeps [out, in]
+    return [_transposed(f"{key}.weight", f"{path}/kernel", layers), _same(f"{key}.bias", f"{path}/bias", layers)]
 
 
 def _norm(key: str, path: str, layers: range | None = None) -> list[Entry]:
-    return [
-        _same(f"{key}.weight", f"{path}/scale", layers),
-        _same(f"{key}.bias", f"{path}/bias", layers),
-    ]
+    return [_same(f"{key}.weight", f"{path}/scale", layers), _same(f"{key}.bias", f"{path}/bias", layers)]
 
 
 def _from_heads(key: str, path: str, heads: tuple[int, int], layers: range | None = None) -> list[Entry]:
@@ -92,7 +87,7 @@ def _patches(config: VisionConfig, key: str, path: str) -> Entry:
     )
 
 
-def _heads(config: TransformerConfig) -> tuple[int, int]:
+def _heads(config: TransformerConfig | ResNetConfig) -> tuple[int, int]:
     return config.num_heads, config.width // config.num_heads
 
 
@@ -155,8 +150,7 @@ def _open_clip_vit(vision: VisionConfig) -> list[Entry]:
 
 
 def _modified_resnet(config: ResNetConfig) -> list[Entry]:
-    heads = config.num_heads, config.width // config.num_heads
-    entries = []
+    heads, entries = _heads(config), []
     for i in (1, 2, 3):
         entries += _conv_norm(f"visual.conv{i}", f"visual.bn{i}", f"visual/stem_{i}")
     for stage, depth in enumerate(config.stages, 1):

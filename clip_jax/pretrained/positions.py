@@ -1,10 +1,10 @@
 """Interpolates learned position embeddings to another resolution or context length."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from clip_jax.models import ModelConfig, VisionConfig
 from clip_jax.models.variables import Variables
@@ -18,35 +18,23 @@ def resize_positions(
     Positions of images are interpolated bicubically with antialiasing, as in open_clip (transformers has no
     antialiasing and another kernel), those of text linearly.
     """
-    vision, text = config.vision, config.text
+    flat, vision, text = dict(flatten_dict(variables)), config.vision, config.text
     if image_size is not None and image_size != vision.image_size:
         vision = dataclasses.replace(vision, image_size=image_size)
-        path = ("visual",) if isinstance(vision, VisionConfig) else ("visual", "attention_pool")
-        table = _table(variables, path)  # [prefix + grid², D]
+        tower = ("visual",) if isinstance(vision, VisionConfig) else ("visual", "attention_pool")
+        path = (*tower, "positional_embedding")
         old, new = config.vision.grid_size, vision.grid_size
+        table = np.asarray(flat[path])  # [prefix + grid², D]
         prefix, grid = np.split(table, [len(table) - old * old])  # the class token or the mean comes first
         grid = _resize(grid.reshape(old, old, -1), (new, new, table.shape[1]), "cubic").reshape(new * new, -1)
-        variables = _with(variables, path, np.concatenate([prefix, grid]))
+        flat[path] = np.concatenate([prefix, grid])
     if context_length is not None and context_length != text.context_length:
         text = dataclasses.replace(text, context_length=context_length)
-        table = _table(variables, ("text",))  # [L, D]
-        variables = _with(variables, ("text",), _resize(table, (context_length, table.shape[1]), "linear"))
-    return variables, dataclasses.replace(config, vision=vision, text=text)
+        table = np.asarray(flat["text", "positional_embedding"])  # [L, D]
+        flat["text", "positional_embedding"] = _resize(table, (context_length, table.shape[1]), "linear")
+    return unflatten_dict(flat), dataclasses.replace(config, vision=vision, text=text)
 
 
 def _resize(x: np.ndarray, shape: tuple[int, ...], method: str) -> np.ndarray:
     wide = x.astype(np.promote_types(x.dtype, np.float32))
     return np.asarray(jax.image.resize(wide, shape, method, antialias=method == "cubic")).astype(x.dtype)
-
-
-def _table(variables: Any, path: tuple[str, ...]) -> np.ndarray:
-    for name in path:
-        variables = variables[name]
-    return np.asarray(variables["positional_embedding"])
-
-
-def _with(variables: Any, path: tuple[str, ...], table: np.ndarray) -> Any:
-    """The variables with another positional embedding in the module at the path."""
-    if not path:
-        return {**variables, "positional_embedding": table}
-    return {**variables, path[0]: _with(variables[path[0]], path[1:], table)}

@@ -32,28 +32,19 @@ def inferred_sizes(shapes: Shapes, layout: LayoutName) -> dict[str, Any]:
     Raises:
       ValueError: the image positions are no square.
     """
-    if layout != "open_clip":
-        vision, text = "vision_model.encoder.layers.", "text_model.encoder.layers."
+    if layout == "open_clip":
+        vision, text, mlp = "visual.transformer.resblocks.", "transformer.resblocks.", "0.mlp.c_fc.weight"
+        patches, positions, num_prefix = "visual.conv1.weight", "visual.positional_embedding", 1
+        tokens, text_positions, embed_dim = "token_embedding.weight", "positional_embedding", ("text_projection", 1)
+    else:
+        vision, text, mlp = "vision_model.encoder.layers.", "text_model.encoder.layers.", "0.mlp.fc1.weight"
         patches = "vision_model.embeddings.patch_embedding.weight"
         positions, num_prefix = "vision_model.embeddings.position_embedding.weight", int(layout == "hf_clip")
-        dimensions = {
-            "embed_dim": ("text_projection.weight" if layout == "hf_clip" else "text_model.head.weight", 0),
-            "text.vocab_size": ("text_model.embeddings.token_embedding.weight", 0),
-            "text.width": ("text_model.embeddings.token_embedding.weight", 1),
-            "text.context_length": ("text_model.embeddings.position_embedding.weight", 0),
-        }
-        mlp = "0.mlp.fc1.weight"
-    else:
-        vision, text = "visual.transformer.resblocks.", "transformer.resblocks."
-        patches, positions, num_prefix = "visual.conv1.weight", "visual.positional_embedding", 1
-        dimensions = {
-            "embed_dim": ("text_projection", 1),
-            "text.vocab_size": ("token_embedding.weight", 0),
-            "text.width": ("token_embedding.weight", 1),
-            "text.context_length": ("positional_embedding", 0),
-        }
-        mlp = "0.mlp.c_fc.weight"
-    dimensions["text.mlp_dim"] = (text + mlp, 0)
+        tokens = "text_model.embeddings.token_embedding.weight"
+        text_positions = "text_model.embeddings.position_embedding.weight"
+        embed_dim = "text_projection.weight" if layout == "hf_clip" else "text_model.head.weight", 0
+    dimensions = {"embed_dim": embed_dim, "text.vocab_size": (tokens, 0), "text.width": (tokens, 1)}
+    dimensions |= {"text.context_length": (text_positions, 0), "text.mlp_dim": (text + mlp, 0)}
     sizes: dict[str, Any] = {"text.depth": _count(shapes, text)}
     if any(key.startswith("visual.layer1.") for key in shapes):
         positions = "visual.attnpool.positional_embedding"
@@ -61,11 +52,8 @@ def inferred_sizes(shapes: Shapes, layout: LayoutName) -> dict[str, Any]:
         sizes["vision.stages"] = tuple(_count(shapes, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
         stride: Any = 32
     else:
-        dimensions |= {
-            "vision.width": (patches, 0),
-            "vision.patch_size": (patches, 3),
-            "vision.mlp_dim": (vision + mlp, 0),
-        }
+        dimensions |= {"vision.width": (patches, 0), "vision.patch_size": (patches, 3)}
+        dimensions["vision.mlp_dim"] = (vision + mlp, 0)
         sizes["vision.depth"] = _count(shapes, vision)
         stride = _dimension(shapes, patches, 3)
     sizes |= {name: _dimension(shapes, key, axis) for name, (key, axis) in dimensions.items()}
