@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import time
 import uuid
@@ -78,3 +80,11 @@ def eventually(true: Callable[[], Any], timeout_s: float = 60) -> None:
     while not true():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def free_port(ports: Sequence[int] = (0,)) -> int:
+    for port in random.sample(ports, len(ports)):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", port))
+            return listener.getsockname()[1]
+    raise AssertionError("no port is free")

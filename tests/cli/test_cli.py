@@ -26,7 +26,7 @@ from clip_jax.pretrained import load_pretrained
 from configs.tiny import get_config
 from input_pipeline.vocabulary import train_sentencepiece
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
 RUNNER = """
 import json, os, signal, sys, traceback

@@ -347,7 +347,7 @@ def test_killed_it_continues_where_it_stopped_with_the_same_numbers(photos, tmp_
         for i, (label, order) in enumerate(PICTURES):
             save_picture(again / NAMES[label] / f"{i:02d}.png", order)
     code = KILLED.format(tests=str(Path(__file__).parent), photos=str(photos), output=str(tmp_path / "killed"))
-    ran = subprocess.run([sys.executable, "-c", code], check=False, timeout=100, cwd=Path(__file__).parent.parent)
+    ran = subprocess.run([sys.executable, "-c", code], check=False, timeout=100, cwd=Path(__file__).parents[2])
     assert ran.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "report.json").exists()
     assert len(list((tmp_path / "killed" / "results").iterdir())) == 1

@@ -26,7 +26,7 @@ from clip_jax.runs.logging import read_metrics
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 CLIP_JAX = Path(sysconfig.get_path("scripts")) / "clip-jax"
-LAUNCH = Path(__file__).parent.parent / "clip_jax" / "launch"
+LAUNCH = Path(__file__).parents[2] / "clip_jax" / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 # Paths and values that only right quoting brings through: a pattern, spaces, quotes.
 TARS = "all tars/{00000..00001}.tar"

