@@ -14,7 +14,7 @@ from clip_jax.ablations.findings import number
 from clip_jax.ablations.observations import by_seed, distinct, select
 from clip_jax.ablations.spec import Ablation, FigureSpec, Paper, Where
 from clip_jax.ablations.statistics import less, log_fit, summarize
-from clip_jax.plots.training import BLUE, GOLD, GREEN, GREY, ORANGE, PINK, SKY, save_figure, wrapped
+from clip_jax.plots.training import BLUE, GOLD, GREEN, GREY, ORANGE, PINK, SKY, plain, save_figure, wrapped
 
 COLOURS = [BLUE, ORANGE, GREEN, PINK, SKY, GOLD, "black"]
 MARKERS = "osD^vP*"
@@ -257,9 +257,7 @@ def _legend(ax: Axes, num_series: int, below: bool = False) -> None:
 def _finish(ax: Axes, x_label: str, y_label: str, title: str) -> None:
     ax.set(xlabel=x_label, ylabel=y_label)
     ax.set_title(title, loc="left", fontsize=10, parse_math=False)
-    ax.grid(color="#e6e6e6")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax)
 
 
 _KINDS: dict[str, Callable[[Axes, FigureSpec, pd.DataFrame, Series], None]] = {

@@ -5,24 +5,18 @@ With --config=suites/paper (suites/scenes, suites/folder, your own) it measures 
 are in report.html and report.json. The same command continues a stopped suite.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from clip_jax.cli import common_flags
-from clip_jax.config.experiment import with_data_path
 from clip_jax.config.record import load_config
 from clip_jax.distributed import processes
-from clip_jax.evaluation.in_training import Evaluator, Results, as_table, make_encoder
+from clip_jax.evaluation.in_training import as_table, evaluate
 from clip_jax.evaluation.suite.config import make_suite_config
 from clip_jax.evaluation.suite.runner import as_table as as_suite_table
 from clip_jax.evaluation.suite.runner import problems, run_suite
-from clip_jax.inference.load import restore_run
-from input_pipeline.data_config import make_sources
-from input_pipeline.storage import write_json
 
 common_flags.declare("workdir", "config", "model", "activation", *common_flags.HOST_FLAGS)
 common_flags.declare("output")  # by default WORKDIR/evaluation, of a suite WORKDIR/suite
@@ -32,35 +26,6 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds sets; 
 DATA_PATH = flags.DEFINE_string("data_path", None, "Present path of the run's data, if it has moved.")
 STRICT = flags.DEFINE_bool("strict", False, "Fail when a data set of the suite is missing.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Pictures of each set, 0 for all; by default the run's.")
-
-
-def evaluate(workdir: Path, output: Path, data_path: str | None = None, **changes: Any) -> Results:
-    """Evaluates the newest checkpoint of a run; writes evaluation.json and pictures into `output`.
-
-    Args:
-      workdir: folder of the run.
-      output: folder for the results; made when missing.
-      data_path: replaces data.path of the run's config.
-      **changes: fields of EvaluationConfig to replace.
-
-    Raises:
-      ValueError: no run or no checkpoint there, or an unknown set.
-    """
-    run = restore_run(workdir)
-    config, image_size = run.config, run.config.model.vision.image_size
-    data = config.data if data_path is None else with_data_path(config.data, data_path)
-    evaluation = dataclasses.replace(config.evaluation, **changes)
-    _, validation = make_sources(data, image_size)
-    encoder = make_encoder(config.model, run.mesh, evaluation.batch_size)
-    evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
-    first = processes.is_first()
-    if first:
-        output.mkdir(parents=True, exist_ok=True)
-    pictures = output if first else None
-    results = {"step": int(run.state.step), **evaluator(run.state.variables, pictures=pictures)}
-    if first:
-        write_json(output / "evaluation.json", results)
-    return results
 
 
 def evaluate_suite() -> int:

@@ -3,6 +3,7 @@
 A small suite: its data sets, its numbers without intervals, nothing kept on the disk.
 """
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax.config.experiment import EvaluationConfig
+from clip_jax.config.experiment import EvaluationConfig, with_data_path
+from clip_jax.distributed import processes
 from clip_jax.evaluation import retrieval
 from clip_jax.evaluation.metrics.classification import accuracies, classify, classify_scores, confusion
 from clip_jax.evaluation.metrics.zero_shot import class_embeddings, class_scores
@@ -19,12 +21,15 @@ from clip_jax.evaluation.prompts import load_templates
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet, open_labelled_set
 from clip_jax.inference.caption_scorer import CaptionScorer
 from clip_jax.inference.encoder import Encoder
+from clip_jax.inference.load import restore_run
 from clip_jax.models import ModelConfig
 from clip_jax.models.variables import Variables
 from clip_jax.plots.training import plot_confusion
 from clip_jax.tables import format_table
+from input_pipeline.data_config import make_sources
 from input_pipeline.examples import load_image
 from input_pipeline.sources import Record, Source
+from input_pipeline.storage import write_json
 from input_pipeline.tokenizers import Tokenizer
 from input_pipeline.transforms import resize_and_center_crop
 
@@ -105,6 +110,35 @@ class Evaluator:
 
         chosen = range(min(len(source), self._limit or len(source)))
         return encode_pictures(self.encoder.images, source, chosen, prepare, title, show_progress=False)
+
+
+def evaluate(workdir: Path, output: Path, data_path: str | None = None, **changes: Any) -> Results:
+    """Evaluates the newest checkpoint of a run; writes evaluation.json and pictures into `output`.
+
+    Args:
+      workdir: folder of the run.
+      output: folder for the results; made when missing.
+      data_path: replaces data.path of the run's config.
+      **changes: fields of EvaluationConfig to replace.
+
+    Raises:
+      ValueError: no run or no checkpoint there, or an unknown set.
+    """
+    run = restore_run(workdir)
+    config, image_size = run.config, run.config.model.vision.image_size
+    data = config.data if data_path is None else with_data_path(config.data, data_path)
+    evaluation = dataclasses.replace(config.evaluation, **changes)
+    _, validation = make_sources(data, image_size)
+    encoder = make_encoder(config.model, run.mesh, evaluation.batch_size)
+    evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
+    first = processes.is_first()
+    if first:
+        output.mkdir(parents=True, exist_ok=True)
+    pictures = output if first else None
+    results = {"step": int(run.state.step), **evaluator(run.state.variables, pictures=pictures)}
+    if first:
+        write_json(output / "evaluation.json", results)
+    return results
 
 
 def as_row(results: Results) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
-from clip_jax.plots.training import BLUE, GREEN, GREY, ORANGE, save_figure, wrapped
+from clip_jax.plots.training import BLUE, GREEN, GREY, ORANGE, plain, save_figure, wrapped
 
 
 def plot_reliability(calibration: Mapping[str, Any], path: str | os.PathLike, title: str) -> None:
@@ -84,9 +84,7 @@ def plot_few_shot(
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set(xlabel="labels a class", ylabel="score")
     ax.set_title(wrapped(title, 50, 1), loc="left", parse_math=False)
-    ax.grid(color="#e6e6e6")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax)
     ax.legend(frameon=False, fontsize=8, loc="best")
     save_figure(figure, path)
 
@@ -110,8 +108,6 @@ def plot_sweep(sweep: Sequence[Mapping[str, Any]], chosen: float, path: str | os
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set(xlabel="L2 strength", ylabel="validation score")
     ax.set_title(wrapped(title, 50, 1), loc="left", parse_math=False)
-    ax.grid(color="#e6e6e6")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax)
     ax.legend(frameon=False, fontsize=8)
     save_figure(figure, path)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 from scipy.special import expit, logit
 
-from clip_jax.plots.training import BLUE, GREEN, GREY, ORANGE, PINK, save_figure, show_image, wrapped
+from clip_jax.plots.training import BLUE, GREEN, GREY, ORANGE, PINK, plain, save_figure, show_image, wrapped
 
 LOGIT_TICKS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 MAX_LABELS = 12  # more names beside points would cover each other
@@ -140,7 +140,7 @@ def plot_contamination(results: Mapping[str, Mapping[str, Any]], path: str | os.
         ax.margins(x=0.12, y=0.12)
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-        _plain(ax)
+        plain(ax)
     save_figure(figure, path)
 
 
@@ -185,7 +185,7 @@ def plot_bias(metrics: Mapping[str, Any], column: str, path: str | os.PathLike) 
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.set_xlim(left=0)
         ax.set_xlabel("share of the group's pictures")
-        _plain(ax)
+        plain(ax)
     counts = [next(iter(known[column][group].values()))["count"] for group in groups]
     labels = [f"{wrapped(group, 24, 1)} ({count:,})" for group, count in zip(groups, counts)]
     axes[0].set_yticks(range(len(groups)), labels, fontsize=9, parse_math=False)
@@ -235,7 +235,7 @@ def _draw_shift(
     ax.set_title(f"{wrapped(shift, 34, 1)}\n{beyond}", loc="left", fontsize=10, parse_math=False)
     ax.set_xlabel(f"accuracy, {wrapped(reference['name'], 30, 1)}", parse_math=False)
     ax.set_ylabel("accuracy under the shift")
-    _plain(ax)
+    plain(ax)
 
 
 def _inside(result: Mapping[str, Any]) -> float:
@@ -251,9 +251,3 @@ def _significance(p_value: float) -> tuple[str, str]:
     if p_value < 0.001:
         return ORANGE, "s"
     return (BLUE, "^") if p_value < 0.05 else (GREY, "o")
-
-
-def _plain(ax: Axes) -> None:
-    ax.grid(color="#e6e6e6")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)

@@ -71,9 +71,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     if scores:
         _draw_scores(axes["evaluation"], metrics, scores)
     for name, ax in axes.items():
-        ax.grid(color="#e6e6e6")
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
+        plain(ax)
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.set_xlabel("samples seen")
         if name in ("accuracy", "evaluation"):
@@ -252,6 +250,13 @@ def _draw_scores(ax: Axes, metrics: Sequence[Mapping[str, Any]], scores: Sequenc
 def _write_in_cell(ax: Axes, x: float, y: float, text: str, darkness: float, bold: bool) -> None:
     colour = "white" if darkness > 0.55 else "black"
     ax.text(x, y, text, ha="center", va="center", fontsize=9, color=colour, weight="bold" if bold else "normal")
+
+
+def plain(ax: Axes) -> None:
+    """A grey grid behind what is drawn, and no line above or right of it."""
+    ax.grid(color="#e6e6e6")
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def show_image(ax: Axes, image: np.ndarray, frame: str | None = None) -> None:

@@ -20,12 +20,12 @@ from miniature import miniature, picture
 from PIL import Image
 from processes import Processes
 
-from clip_jax.cli.evaluate import evaluate
 from clip_jax.config import record
 from clip_jax.config.experiment import TOKENIZER_FILE, make_config
 from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluation import in_training
+from clip_jax.evaluation.in_training import evaluate
 from clip_jax.runs import loop, setup
 from clip_jax.runs.logging import read_metrics, source_cells
 from clip_jax.training import training

@@ -13,10 +13,10 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import clip_jax
-from clip_jax.cli.evaluate import evaluate
 from clip_jax.config.experiment import make_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.evaluation import in_training
+from clip_jax.evaluation.in_training import evaluate
 from clip_jax.losses import LossConfig, make_loss
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import init_variables, model_graph

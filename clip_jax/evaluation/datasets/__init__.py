@@ -77,8 +77,3 @@ def load_card(name: str) -> DatasetCard:
         renamed=values.pop("renamed", {}),
         **values,
     )
-
-
-def shown_name(name: ClassName) -> str:
-    """A class's name for tables: several are joined by a slash."""
-    return name if isinstance(name, str) else " / ".join(name)

@@ -38,6 +38,39 @@ class Classified:
     num_classes: int
 
 
+def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of each example the number of other classes that score at least as high as its own, int64 [N].
+
+    Args:
+      scores: [N, C], higher is likelier.
+      labels: int [N], each in [0, C).
+
+    Raises:
+      ValueError: no examples, shapes that do not match, labels that are not integers or out of range.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 2:
+        raise ValueError(f"scores have shape {scores.shape}, expected [N, C]")
+    N, C = scores.shape
+    check_labels(labels, N, C)
+    own = np.take_along_axis(scores, labels[:, None], axis=1)  # [N, 1]
+    # "not below" instead of "at or above", so that NaN counts against the model too.
+    return C - np.count_nonzero(scores < own, axis=1) - 1  # less the own class itself
+
+
+def check_labels(labels: np.ndarray, N: int, C: int) -> None:
+    """ValueError unless labels are int [N] in [0, C), and N is at least 1."""
+    if labels.shape != (N,):
+        raise ValueError(f"labels have shape {labels.shape} for {N} examples, expected ({N},)")
+    if N == 0:
+        raise ValueError("no examples to measure: the evaluation set is empty")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if (outside := np.flatnonzero((labels < 0) | (labels >= C))).size:
+        i = outside[0]
+        raise ValueError(f"label {labels[i]} of example {i} is outside 0..{C - 1}, the range of the {C} class names")
+
+
 def classify(
     image_embeddings: np.ndarray,
     labels: np.ndarray,
@@ -58,7 +91,7 @@ def classify(
     """
     images, classes = np.asarray(image_embeddings, np.float32), np.asarray(class_embeddings, np.float32)
     labels, N = np.asarray(labels), len(images)
-    statistics.check_labels(labels, N, len(classes))
+    check_labels(labels, N, len(classes))
     if images.shape[1:] != classes.shape[1:]:
         raise ValueError(f"image embeddings {images.shape} and class embeddings {classes.shape} differ in size")
     chunks = (slice(start, start + CHUNK) for start in range(0, N, CHUNK))
@@ -81,7 +114,7 @@ def classify_scores(
     Raises:
       ValueError: as `classify`.
     """
-    rank, best = statistics.ranks(scores, labels), scores.argmax(axis=1)
+    rank, best = ranks(scores, labels), scores.argmax(axis=1)
     labels = np.asarray(labels, np.int64)  # a narrower one would overflow in the confusion matrix
     missed = np.flatnonzero(rank > 0)
     others = scores[missed]  # a tie for the best is another class's
@@ -253,7 +286,7 @@ def _statistic(metric: MetricName, labels: np.ndarray, scores: np.ndarray) -> tu
     if metric == "roc_auc":
         margin, positive = scores[:, 1] - scores[:, 0], labels == 1
         return lambda w: statistics.roc_auc(margin, positive, w), np.ones(len(scores))
-    return _of_ranks(metric, statistics.ranks(scores, labels), labels, scores.shape[1])
+    return _of_ranks(metric, ranks(scores, labels), labels, scores.shape[1])
 
 
 def _of_ranks(metric: Kind, rank: np.ndarray, labels: np.ndarray, C: int) -> tuple[Statistic, np.ndarray]:

@@ -18,51 +18,6 @@ import numpy as np
 RESAMPLED_AT_ONCE = 2**22  # weights, 32 MB
 
 
-def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of each example the number of other classes that score at least as high as its own, int64 [N].
-
-    Args:
-      scores: [N, C], higher is likelier.
-      labels: int [N], each in [0, C).
-
-    Raises:
-      ValueError: no examples, shapes that do not match, labels that are not integers or out of range.
-    """
-    scores, labels = np.asarray(scores), np.asarray(labels)
-    if scores.ndim != 2:
-        raise ValueError(f"scores have shape {scores.shape}, expected [N, C]")
-    N, C = scores.shape
-    check_labels(labels, N, C)
-    own = np.take_along_axis(scores, labels[:, None], axis=1)  # [N, 1]
-    # "not below" instead of "at or above", so that NaN counts against the model too.
-    return C - np.count_nonzero(scores < own, axis=1) - 1  # less the own class itself
-
-
-def check_labels(labels: np.ndarray, N: int, C: int) -> None:
-    """ValueError unless labels are int [N] in [0, C), and N is at least 1."""
-    if labels.shape != (N,):
-        raise ValueError(f"labels have shape {labels.shape} for {N} examples, expected ({N},)")
-    if N == 0:
-        raise ValueError("no examples to measure: the evaluation set is empty")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
-    if (outside := np.flatnonzero((labels < 0) | (labels >= C))).size:
-        i = outside[0]
-        raise ValueError(f"label {labels[i]} of example {i} is outside 0..{C - 1}, the range of the {C} class names")
-
-
-def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples whose own class scores highest. Arguments and errors as for `ranks`."""
-    return top_k_accuracy(scores, labels, 1)
-
-
-def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of examples whose own class is among the k best. Arguments and errors as for `ranks`."""
-    if k < 1:
-        raise ValueError(f"accuracy among the k best needs k of at least 1, got {k}")
-    return float(np.mean(ranks(scores, labels) < k))
-
-
 def mean_accuracy(correct: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Weighted mean of `correct`, bool or float [N]: float64 [...]."""
     correct = np.asarray(correct, np.float64)

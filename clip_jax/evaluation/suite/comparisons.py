@@ -18,23 +18,13 @@ from clip_jax.evaluation.suite.context import ALL, THUMBNAIL, SuiteContext
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
 from clip_jax.evaluation.suite.measures import headline_classified
 from clip_jax.evaluation.suite.result_store import file_name
-from clip_jax.evaluation.suite.results import (
-    Absent,
-    Bias,
-    Measured,
-    Overlap,
-    Retrieval,
-    Robustness,
-    ZeroShot,
-    count_skipped,
-    to_json,
-)
+from clip_jax.evaluation.suite.results import Absent, Measured, Robustness, ZeroShot, count_skipped, to_json
 from clip_jax.evaluation.suite.sources import FilesSource
 from clip_jax.plots.robustness import plot_bias, plot_contamination, plot_duplicates, plot_robustness
 from input_pipeline.sources import Source
 
 
-def retrieval(context: SuiteContext, source: Source) -> Retrieval | Absent:
+def retrieval(context: SuiteContext, source: Source) -> Measured | Absent:
     """Recall in both directions over captioned pictures, with a picture of queries and their best matches."""
     settings = context.config.retrieval
 
@@ -58,7 +48,7 @@ def retrieval(context: SuiteContext, source: Source) -> Retrieval | Absent:
         skipped = count_skipped(features.skipped, more=len(features.index) - len(captioned))
         return {**measured, **skipped, "prompt_prefix": settings.prompt_prefix, "pictures": pictures}
 
-    return context.results.result(Retrieval, "retrieval", ALL, context.source_key(source, settings), make)
+    return context.results.result(Measured, "retrieval", ALL, context.source_key(source, settings), make)
 
 
 def robustness(context: SuiteContext, zero_shot: Mapping[str, ZeroShot]) -> Robustness:
@@ -100,7 +90,7 @@ def read_reference_models(settings: RobustnessSection) -> dict[str, dict[str, fl
     return models
 
 
-def overlap(context: SuiteContext, labelled: LabelledSet, training: Source) -> Overlap | Absent:
+def overlap(context: SuiteContext, labelled: LabelledSet, training: Source) -> Measured | Absent:
     """Near-duplicates of a test set among training images, and what they do to its zero-shot accuracy."""
     if labelled.multi_label:
         return Absent(absent="images with several labels are neither right nor wrong")
@@ -133,10 +123,10 @@ def overlap(context: SuiteContext, labelled: LabelledSet, training: Source) -> O
             "pictures": {"duplicates": picture},
         }
 
-    return context.results.result(Overlap, "overlap", labelled.name, key, make)
+    return context.results.result(Measured, "overlap", labelled.name, key, make)
 
 
-def overlap_picture(context: SuiteContext, overlaps: Mapping[str, Overlap]) -> Measured | Absent:
+def overlap_picture(context: SuiteContext, overlaps: Mapping[str, Measured]) -> Measured | Absent:
     """The picture over all sets, as the paper's fig. 17."""
 
     def make() -> dict[str, Any]:
@@ -160,7 +150,7 @@ def listed_people(settings: BiasSection) -> tuple[list[Path], dict[str, list[str
     return read_people(Path(settings.people), settings.image_column, settings.group_columns)
 
 
-def bias(context: SuiteContext) -> Bias | Absent:
+def bias(context: SuiteContext) -> Measured | Absent:
     """The paper's tables of people classified into denigrating or crime-related classes, by group."""
     settings = context.config.bias
     paths, groups = listed_people(settings)
@@ -180,4 +170,4 @@ def bias(context: SuiteContext) -> Bias | Absent:
             plot_bias(result, column, pictures[f"bias {column}"])
         return {**result, **count_skipped(features.skipped), "pictures": pictures}
 
-    return context.results.result(Bias, "bias", ALL, key, make)
+    return context.results.result(Measured, "bias", ALL, key, make)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_jax.evaluation.datasets import ClassName, DatasetCard, MetricName, dataset_names, load_card, shown_name
+from clip_jax.evaluation.datasets import ClassName, DatasetCard, MetricName, dataset_names, load_card
 from input_pipeline.scenes import LabelledScenes
 from input_pipeline.sources import (
     DigitsSource,
@@ -83,6 +83,11 @@ class LabelledSet:
                 f"of its {len(class_of)} labels"
             )
         return class_of[labels]
+
+
+def shown_name(name: ClassName) -> str:
+    """A class's name for tables: several are joined by a slash."""
+    return name if isinstance(name, str) else " / ".join(name)
 
 
 def open_labelled_set(name: str, data_dir: Path, image_size: int, num_examples: int = 0) -> LabelledSet:

@@ -13,7 +13,7 @@ from clip_jax.evaluation.metrics.logistic_regression import Split
 from clip_jax.evaluation.suite.context import SuiteContext
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
 from clip_jax.evaluation.suite.result_store import file_name
-from clip_jax.evaluation.suite.results import Absent, Adapted, FewShot, LinearProbe, ZeroShot
+from clip_jax.evaluation.suite.results import Absent, LinearProbe, Measured, ZeroShot
 from clip_jax.plots.probes import plot_few_shot, plot_sweep
 
 NO_TRAINING = "the set has no training split here"
@@ -83,14 +83,14 @@ def adapted(context: SuiteContext, opened: Mapping[str, LabelledSet]) -> dict[st
         parts = np.split(logits.argmax(axis=1) == test.labels, np.cumsum([len(part.labels) for part in tests])[:-1])
         return {labelled.name: float(part.mean()) for labelled, part in zip(tested, parts)}
 
-    found = context.results.result(Adapted, "adapted", reference.name, key, make)
-    assert isinstance(found, Adapted)
+    found = context.results.result(Measured, "adapted", reference.name, key, make)
+    assert isinstance(found, Measured)
     return dict(found.metrics)
 
 
 def few_shot_curve(
     context: SuiteContext, labelled: LabelledSet, zero_shot: ZeroShot, probed: LinearProbe | Absent | None
-) -> FewShot | Absent:
+) -> Measured | Absent:
     """Score over labels a class, and how many match zero-shot.
 
     zero_shot, probed: the set's results; the probe's score stands for all labels.
@@ -142,7 +142,7 @@ def few_shot_curve(
             "pictures": {"few_shot": picture},
         }
 
-    return context.results.result(FewShot, "few_shot", labelled.name, key, make)
+    return context.results.result(Measured, "few_shot", labelled.name, key, make)
 
 
 def _untrained(labelled: LabelledSet, train: Split) -> str:

@@ -43,7 +43,12 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """metrics: numbers that the suite only passes on to the report. pictures: {what it shows: file}."""
+    """metrics: numbers that the suite only passes on to the report. pictures: {what it shows: file}.
+
+    By itself the result of: `few_shot` with matches_zero_shot (see `labels_to_match`) and left_out_shots, above a
+    class's images; `measure_retrieval`, pictures without captions among the skipped; a probe adapted to the reference
+    set, {set: accuracy}; `contamination` with training_images, how many were compared; `bias_metrics`.
+    """
 
     metrics: Mapping[str, Any]
     pictures: Pictures | None = None
@@ -74,31 +79,11 @@ class LinearProbe(Measured):
     num_skipped: Mapping[str, int]
 
 
-class FewShot(Measured):
-    """metrics: see `few_shot`; matches_zero_shot, see `labels_to_match`; left_out_shots, above a class's images."""
-
-
-class Retrieval(Measured):
-    """metrics: see `measure_retrieval`; pictures without captions count as skipped."""
-
-
-class Adapted(Measured):
-    """metrics: {set: accuracy of a probe that was trained on the reference set}."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Robustness(Measured):
     """metrics: see `robustness_metrics`."""
 
     adapted: Mapping[str, float] | None = None
-
-
-class Overlap(Measured):
-    """metrics: see `contamination`; training_images, how many were compared."""
-
-
-class Bias(Measured):
-    """metrics: see `bias_metrics`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +100,8 @@ class SetResults:
     hashes: Mapping[str, str] | None = None
     zero_shot: ZeroShot | None = None
     linear_probe: LinearProbe | Absent | None = None
-    few_shot: FewShot | Absent | None = None
-    overlap: Overlap | Absent | None = None
+    few_shot: Measured | Absent | None = None
+    overlap: Measured | Absent | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +113,10 @@ class Report:
     environment: Mapping[str, Any]
     settings: Mapping[str, Any]
     sets: Sequence[SetResults]
-    retrieval: Retrieval | Unmeasured | None = None
+    retrieval: Measured | Unmeasured | None = None
     robustness: Robustness | Unmeasured | None = None
     overlap: Measured | Unmeasured | None = None
-    bias: Bias | Unmeasured | None = None
+    bias: Measured | Unmeasured | None = None
 
 
 def count_skipped(skipped: Skipped, more: int = 0) -> dict[str, Any]:

@@ -32,9 +32,8 @@ from clip_jax.evaluation.suite.result_store import ResultStore
 from clip_jax.evaluation.suite.results import (
     Absent,
     LinearProbe,
-    Overlap,
+    Measured,
     Report,
-    Retrieval,
     Robustness,
     SetResults,
     Unmeasured,
@@ -151,7 +150,7 @@ def as_table(report: Report) -> str:
         if isinstance(unmeasured := getattr(report, name), Unmeasured):
             notes.append(f"{unmeasured.state.upper()}: {name}: {unmeasured.reason}")
     tables = [format_table(header, cells)] if cells else []
-    if isinstance(report.retrieval, Retrieval):
+    if isinstance(report.retrieval, Measured):
         tables.append(retrieval_table(report.retrieval.metrics))
     return "\n\n".join([*tables, *notes])
 
@@ -254,7 +253,7 @@ def _measure_over_sets(
         there = {name: labelled for name, labelled in opened.items() if isinstance(labelled, LabelledSet)}
         return dataclasses.replace(found, adapted=adapted(context, there))
 
-    overlaps = {row.title: row.overlap for row in sets if isinstance(row.overlap, Overlap)}
+    overlaps = {row.title: row.overlap for row in sets if isinstance(row.overlap, Measured)}
     every: dict[str, Callable[[], Any]] = {
         "retrieval": measure_retrieval,
         "robustness": measure_robustness,

@@ -5,8 +5,9 @@ import typing
 
 import pytest
 
-from clip_jax.evaluation.datasets import MetricName, dataset_names, load_card, shown_name
+from clip_jax.evaluation.datasets import MetricName, dataset_names, load_card
 from clip_jax.evaluation.prompts import load_templates
+from clip_jax.evaluation.suite.labelled_sets import shown_name
 
 # Table 9 of the paper: title, classes, train images, test images, metric.
 TABLE_9 = """
