@@ -4,6 +4,7 @@ Set before jax wakes up.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -32,6 +33,8 @@ SHAPES_CHECKED = [
 jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+gc.set_threshold(200_000, 20, 100)  # traced programs are many objects that stay, walked in vain 5 % of the time
 
 # What is started by `nohup ... &` ignores Ctrl-C, and so would all that tests start and interrupt. And tests that are
 # told to end take down what they have started.

@@ -38,7 +38,7 @@ class StoppedError(Exception):
     """A signal came; `code` is the exit code of a command that it ended."""
 
     def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}: the same command goes on from there")
+        super().__init__(f"stopped by {signal.Signals(number).name}: the same command resumes there")
         self.code = 128 + number
 
 

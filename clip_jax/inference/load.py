@@ -89,7 +89,7 @@ def _open_run(
     if kind:
         raise ValueError(
             f"the run in {workdir} was trained with loss.kind={kind!r}: it predicts captions and has no text features, "
-            f"so it can only go on or be measured with `clip-jax evaluate --workdir={workdir}`"
+            f"so it can only be resumed, or measured with `clip-jax evaluate --workdir={workdir}`"
         )
     run = restore_run(workdir, make_mesh(ShardingConfig(), jax.local_devices()[:1]))
     model = run.config.model

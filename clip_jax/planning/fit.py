@@ -1,7 +1,7 @@
-"""Settings that could make a step fit, ordered by the FLOPs they cost, with a guess at the memory of each.
+"""Settings that could make a step fit, ordered by the FLOPs they cost, with an estimate of the memory of each.
 
 What the towers keep for the backward pass, and parameters and moments a device, are known without a compiler. When XLA
-refuses a program it reports what that would have needed, which corrects the guesses at other settings.
+refuses a program it reports what that would have needed, which corrects the estimates of other settings.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class Fitter:
     def _forward(self) -> int:
         return self._towers.flops("none") // 3  # the backward pass takes two products for each one
 
-    def guess(self, setting: Setting, share: float | None = None) -> float:
+    def estimate(self, setting: Setting, share: float | None = None) -> float:
         """Bytes that a device needs at least: its state, and `share` of what the towers keep as traced."""
         if share is None:
             share = RESNET_SHARE if is_resnet(self._config.model) else 1

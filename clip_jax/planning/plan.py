@@ -22,13 +22,13 @@ def plan(config: Config, devices: list[jax.Device]) -> tuple[Setting, StepPlan]:
     except DoesNotFitError as refusal:
         limit = HEADROOM * refusal.available_bytes
         share = fitter.share(setting, refusal.needed_bytes)
-        others = (other for other in fitter.settings() if fitter.guess(other, share) <= limit)
+        others = (other for other in fitter.settings() if fitter.estimate(other, share) <= limit)
         if (found := next(others, None)) is None:
             raise _nothing_fits(refusal) from refusal
         note = ", though batch norms would see smaller parts" if _relearns(config, found) else ""
         raise ValueError(
             f"the step {refusal}. The cheapest settings that should fit, by a rough estimate of "
-            f"{fitter.guess(found, share) / GIB:.1f} GiB and with {fitter.cost(found):.2f} times the FLOPs of a step "
+            f"{fitter.estimate(found, share) / GIB:.1f} GiB and with {fitter.cost(found):.2f} times the FLOPs of a step "
             f"without recomputation{note}: {found.flags()}; --fit compiles until one does"
         ) from refusal
 
@@ -38,7 +38,7 @@ def plan_fitting(config: Config, devices: list[jax.Device]) -> tuple[Setting, St
     fitter, chip, share = Fitter(config, len(devices)), CHIPS.get(devices[0].device_kind), None
     refusal = DoesNotFitError(math.inf, chip.memory_bytes if chip else math.inf)
     for setting in fitter.settings():
-        if fitter.guess(setting, share) > HEADROOM * refusal.available_bytes:
+        if fitter.estimate(setting, share) > HEADROOM * refusal.available_bytes:
             continue
         try:
             return setting, _compile(setting.apply(config), devices, setting)

@@ -55,7 +55,7 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
         raise _explain_non_finite(error, run) from error
     if isinstance(results, signal.Signals):
         if first:
-            print(f"stopped by {results.name}, saved at step {run.first_step}: the same command goes on from there")
+            print(f"stopped by {results.name}, saved at step {run.first_step}: the same command resumes there")
         return 128 + results
     data_state = _data_state(run)  # by all processes
     if first:

@@ -91,7 +91,7 @@ sys.exit(128 + received[0])
 
     threading.Thread(target=interrupt).start()
     before = signal.getsignal(number)
-    with pytest.raises(StoppedError, match=f"stopped by {number.name}: the same command goes on from there") as stopped:
+    with pytest.raises(StoppedError, match=f"stopped by {number.name}: the same command resumes there") as stopped:
         run_all(runs, lambda _: None)
     assert stopped.value.code == 128 + number
     assert (runs[0].folder / "received").read_text() == str([number.value])

@@ -277,7 +277,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step_with_a_checkpoint(fou
         assert [row["step"] for row in notes(four, "index", process)] == list(range(1, four.stopped_at + 1))
         assert notes(four, "saved", process) == notes(four, "saved")
     out, *others = [host.out() for host in four.hosts]
-    assert f"stopped by SIGTERM, saved at step {four.stopped_at}: the same command goes on from there" in out
+    assert f"stopped by SIGTERM, saved at step {four.stopped_at}: the same command resumes there" in out
     assert "on 8 cpu (data=4, fsdp=2, tensor=1, 4 processes); 101 pairs to train on" in out
     for other in others:  # besides what gloo says of itself, in lines that may run into each other
         assert not {word for word in ("stopped", "parameters", "step", "loss") if word in other}

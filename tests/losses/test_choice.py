@@ -48,10 +48,14 @@ def test_each_choice_equals_its_definition_in_loss_metrics_and_gradients(kind, d
 @pytest.mark.parametrize("N", [1, 7])
 def test_chance_is_the_least_loss_of_a_single_answer(kind, dense, N):
     same = jnp.tile(jnp.eye(1, E, dtype=jnp.float64), (N, 1))
-    losses = [
-        dense(same, same, jnp.float64(0), *([jnp.float64(bias)] if kind == "sigmoid" else []))[0]
-        for bias in ([50] if N == 1 else np.linspace(-4, 0, 4001))
-    ]
+    biases = jnp.array([50.0]) if N == 1 else jnp.linspace(-4, 0, 4001)
+
+    @jax.jit
+    @jax.vmap
+    def loss_at(bias):
+        return dense(same, same, jnp.float64(0), *([bias] if kind == "sigmoid" else []))[0]
+
+    losses = loss_at(biases).tolist()
     assert math.isclose(min(losses), chance_loss(kind, N), rel_tol=1e-6, abs_tol=1e-12)
 
 

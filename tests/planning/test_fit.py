@@ -49,16 +49,16 @@ def test_settings_come_by_their_flops(large):
     assert large.cost(Setting("none", 1, 2)) == pytest.approx(4 / 3, abs=0.001)
 
 
-def test_the_guess_is_state_and_what_is_kept(large):
+def test_the_estimate_is_state_and_what_is_kept(large):
     rows = param_table(LARGE.model, LARGE.optimizer, LARGE.sharding, 256)
     state = sum(row.param_bytes + row.optimizer_bytes for row in rows)
-    whole, halved, sharded = (large.guess(Setting("named", f, m)) for f, m in ((1, 1), (1, 2), (16, 1)))
+    whole, halved, sharded = (large.estimate(Setting("named", f, m)) for f, m in ((1, 1), (1, 2), (16, 1)))
     params = sum(row.param_bytes for row in rows)
     assert 10 * GIB < whole - state < 13 * GIB  # XLA's for v5e:16x16: 11.2
     assert 0.5 < (halved - state - params) / (whole - state) < 0.6  # the parameters that it keeps, too, are not halved
     assert whole - sharded == pytest.approx(state * 15 / 16, rel=0.01)
     share = large.share(Setting("named", 1, 1), 20 * GIB)
-    assert large.guess(Setting("named", 1, 1), share) == pytest.approx(20 * GIB)
+    assert large.estimate(Setting("named", 1, 1), share) == pytest.approx(20 * GIB)
 
 
 def test_a_resnets_filters_limit_fsdp_and_its_batch_norms_the_parts():
@@ -70,7 +70,7 @@ def test_a_resnets_filters_limit_fsdp_and_its_batch_norms_the_parts():
 
 
 class Rigged:
-    """compile_step of devices with some memory, of which a step takes 1.1 times the guess; keeps what was tried."""
+    """compile_step of devices with some memory, of which a step takes 1.1 times the estimate; keeps what was tried."""
 
     def __init__(self, fitter, available):
         self.fitter, self.available, self.tried = fitter, available, []
@@ -78,15 +78,15 @@ class Rigged:
     def __call__(self, config, devices):
         setting = Setting.of(config)
         self.tried.append(setting)
-        needed = 1.1 * self.fitter.guess(setting)
+        needed = 1.1 * self.fitter.estimate(setting)
         if needed > self.available:
             raise DoesNotFitError(needed, self.available)
         return setting
 
 
 def test_fit_takes_the_cheapest_that_fits_and_compiles_few(monkeypatch, small):
-    rigged = Rigged(small, 1.2 * small.guess(Setting("attention", 1, 1)))
-    wanted = next(s for s in small.settings() if 1.1 * small.guess(s) <= HEADROOM * rigged.available)
+    rigged = Rigged(small, 1.2 * small.estimate(Setting("attention", 1, 1)))
+    wanted = next(s for s in small.settings() if 1.1 * small.estimate(s) <= HEADROOM * rigged.available)
     monkeypatch.setattr(plan_module, "compile_step", rigged)
     assert plan_fitting(TINY, jax.devices()) == (wanted, wanted)
     costs = [small.cost(setting) for setting in rigged.tried]

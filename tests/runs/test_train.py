@@ -249,7 +249,7 @@ def test_a_run_killed_and_stopped_ends_as_an_undisturbed_one(stops, processes, f
         else:
             assert code == 128 + number, err
             saved = saved_steps(workdir)[-1]
-            assert f"stopped by {number.name}, saved at step {saved}: the same command goes on from there\n" in out
+            assert f"stopped by {number.name}, saved at step {saved}: the same command resumes there\n" in out
             assert [row["step"] for row in read_metrics(workdir) if "loss" in row] == list(range(1, saved + 1))
     assert loop.train(sections, workdir) == 0
     assert_same_end(workdir, finished)
