@@ -12,7 +12,7 @@ from clip_jax.distributed.sharding import ShardingConfig, make_mesh, place_batch
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.models.modified_resnet import ModifiedResNet, average_pool
-from clip_jax.models.variables import init_variables, join_variables, split_variables
+from clip_jax.models.variables import join_variables, split_variables
 
 VISION = ResNetConfig(image_size=64, stages=(2, 1, 3, 1), stem_width=6, num_heads=12)
 TINY = ModelConfig(
@@ -255,7 +255,7 @@ def test_batch_norm_of_bfloat16_keeps_its_statistics_in_float32():
 
 
 def test_a_fresh_tower_starts_as_the_paper_says():
-    variables = flatten_dict(init_variables(TINY, jax.random.key(3))["visual"], sep="/")
+    variables = flatten_dict(nnx.to_pure_dict(nnx.state(ModifiedResNet(TINY, nnx.Rngs(3)))), sep="/")
     for name, leaf in variables.items():
         array = np.asarray(leaf)
         if name.endswith("conv_3/norm/scale"):

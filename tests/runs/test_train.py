@@ -355,6 +355,7 @@ def test_broken_records_are_skipped_counted_and_reported(tmp_path, no_pictures, 
         data__num_validation=7,
         data__max_broken_share=0.2,
         data__num_workers=1,
+        train__evaluate_every=0,
         evaluation__zero_shot=(),
     )
     assert loop.train(sections, tmp_path / "run") == 0

@@ -122,7 +122,7 @@ def rows_of(workdir):
     return [{name: value for name, value in row.items() if name not in TIMING} for row in read_metrics(workdir)]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[pytest.param("bag_of_words", marks=pytest.mark.nightly), "language_model"])
 def finished(request, tmp_path_factory):
     """Kind, workdir and what was printed of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("runs") / request.param

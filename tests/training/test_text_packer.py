@@ -105,6 +105,7 @@ def test_losses_are_those_of_training_unpacked(unpacked, shapes, tmp_path, capsy
     assert " ".join(out.split()).count("batches that did not fit their packed rows 0") == 1
 
 
+@pytest.mark.nightly
 def test_losses_of_packed_microbatches_are_those_of_training_unpacked(unpacked, shapes, tmp_path):
     sections = miniature(pack_text=True)
     sections["train"]["num_microbatches"] = 2
