@@ -246,59 +246,59 @@ def one(tmp_path_factory):
     return SimpleNamespace(workdir=workdir, index=index)
 
 
-@pytest.fixture(scope="module")
-def four(start, tmp_path_factory):
-    """A run of four processes with two devices each, of which the third gets a SIGTERM."""
-    job = start(4, 2, sections(), tmp_path_factory.mktemp("four"), SLOWLY)
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.nightly)])
+def several(start, request, tmp_path_factory):
+    """A run of as many processes, with eight devices in all, of which the last gets a SIGTERM."""
+    job = start(request.param, 8 // request.param, sections(), tmp_path_factory.mktemp("several"), SLOWLY)
     while not any("loss" in row for row in read_metrics(job.workdir)):
         assert job.hosts[0]._ask({"wait": job.hosts[0].pid}) is None, job.hosts[0].err()
         time.sleep(0.02)
-    os.kill(job.hosts[2].pid, signal.SIGTERM)
+    os.kill(job.hosts[-1].pid, signal.SIGTERM)
     job.codes = [host.code() for host in job.hosts]
     job.stopped_at = notes(job, "saved")[-1]["step"]
     return job
 
 
 @pytest.fixture(scope="module")
-def two(start, four, tmp_path_factory):
+def two(start, several, tmp_path_factory):
     """The same run, resumed by two processes with four devices each, in another order."""
     workdir = tmp_path_factory.mktemp("two") / "copy"
-    shutil.copytree(four.workdir, workdir)
+    shutil.copytree(several.workdir, workdir)
     job = start(2, 4, sections(), workdir, INTERLEAVED)
     assert [host.code() for host in job.hosts] == [0, 0], job.hosts[0].err()
     return job
 
 
-def test_a_signal_to_one_process_ends_all_at_the_same_step_with_a_checkpoint(four):
-    assert four.codes == [128 + signal.SIGTERM] * 4
-    assert 1 < four.stopped_at < STEPS
-    assert [int(folder.name) for folder in (four.workdir / "checkpoints").iterdir()] == [four.stopped_at]
-    for process in range(4):
-        assert [row["step"] for row in notes(four, "index", process)] == list(range(1, four.stopped_at + 1))
-        assert notes(four, "saved", process) == notes(four, "saved")
-    out, *others = [host.out() for host in four.hosts]
-    assert f"stopped by SIGTERM, saved at step {four.stopped_at}: the same command resumes there" in out
-    assert "on 8 cpu (data=4, fsdp=2, tensor=1, 4 processes); 101 pairs to train on" in out
+def test_a_signal_to_one_process_ends_all_at_the_same_step_with_a_checkpoint(several):
+    assert several.codes == [128 + signal.SIGTERM] * len(several.hosts)
+    assert 1 < several.stopped_at < STEPS
+    assert [int(folder.name) for folder in (several.workdir / "checkpoints").iterdir()] == [several.stopped_at]
+    for process in range(len(several.hosts)):
+        assert [row["step"] for row in notes(several, "index", process)] == list(range(1, several.stopped_at + 1))
+        assert notes(several, "saved", process) == notes(several, "saved")
+    out, *others = [host.out() for host in several.hosts]
+    assert f"stopped by SIGTERM, saved at step {several.stopped_at}: the same command resumes there" in out
+    assert f"on 8 cpu (data=4, fsdp=2, tensor=1, {len(several.hosts)} processes); 101 pairs to train on" in out
     for other in others:  # besides what gloo says of itself, in lines that may run into each other
         assert not {word for word in ("stopped", "parameters", "step", "loss") if word in other}
 
 
-def test_losses_of_four_processes_are_those_of_one(one, four):
-    assert_same_training(four.workdir, one.workdir, four.stopped_at)
+def test_losses_of_several_processes_are_those_of_one(one, several):
+    assert_same_training(several.workdir, one.workdir, several.stopped_at)
 
 
-def test_each_process_makes_its_part_of_the_same_global_batches(one, four):
-    parts = [notes(four, "index", process) for process in range(4)]
+def test_each_process_makes_its_part_of_the_same_global_batches(one, several):
+    parts = [notes(several, "index", process) for process in range(len(several.hosts))]
     for rows in zip(*parts):
         np.testing.assert_array_equal(np.concatenate([row["index"] for row in rows]), one.index[rows[0]["step"]])
 
 
-def test_two_processes_resume_what_four_have_written(one, four, two):
-    saved = notes(four, "saved")[-1]
-    assert saved["data_state"]["next_batch"] == four.stopped_at
-    assert notes(two, "restored") == [{"step": four.stopped_at, "digest": saved["digest"]}]
+def test_two_processes_resume_what_several_have_written(one, several, two):
+    saved = notes(several, "saved")[-1]
+    assert saved["data_state"]["next_batch"] == several.stopped_at
+    assert notes(two, "restored") == [{"step": several.stopped_at, "digest": saved["digest"]}]
     first, second = notes(two, "index", 0), notes(two, "index", 1)
-    assert first[0]["step"] == four.stopped_at + 1
+    assert first[0]["step"] == several.stopped_at + 1
     for mine, other in zip(first, second):
         np.testing.assert_array_equal(mine["index"] + other["index"], one.index[mine["step"]][[0, 2, 4, 6, 1, 3, 5, 7]])
     assert_same_training(two.workdir, one.workdir, STEPS)
@@ -307,15 +307,15 @@ def test_two_processes_resume_what_four_have_written(one, four, two):
     assert positions[0]["truncated"] > 100  # counted by all processes, before and after
 
 
-def test_one_process_resumes_what_four_have_written(one, four, tmp_path):
-    shutil.copytree(four.workdir, tmp_path / "copy")
+def test_one_process_resumes_what_several_have_written(one, several, tmp_path):
+    shutil.copytree(several.workdir, tmp_path / "copy")
     prepared = setup.prepare_run(sections(), tmp_path / "copy")
-    assert prepared.first_step == four.stopped_at
-    np.testing.assert_array_equal(next(prepared.batches)["index"], one.index[four.stopped_at + 1])
+    assert prepared.first_step == several.stopped_at
+    np.testing.assert_array_equal(next(prepared.batches)["index"], one.index[several.stopped_at + 1])
     leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(prepared.state)]
     prepared.batches.close()
     prepared.checkpointer.close()
-    assert hashlib.sha256(b"".join(leaves)).hexdigest() == notes(four, "saved")[-1]["digest"]
+    assert hashlib.sha256(b"".join(leaves)).hexdigest() == notes(several, "saved")[-1]["digest"]
 
 
 def test_every_process_has_the_features_that_one_has(one, two):
