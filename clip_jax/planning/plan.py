@@ -28,7 +28,7 @@ def plan(config: Config, devices: list[jax.Device]) -> tuple[Setting, StepPlan]:
         note = ", though batch norms would see smaller parts" if _relearns(config, found) else ""
         raise ValueError(
             f"the step {refusal}. The cheapest settings that should fit, by a rough estimate of "
-            f"{fitter.estimate(found, share) / GIB:.1f} GiB and with {fitter.cost(found):.2f} times the FLOPs of a step "
+            f"{fitter.estimate(found, share) / GIB:.1f} GiB, with {fitter.cost(found):.2f} times the FLOPs of a step "
             f"without recomputation{note}: {found.flags()}; --fit compiles until one does"
         ) from refusal
 
