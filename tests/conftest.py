@@ -26,11 +26,13 @@ from processes import Processes
 
 # Types and shapes in these modules' signatures are checked at run time, in tests only; configs check themselves.
 SHAPES_CHECKED = [
+    *(f"clip_jax.evaluation.metrics.{name}" for name in ("classification", "logistic_regression", "overlap")),
+    *(f"clip_jax.evaluation.metrics.{name}" for name in ("retrieval", "zero_shot")),
     *(f"clip_jax.losses.{name}" for name in ("blockwise", "captions", "contrastive", "sigmoid", "streamed")),
     *(f"clip_jax.models.{name}" for name in ("batch_norm", "caption_models", "clip", "modified_resnet")),
     *(f"clip_jax.models.{name}" for name in ("text_transformer", "transformer", "variables", "vision_transformer")),
 ]
-jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(SHAPES_CHECKED, "type_checker.check")
 
 GOLDENS = Path(__file__).parent / "goldens"
 

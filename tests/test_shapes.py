@@ -5,10 +5,12 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
 from clip_jax.distributed.sharding import make_mesh
+from clip_jax.evaluation.metrics.classification import metric_score
 from clip_jax.losses import contrastive_loss, streamed_sigmoid_loss
 from clip_jax.models.transformer import attention
 from clip_jax.models.vision_transformer import choose_patches
@@ -52,3 +54,8 @@ def test_users_are_not_checked():
     code = "import sys; from clip_jax import load; print('beartype' in sys.modules, 'jaxtyping' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output == "False True\n"
+
+
+def test_a_measure_refuses_scores_of_another_number_of_images():
+    with pytest.raises(TypeCheckError, match="scores"):
+        metric_score("accuracy", np.zeros(5, int), np.ones((4, 3)))

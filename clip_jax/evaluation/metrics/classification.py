@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, Num, Shaped
 
 from clip_jax.evaluation.datasets import MetricName
 from clip_jax.evaluation.metrics import statistics
@@ -30,15 +31,15 @@ class Classified:
     with two classes how much higher the second one scores, else zeros.
     """
 
-    labels: np.ndarray
-    rank: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
-    margin: np.ndarray
+    labels: Int[np.ndarray, "N"]
+    rank: Int[np.ndarray, "N"]
+    predicted: Int[np.ndarray, "N"]
+    confidence: Float64[np.ndarray, "N"]
+    margin: Float64[np.ndarray, "N"]
     num_classes: int
 
 
-def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def ranks(scores: np.ndarray, labels: np.ndarray) -> Int[np.ndarray, "N"]:
     """Of each example the number of other classes that score at least as high as its own, int64 [N].
 
     Args:
@@ -218,9 +219,9 @@ def single_label_metrics(
 
 
 def multi_label_metrics(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    difficult: np.ndarray | None,
+    scores: Float[np.ndarray, "N C"],
+    labels: Bool[np.ndarray, "N C"],
+    difficult: Bool[np.ndarray, "N C"] | None,
     class_names: Sequence[str],
     resampling: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -252,20 +253,23 @@ def multi_label_metrics(
     }
 
 
-def confident_mistakes(found: Classified, count: int) -> np.ndarray:
+def confident_mistakes(found: Classified, count: int) -> Int[np.ndarray, "K"]:
     """Indices of the images that are wrong with the highest confidence, the worst first, int64 [at most count]."""
     wrong = np.flatnonzero(found.rank > 0)
     return wrong[np.argsort(-found.confidence[wrong], kind="stable")][:count]
 
 
-def confusion(found: Classified) -> np.ndarray:
+def confusion(found: Classified) -> Int[np.ndarray, "C C"]:
     """Counts int64 [C, C]: row the true class, column the predicted one; its trace over N is top-1."""
     C = found.num_classes
     return np.bincount(found.labels * C + found.predicted, minlength=C * C).reshape(C, C)
 
 
 def measure_scores(
-    metric: MetricName, labels: np.ndarray, scores: np.ndarray, resampling: dict[str, Any] | None = None
+    metric: MetricName,
+    labels: Shaped[np.ndarray, "N *C"],
+    scores: Num[np.ndarray, "N C"],
+    resampling: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """A metric of scores alone, {value, low, high}, as a probe's.
 
@@ -274,7 +278,7 @@ def measure_scores(
     return _with_interval(*_statistic(metric, labels, scores), resampling)
 
 
-def metric_score(metric: MetricName, labels: np.ndarray, scores: np.ndarray) -> float:
+def metric_score(metric: MetricName, labels: Shaped[np.ndarray, "N *C"], scores: Num[np.ndarray, "N C"]) -> float:
     """As `measure_scores`, without the interval."""
     statistic, counts = _statistic(metric, labels, scores)
     return float(statistic(counts[None].astype(np.float64))[0])

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Shaped
 
 from clip_jax.distributed.sharding import batch_shards, constrain_batch, make_mesh, place_whole_batch
 
@@ -43,8 +44,12 @@ class LogisticFit(NamedTuple):
 
 
 def logistic_objective(
-    weights: jax.Array, bias: jax.Array, features: jax.Array, labels: jax.Array, strength: float
-) -> jax.Array:
+    weights: Float[Array | np.ndarray, "D C"],
+    bias: Float[Array | np.ndarray, "C"],
+    features: Float[Array | np.ndarray, "N D"],
+    labels: Shaped[Array | np.ndarray, "N *C"],
+    strength: float,
+) -> Float[Array, ""]:
     """What is minimised, the definition: sum of cross-entropies + strength / 2 * |weights|^2, the bias free.
 
     weights [D, C], bias [C], features [N, D]. That of scikit-learn's LogisticRegression with C = 1 / strength; it has
@@ -246,7 +251,9 @@ def fit_logistic(
         return fit_problem(problem, strengths, split.labels.ndim == 1, num_parallel, max_iterations)
 
 
-def logits_of(weights: np.ndarray, bias: np.ndarray, features: np.ndarray) -> np.ndarray:
+def logits_of(
+    weights: Float[np.ndarray, "D C"], bias: Float[np.ndarray, "C"], features: Float[np.ndarray, "N D"]
+) -> Float[np.ndarray, "N C"]:
     """Float32 [N, C] of weights [D, C], bias [C], features [N, D]."""
     return np.asarray(features, np.float32) @ weights + bias
 

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float32, Int
 from PIL import Image
 from scipy.fft import dctn
 
@@ -24,7 +26,7 @@ PERCEPTUAL_SIZE = 3 * (FREQUENCIES**2 - 1)
 CHUNK_SIZE = 1024  # a tile of float32 similarities is 4 MB
 
 
-def perceptual_embedding(image: np.ndarray) -> np.ndarray:
+def perceptual_embedding(image: np.ndarray) -> Float32[np.ndarray, "E"]:
     """A perceptual hash as a vector: near-duplicates have a high cosine similarity.
 
     The lowest frequencies of the cosine transform of brightness and colour, of the picture reduced to 32×32, without
@@ -58,7 +60,7 @@ def perceptual_embedding(image: np.ndarray) -> np.ndarray:
 
 def nearest_images(
     evaluation: np.ndarray, training: np.ndarray, chunk_size: int = CHUNK_SIZE
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int[np.ndarray, "N"], Float32[np.ndarray, "N"]]:
     """The training image most similar to each evaluation image; neither N×M matrix nor copies of `training` are held.
 
     Args:
@@ -96,8 +98,10 @@ def nearest_images(
 
 
 @jax.jit
-def _nearest(tiles: jax.Array, chunk: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Index, int32 [T, n], and similarity [T, n] of the nearest of the first `count` rows of chunk [m, E]."""
+def _nearest(
+    tiles: Float32[jax.Array, "T n E"], chunk: Float32[jax.Array | np.ndarray, "m E"], count: Int[ArrayLike, ""]
+) -> tuple[Int[jax.Array, "T n"], Float32[jax.Array, "T n"]]:
+    """Index and similarity of the nearest of the first `count` rows of the chunk."""
     positions = jnp.arange(len(chunk), dtype=jnp.int32)
 
     def nearest(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -111,7 +115,7 @@ def _nearest(tiles: jax.Array, chunk: jax.Array, count: int) -> tuple[jax.Array,
     return jax.lax.map(nearest, tiles)
 
 
-def pairs_around(similarity: np.ndarray, threshold: float, count: int = 12) -> np.ndarray:
+def pairs_around(similarity: np.ndarray, threshold: float, count: int = 12) -> Int[np.ndarray, "K"]:
     """The evaluation images to inspect when choosing a threshold: half at or above it, half below, the nearest to it.
 
     Args:

@@ -12,6 +12,7 @@ from math import comb
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Int, Num
 
 CHUNK_SIZE = 1024  # a tile of float32 scores is 4 MB
 LANES = 128  # tiles of small sets are filled up to multiples of this: few shapes to compile, no ragged edges
@@ -22,7 +23,7 @@ def caption_embeddings(
     tokenize: Callable[[Sequence[str]], np.ndarray],
     captions: Sequence[str],
     prompt_prefix: str = "",
-) -> np.ndarray:
+) -> Float32[np.ndarray, "M E"]:
     """Embeddings of captions, each with a prompt before it if one is given.
 
     Args:
@@ -183,8 +184,8 @@ def _padded(x: np.ndarray, size: int, value: float) -> np.ndarray:
 
 
 def top_matches(
-    queries: np.ndarray, candidates: np.ndarray, k: int, chunk_size: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
+    queries: Num[np.ndarray, "Q E"], candidates: Num[np.ndarray, "M E"], k: int, chunk_size: int = 256
+) -> tuple[Int[np.ndarray, "Q K"], Float32[np.ndarray, "Q K"]]:
     """The k best candidates of each query, best first; for pictures, not for metrics (ties go to the lower index).
 
     Args:

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int, Num
 
 RESAMPLED_AT_ONCE = 2**22  # weights, 32 MB
 
 
-def mean_accuracy(correct: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def mean_accuracy(correct: Num[np.ndarray, "N"], weights: Num[np.ndarray, "*R N"] | None = None) -> np.ndarray:
     """Weighted mean of `correct`, bool or float [N]: float64 [...]."""
     correct = np.asarray(correct, np.float64)
     weights = np.ones(len(correct)) if weights is None else weights
@@ -136,9 +137,9 @@ class Calibration:
     """
 
     error: float
-    count: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
+    count: Int[np.ndarray, "B"]
+    confidence: Float[np.ndarray, "B"]
+    accuracy: Float[np.ndarray, "B"]
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> Calibration:

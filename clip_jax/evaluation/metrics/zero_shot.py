@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float32, Num
 
 from clip_jax.evaluation.metrics.classification import accuracies, classify
 
@@ -41,7 +42,7 @@ def class_embeddings(
     tokenize: Callable[[Sequence[str]], np.ndarray],
     class_names: Sequence[str | Sequence[str]],
     templates: Sequence[str],
-) -> np.ndarray:
+) -> Float32[np.ndarray, "C E"]:
     """One embedding a class: the normalised mean of the normalised embeddings of all its prompts.
 
     A class of several names, as "happy" and "smiling", has the prompts of all of them.
@@ -72,7 +73,7 @@ def class_scores(
     tokenize: Callable[[Sequence[str]], np.ndarray],
     class_names: Sequence[str | Sequence[str]],
     templates: Sequence[str],
-) -> np.ndarray:
+) -> Float[np.ndarray, "N C"]:
     """For a model that predicts captions: how well each class fits each image, the mean over its prompts, [N, C].
 
     score_prompts: int32 [M, T, L], T prompts of M names, to [N, M], the mean of a name's; called once.
@@ -93,7 +94,7 @@ def zero_shot_metrics(
     return accuracies(classify(image_embeddings, labels, class_embeddings), class_names)
 
 
-def normalized(x: np.ndarray) -> np.ndarray:
+def normalized(x: Num[np.ndarray, "*B E"]) -> Float32[np.ndarray, "*B E"]:
     """x over its L2 norm along the last axis, float32; a zero vector stays zero."""
     x = np.asarray(x, np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

@@ -160,7 +160,7 @@ def test_top_matches_best_first_ties_to_the_lower_index():
     np.testing.assert_array_equal(scores, [[3, 3, 1], [5, 0, 0]])
     ones = np.random.default_rng(0).permutation(1009) < 211  # enough for an unstable sort to show
     order = np.concatenate([np.flatnonzero(ones), np.flatnonzero(~ones)])
-    np.testing.assert_array_equal(top_matches(np.ones((1, 1)), ones[:, None], k=1009)[0], [order])
+    np.testing.assert_array_equal(top_matches(np.ones((1, 1)), 1.0 * ones[:, None], k=1009)[0], [order])
     assert top_matches(np.eye(2), candidates, k=9)[0].shape == (2, 4)
 
 
