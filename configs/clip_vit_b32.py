@@ -56,8 +56,8 @@ def get_config() -> ConfigDict:
     config.loss.block_size = 0  # rows of similarities at once, 0 for all of a device's; 256 where they do not fit
 
     config.data = ConfigDict()
-    config.data.source = "webdataset"
-    config.data.path = ""  # of the tars: --config.data.path=DIR, or a pattern
+    config.data.source = "auto"  # the kind that the files at the path have; or "webdataset", "folder", "table", ...
+    config.data.path = ""  # of the data: --config.data.path=DIR, a file or a pattern
     config.data.split = ""  # of a tfds data set
     config.data.num_examples = 0  # of a drawn epoch
     config.data.scene_kinds = ()  # kinds of drawn scenes
@@ -70,7 +70,10 @@ def get_config() -> ConfigDict:
     config.data.caption_must_match = ""  # regular expression
     config.data.caption_must_not_match = ""  # regular expression
     config.data.num_validation = 10_000  # last records, held out; not in the paper
+    config.data.validation_path = ""  # or data of its own to validate on, with num_validation=0
+    config.data.repeat = False  # True allows a batch larger than the data
     config.data.min_crop_scale = 1.0  # of the shorter side: a random square crop is the only augmentation, sec. 2.4
+    config.data.orient = False  # True turns pictures upright by their EXIF tag; evaluation ignores it, as the reference
     config.data.decode = "fast"  # of JPEGs to train on; "exact" is Pillow, as in the evaluation
     config.data.tokenizer = "clip_bpe"  # sec. 2.4
     config.data.tokenizer_file = ""  # the file in the Hub's cache

@@ -26,8 +26,8 @@ def get_config() -> ConfigDict:
     config.text.width = 128
     config.text.depth = 2
 
-    config.data.source = "webdataset"
-    config.data.path = ""  # the folder of tars: --config.data.path=DIR
+    config.data.source = "auto"
+    config.data.path = ""  # of the data: --config.data.path=DIR
     config.data.num_validation = 500
     config.data.min_crop_scale = 0.4
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from input_pipeline.examples import BLOCK, Decode, Examples, Order
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, SubsetSource, filters_of, make_source
+from input_pipeline.sources.guess import guess_kind
 from input_pipeline.tokenizers import Tokenizer
 
+Kind = Literal["auto", "scenes", "webdataset", "tfds", "array_record", "table", "folder", "mixture"]
 FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
 
 
@@ -41,7 +43,8 @@ class DataConfig(Filters):
     The filters apply to all records, see `Filters`; what they leave out is no part of an epoch.
 
     Attributes:
-      source: "scenes" (drawn, needs no path), "webdataset", "tfds", "array_record", "table", "folder" or "mixture".
+      source: "scenes" (drawn, takes no path), "webdataset", "tfds", "array_record", "table", "folder" or "mixture";
+        "auto" takes the kind that the files at the path have, see `resolve_source`.
       path: tar, folder, table or pattern of the source, local or a URL; for tfds the data set's folder, DATA_DIR/NAME;
         for a mixture without entries a JSON file with the list of them.
       split: of a tfds data set; unused elsewhere.
@@ -50,8 +53,12 @@ class DataConfig(Filters):
       captions_field: column, feature or JSON key of the captions, if not the usual one.
       mixture: the sources of a mixture; empty elsewhere.
       num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream and
-        then filtered); of a mixture the last ones of each source, in proportion to its records.
+        then filtered); of a mixture the last ones of each source, in proportion to its records. 0 with validation_path.
+      validation_path: data of its own to validate on, all of them; of any kind, guessed from the files.
+      repeat: allows a batch that is larger than the data, in which records occur more than once.
       min_crop_scale: smallest side of the random square crop, as a share of the shorter side; 1 cuts the full height.
+      orient: turns pictures upright by their EXIF tag in training. False, as the reference does and as evaluation does:
+        a model should be trained on the pictures as it will be measured on.
       decode: of training's JPEGs, "fast", or "exact" as the evaluation decodes; see `Examples`.
       tokenizer: "sentencepiece" or "clip_bpe".
       tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or is found in the Hub's cache.
@@ -62,7 +69,7 @@ class DataConfig(Filters):
       seed: of the order, the crops, the choice of captions and the drawn scenes.
     """
 
-    source: Literal["scenes", "webdataset", "tfds", "array_record", "table", "folder", "mixture"]
+    source: Kind
     path: str
     split: str
     num_examples: int
@@ -70,7 +77,10 @@ class DataConfig(Filters):
     captions_field: str = ""
     mixture: tuple[MixturePart, ...] = ()
     num_validation: int
+    validation_path: str = ""
+    repeat: bool = False
     min_crop_scale: float
+    orient: bool = False
     decode: Decode = "exact"
     tokenizer: Literal["sentencepiece", "clip_bpe"]
     tokenizer_file: str
@@ -88,6 +98,11 @@ class DataConfig(Filters):
             raise ValueError(f"data.max_broken_share={self.max_broken_share} must lie in [0, 1]")
         if self.seed < 0:
             raise ValueError(f"data.seed={self.seed} must be at least 0")
+        if self.validation_path and self.num_validation:
+            raise ValueError(
+                f"data.validation_path={self.validation_path!r} with data.num_validation={self.num_validation}: "
+                "validate on one of the two; set data.num_validation=0 to train on all of data.path"
+            )
         self.check("data.")
         self._check_mixture()
 
@@ -120,15 +135,47 @@ def make_examples(config: DataConfig, source: Source, tokenizer: Tokenizer, imag
         min_scale=config.min_crop_scale,
         seed=config.seed,
         decode=config.decode,
+        orient=config.orient,
     )
+
+
+def resolve_source(source: Kind, path: str) -> Kind:
+    """The kind of the data: `source`, or for "auto" the one that the files at the path have.
+
+    Raises ValueError where nothing lies there that can be read.
+    """
+    if source != "auto":
+        return source
+    if not path:
+        raise ValueError("data.path is empty: data.source='auto' needs one, as --config.data.path=DIR")
+    return cast(Kind, guess_kind(path))
 
 
 def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
     """The records to train on and those held out for validation."""
+    if config.validation_path:
+        return open_all(config, image_size), _open_validation(config, image_size)
     if config.source == "mixture":
         return _make_mixtures(config, image_size)
-    part = MixturePart(
-        kind=config.source,
+    part = _only_part(config)
+    whole = _open_part(config, part, image_size, "data")
+    if part.kind == "scenes" and config.num_validation:
+        return whole, _open_part(config, part, image_size, "data", config.num_validation)
+    return _split(whole, config.num_validation, f"data.num_validation={config.num_validation}", config.path)
+
+
+def open_all(config: DataConfig, image_size: int) -> Source:
+    """All records of a config's path, none held out."""
+    if config.source != "mixture":
+        return _open_part(config, _only_part(config), image_size, "data")
+    parts = enumerate(config.mixture)
+    opened = {part.name: _open_part(config, part, image_size, f"data.mixture[{i}]") for i, part in parts}
+    return _mix(config, opened)
+
+
+def _only_part(config: DataConfig) -> MixturePart:
+    return MixturePart(
+        kind=resolve_source(config.source, config.path),  # type: ignore[arg-type]  # the mixture is handled before
         name="",
         path=config.path,
         split=config.split,
@@ -136,10 +183,12 @@ def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
         scene_kinds=config.scene_kinds,
         captions_field=config.captions_field,
     )
-    whole = _open_part(config, part, image_size, "data")
-    if part.kind == "scenes" and config.num_validation:
-        return whole, _open_part(config, part, image_size, "data", config.num_validation)
-    return _split(whole, config.num_validation, f"data.num_validation={config.num_validation}", config.path)
+
+
+def _open_validation(config: DataConfig, image_size: int) -> Source:
+    kind = guess_kind(config.validation_path)
+    part = MixturePart(kind=kind, name="", path=config.validation_path, captions_field=config.captions_field)  # type: ignore[arg-type]
+    return _open_part(config, part, image_size, "data.validation_path")
 
 
 def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixture]:
@@ -159,8 +208,12 @@ def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixtur
             train[part.name], validation[part.name] = _split(whole, num_validation, share, part.path)
     if not validation:
         raise ValueError(f"data.num_validation={config.num_validation} must hold out at least one record")
+    return _mix(config, train), Mixture(validation)
+
+
+def _mix(config: DataConfig, sources: dict[str, Source]) -> Mixture:
     weights = [part.weight for part in config.mixture if part.weight is not None]
-    mixed = Mixture(train, weights or None)
+    mixed = Mixture(sources, weights or None)
     try:
         Order(mixed.lengths, mixed.weights, config.seed)  # now, before a tokenizer is trained and the workdir bound
     except ValueError as error:
@@ -171,7 +224,7 @@ def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixtur
             f"data.mixture has no weights, so its sources count by their records, {counts}, and "
             f"{min(counts, key=counts.__getitem__)!r} is below one sample in {BLOCK}: give weights, or leave it out"
         ) from None
-    return mixed, Mixture(validation)
+    return mixed
 
 
 def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: str, num_validation: int = 0) -> Source:
@@ -184,7 +237,7 @@ def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: st
             key = "source" if where == "data" else "kind"
             fix = ", as --config.data.path=DIR" if where == "data" else ""
             raise ValueError(f"{where}.path is empty: {where}.{key}={part.kind!r} needs one{fix}")
-        source = make_source(part.kind, part.path, part.split, part.captions_field)
+        source = _make_source(part, where)
     filters = [chosen for keys in (config, part) if (chosen := filters_of(keys))]
     if filters:
         source = FilteredSource(source, filters)
@@ -192,10 +245,30 @@ def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: st
     return source
 
 
+def _make_source(part: MixturePart, where: str) -> Source:
+    """As `make_source`; its error says which kind the files have, where that is another."""
+    try:
+        return make_source(part.kind, part.path, part.split, part.captions_field)
+    except ValueError as error:
+        try:
+            kind = guess_kind(part.path)
+        except ValueError:
+            raise error from None
+        if kind == part.kind:
+            raise
+        key = "source" if where == "data" else "kind"
+        raise ValueError(
+            f"{error}. The files look like {kind!r}, and {where}.{key} is {part.kind!r}: set it to {kind!r}"
+        ) from None
+
+
 def _split(source: Source, num_validation: int, what: str, path: str) -> tuple[Source, Source]:
     num_train = len(source) - num_validation
     if num_train < 1 or num_validation < 1:
-        raise ValueError(f"{what} must leave something on both sides of the {len(source)} records of {path}")
+        raise ValueError(
+            f"{what} must leave something on both sides of the {len(source)} records of {path}; or name data of their "
+            "own in data.validation_path, with data.num_validation=0"
+        )
     return SubsetSource(source, 0, num_train), SubsetSource(source, num_train, len(source))
 
 

@@ -17,7 +17,7 @@ from input_pipeline.sources import BrokenRecordError, Mixture, Record, Source
 from input_pipeline.sources.base import as_broken
 from input_pipeline.sources.remote import count_retries
 from input_pipeline.tokenizers import Tokenizer
-from input_pipeline.transforms import decode_image, random_square_crop
+from input_pipeline.transforms import decode_image, exif_orientation, random_square_crop, turn_upright
 
 Decode = Literal["fast", "exact"]
 MAX_BROKEN_IN_A_ROW = 100
@@ -149,6 +149,7 @@ class Examples:
     min_scale: the smallest side of the random square crop, as a share of the image's shorter side.
     decode: "exact" decodes and resizes with Pillow, as the evaluation does; "fast" takes `jpeg.random_jpeg_crop` for
       plain JPEGs: the same square, nearly the same pixels.
+    orient: turns pictures upright by their EXIF tag first.
     """
 
     source: Source
@@ -157,6 +158,7 @@ class Examples:
     min_scale: float
     seed: int
     decode: Decode = "exact"
+    orient: bool = False
 
     @functools.cached_property
     def _order(self) -> Order:
@@ -214,11 +216,15 @@ class Examples:
 
         Raises BrokenRecordError for a picture that cannot be used.
         """
-        if self.decode == "fast" and isinstance(record["image"], bytes):
+        turned = self.orient and isinstance(record["image"], bytes) and exif_orientation(record["image"]) != 1
+        if self.decode == "fast" and isinstance(record["image"], bytes) and not turned:
             crop = random_jpeg_crop(record["image"], self.image_size, self.min_scale, numbers)
             if crop is not None:
                 return crop
-        return random_square_crop(load_image(record), self.image_size, self.min_scale, numbers)
+        image = load_image(record)
+        if turned:
+            image = turn_upright(image, exif_orientation(record["image"]))
+        return random_square_crop(image, self.image_size, self.min_scale, numbers)
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the content of every batch, together with the batch size."""
@@ -230,6 +236,7 @@ class Examples:
             "min_scale": self.min_scale,
             "seed": self.seed,
             "decode": decoder(self.decode),
+            **({"orient": True} if self.orient else {}),
         }
 
 

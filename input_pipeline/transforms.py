@@ -1,6 +1,7 @@
 """From encoded bytes to uint8 [S, S, 3]: decode, then the training crop or the evaluation crop; and sizes in headers.
 
-Normalisation by mean and standard deviation happens on the device. EXIF orientation is ignored, as the reference does.
+Normalisation by mean and standard deviation happens on the device. EXIF orientation is ignored, as the reference does,
+but for who asks `exif_orientation` and `turn_upright`.
 """
 
 import io
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MIN_SIDE = 8  # pixels; below this a picture holds nothing to learn from (tracking pixels, failed downloads)
 MAX_ASPECT = 100  # a longer strip would grow beyond all memory when its shorter side is resized
@@ -18,6 +19,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 HEADER_BYTES = 2**16  # hold the size of nearly every image; a JPEG with a large preview in front needs the whole file
 # The reference resizes in these modes and converts to RGB last: alpha weighs the resampled colours.
 _CONVERTED_LAST = ("RGBA", "LA", "CMYK")
+_TURNS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Square(NamedTuple):
@@ -33,12 +44,13 @@ def decode_image(data: bytes) -> Image.Image:
 
     Returns:
       An 8-bit image of mode RGB; but RGBA, LA and CMYK stay as they are, since the reference resizes them before it
-      converts to RGB, and so do `random_square_crop` and `resize_and_center_crop`. 16-bit greyscale is scaled
-      (v / 257), not clipped. A palette becomes RGB here, where the reference would resize it by nearest neighbour.
+      converts to RGB, and so do `random_square_crop` and `resize_and_center_crop`. Greyscale of more than 8 bits
+      is scaled, not clipped, see `to_eight_bit`. A palette becomes RGB here, where the reference would resize it by
+      nearest neighbour.
 
     Raises:
       ValueError: not an image, truncated or broken, a side below MIN_SIDE, more than MAX_PIXELS, or a pixel type that
-        has no 8-bit reading (float, 32-bit integer).
+        has no 8-bit reading (negative or above 65535).
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -52,6 +64,27 @@ def decode_image(data: bytes) -> Image.Image:
     except Exception as error:  # hostile bytes make Pillow raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"truncated or broken image: {error}") from error
     return to_eight_bit(check_size(image))
+
+
+def exif_orientation(data: bytes) -> int:
+    """The EXIF orientation of an encoded picture, 1 (upright) to 8; 1 where there is none, or another number."""
+    marked = b"Exif" in data[:HEADER_BYTES] or b"eXIf" in data or b"EXIF" in data[-HEADER_BYTES:]
+    if not marked and data[:4] not in (b"II*\0", b"MM\0*"):  # a TIFF's tags are its header
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # hostile bytes; decoding says what is wrong with them
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def turn_upright(image: Image.Image | np.ndarray, orientation: int) -> Image.Image:
+    """A picture that is stored in an EXIF orientation, 1 to 8, as viewers show it."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    turn = _TURNS[orientation]
+    return image if turn is None else image.transpose(turn)
 
 
 def check_size(image: Image.Image) -> Image.Image:
@@ -140,17 +173,27 @@ def resize_squashed(image: Image.Image | np.ndarray, image_size: int) -> np.ndar
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
-    """An image in one of the modes that `decode_image` returns; ValueError for one that has no 8-bit reading."""
-    if image.mode.startswith("I"):  # I;16, I;16B, I;16L, I
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(
-                f"32-bit greyscale image (values {values.min()}..{values.max()}); convert it to 8 or 16 bits"
-            )
-        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point image; convert it to 8 or 16 bits")
-    return image if image.mode in _CONVERTED_LAST else image.convert("RGB")
+    """An image in one of the modes that `decode_image` returns.
+
+    Grey values of more than 8 bits are scaled from their own range: the smallest of 0..255, 0..4095 (12 bits, as
+    scanners and medical devices write) and 0..65535 that holds the brightest pixel; floats from 0..1 or one of these.
+
+    Raises ValueError for a truncated image, and for values that are negative, not finite or above 65535.
+    """
+    try:
+        image.load()
+    except Exception as error:  # of an image that was opened and not yet read
+        raise ValueError(f"truncated or broken image: {error}") from error
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image if image.mode in _CONVERTED_LAST else image.convert("RGB")
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 65535):  # NaN fails, too
+        raise ValueError(f"greyscale image of values {low} to {high}: scale it to 0 to 65535, or to 0 to 1 as floats")
+    ranges = (*((1,) if image.mode == "F" else ()), 255, 4095, 65535)
+    brightest = next(limit for limit in ranges if high <= limit)
+    grey = np.floor(values.astype(np.float64) * (255 / brightest) + 0.5).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _rgb_array(image: Image.Image) -> np.ndarray:

@@ -85,6 +85,10 @@ def describe(kind: str, source: Source, sample: Sample, manifest: dict[str, Any]
     if rows:
         forms = ", ".join(f"{count} {form}" for form, count in sample.statistics.forms.most_common())
         lines += [format_table(header, rows), "", f"formats: {forms}"]
+    if turned := sample.statistics.orientations.total():
+        lines.append(
+            f"turned by their EXIF tag: {turned}; evaluation ignores it, training turns them by data.orient=True"
+        )
     if sample.statistics.labels:
         lines.append(f"labels: {len(sample.statistics.labels)} different ones")
     for where, broken in (("of those looked at", sample.broken), ("found in the index", source.broken)):

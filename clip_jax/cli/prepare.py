@@ -42,6 +42,7 @@ IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 256, "Shorter side in pixels that larger pictures are shrunk to; 0 keeps sizes.", allow_override=True
 )
 QUALITY = flags.DEFINE_integer("quality", 90, "Quality of the JPEGs made, in [1, 100].")
+ORIENT = flags.DEFINE_bool("orient", False, "Turn pictures upright by their EXIF tag; otherwise they keep the tag.")
 NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
     os.cpu_count() or 1,
@@ -108,7 +109,9 @@ def main() -> int:
 
     output = common_flags.required(common_flags.OUTPUT, "data_256")
     filters: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Filters)}
-    settings = Settings(image_size=IMAGE_SIZE.value, quality=QUALITY.value, filters=Filters(**filters))
+    settings = Settings(
+        image_size=IMAGE_SIZE.value, quality=QUALITY.value, orient=ORIENT.value, filters=Filters(**filters)
+    )
     if not NAME.value or "/" in NAME.value or NAME.value.startswith("."):
         raise ValueError(f"--name={NAME.value!r} must be the beginning of a file's name")
     folder = make_folder(output)

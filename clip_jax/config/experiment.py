@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from clip_jax.distributed.sharding import ShardingConfig
 from clip_jax.losses import LossConfig
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from input_pipeline.data_config import DataConfig, MixturePart
+from input_pipeline.data_config import DataConfig, MixturePart, resolve_source
 from input_pipeline.tokenizers import Tokenizer
 
 T = TypeVar("T")
@@ -238,6 +238,22 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     )
 
 
+def with_found_data(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sections with what lies at data.path: data.source where it is "auto", and data.mixture, see `with_mixture`.
+
+    Raises ValueError where nothing that can be read is there, and for a path that drawn scenes would not read.
+    """
+    data = dict(sections.get("data", {}))
+    if data.get("source") == "auto":
+        data["source"] = resolve_source("auto", data.get("path", ""))
+    if data.get("source") == "scenes" and data.get("path"):
+        raise ValueError(
+            f"data.source='scenes' draws its own pictures and would not read data.path={data['path']!r}: "
+            "set data.source='auto' to train on what lies there, or leave the path empty"
+        )
+    return with_mixture({**sections, "data": data})
+
+
 def with_mixture(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The sections with data.mixture read from the JSON file that data.path names, where the config has none.
 
@@ -252,7 +268,7 @@ def with_mixture(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
 def with_data_path(data: DataConfig, path: str) -> DataConfig:
     """The same data where it lies now; of a mixture the path names a JSON file with its sources. Raises ValueError."""
     if data.source != "mixture":
-        return dataclasses.replace(data, path=path)
+        return dataclasses.replace(data, path=path, source="auto" if data.source == "scenes" else data.source)
     parts = _typed("data.mixture", _read_mixture(path), tuple[MixturePart, ...])
     return dataclasses.replace(data, path=path, mixture=parts)
 

@@ -4,6 +4,7 @@ A small suite: its data sets, its numbers without intervals, nothing kept on the
 """
 
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from clip_jax.models import ModelConfig
 from clip_jax.models.variables import Variables
 from clip_jax.plots.training import plot_confusion
 from clip_jax.tables import format_table
-from input_pipeline.data_config import make_sources
+from input_pipeline.data_config import DataConfig, make_sources, open_all, resolve_source
 from input_pipeline.examples import load_image
 from input_pipeline.sources import Record, Source
 from input_pipeline.storage import write_json
@@ -118,7 +119,7 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     Args:
       workdir: folder of the run.
       output: folder for the results; made when missing.
-      data_path: replaces data.path of the run's config.
+      data_path: where the run's data lies now, of which the held-out part is measured; or other data, then all of it.
       **changes: fields of EvaluationConfig to replace.
 
     Raises:
@@ -128,7 +129,7 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     config, image_size = run.config, run.config.model.vision.image_size
     data = config.data if data_path is None else with_data_path(config.data, data_path)
     evaluation = dataclasses.replace(config.evaluation, **changes)
-    _, validation = make_sources(data, image_size)
+    validation = _validation_source(data, image_size, workdir, int(run.state.step), moved=data_path is not None)
     encoder = make_encoder(config.model, run.mesh, evaluation.batch_size)
     evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
     first = processes.is_first()
@@ -139,6 +140,30 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     if first:
         write_json(output / "evaluation.json", results)
     return results
+
+
+def _validation_source(data: DataConfig, image_size: int, workdir: Path, step: int, moved: bool) -> Source:
+    """The held-out part of the run's data, moved or not; all of other data, by the checkpoint's fingerprint."""
+    if not moved:
+        return make_sources(data, image_size)[1]
+    position = json.loads((workdir / "checkpoints" / str(step) / "data" / "metadata").read_text())
+    try:
+        train, validation = make_sources(data, image_size)
+        if json.loads(json.dumps(train.fingerprint())) == position["fingerprint"]["source"]:
+            return validation
+    except ValueError:  # too few records to hold some out
+        pass
+    try:
+        whole = open_all(data, image_size)
+    except ValueError:
+        kind = resolve_source("auto", data.path)
+        if kind == data.source:
+            raise
+        data = dataclasses.replace(data, source=kind)
+        whole = open_all(data, image_size)
+    if processes.is_first():
+        print(f"{data.path} ({data.source}) is not the run's data: all {len(whole)} records are measured")
+    return whole
 
 
 def as_row(results: Results) -> dict[str, float]:

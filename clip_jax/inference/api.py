@@ -182,7 +182,7 @@ class Preprocess:
     transform: ImageTransform
 
     def __call__(self, image: Image.Image | Picture | str | os.PathLike[str]) -> UInt8[np.ndarray, "S S 3"]:
-        """image: a PIL image, an array, or the path of a picture. Raises ValueError for anything else."""
+        """image: a PIL image, an array, or the path of a picture. Raises ValueError for others, and broken ones."""
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
             try:

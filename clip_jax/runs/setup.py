@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clip_jax.config.experiment import TOKENIZER_FILE, Config, make_config, with_mixture
+from clip_jax.config.experiment import TOKENIZER_FILE, Config, make_config, with_found_data
 from clip_jax.config.record import check_workdir, record_config
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import local_rows, make_mesh
@@ -81,15 +81,20 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> TrainingR
 
     Raises ValueError or CheckpointError, see `train`.
     """
-    sections = with_mixture(sections)  # so that the record in the workdir is whole
+    guessed = sections["data"]["source"] == "auto"
+    sections = with_found_data(sections)  # so that the record in the workdir is whole
     if processes.process_count() > 1:
         preflight.check_programs(sections)
     config = make_config(sections)
     training = Training(config, make_mesh(config.sharding))
     training.check()  # before any work
+    if guessed and processes.is_first():
+        print(f"data.source={config.data.source!r}, guessed from the files at {config.data.path}")
 
     source, validation = _open_data(config)
     is_new = _open_workdir(sections, workdir)
+    if is_new:
+        _check_batch(config, source)
     weights = InitialWeights(config) if is_new and config.train.init_from else None
 
     tokenizer = _make_tokenizer(config, source, workdir, weights)
@@ -125,6 +130,16 @@ def _open_data(config: Config) -> tuple[Source, Source]:
     if processes.process_count() > 1:
         preflight.check_data(source, validation)
     return source, validation
+
+
+def _check_batch(config: Config, source: Source) -> None:
+    """ValueError for a batch in which a record would be its own negative."""
+    size, count = config.train.global_batch_size, len(source)
+    if size > count and not config.data.repeat:
+        raise ValueError(
+            f"train.global_batch_size={size} is larger than the {count} records to train on, so that a batch would "
+            f"hold pictures twice, as each other's negatives: set it to at most {count}, or data.repeat=True"
+        )
 
 
 def _open_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> bool:

@@ -14,12 +14,13 @@ DRAWN = "drawn"
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Of a picture in its source: pixels, "JPEG", "PNG", ... or DRAWN, encoded bytes (0 when drawn)."""
+    """Of a picture in its source: pixels, "JPEG", ... or DRAWN, encoded bytes (0 when drawn), EXIF orientation."""
 
     width: int
     height: int
     form: str
     num_bytes: int
+    orientation: int = 1
 
 
 @dataclass(kw_only=True)
@@ -33,6 +34,7 @@ class Statistics:
       num_bytes: of an encoded picture there, to three significant digits.
       forms: "JPEG", "PNG", ..., "drawn".
       labels: of labelled records.
+      orientations: EXIF's, 2 to 8, of pictures that are not stored upright.
     """
 
     captions: Counter = field(default_factory=Counter)
@@ -44,6 +46,7 @@ class Statistics:
     num_bytes: Counter = field(default_factory=Counter)
     forms: Counter = field(default_factory=Counter)
     labels: Counter = field(default_factory=Counter)
+    orientations: Counter = field(default_factory=Counter)
 
     def add(self, record: Record, facts: Facts) -> None:
         """Counts one record."""
@@ -55,6 +58,8 @@ class Statistics:
         self.height[facts.height] += 1
         self.sizes[f"{facts.width}x{facts.height}"] += 1
         self.forms[facts.form] += 1
+        if facts.orientation != 1:
+            self.orientations[facts.orientation] += 1
         if facts.num_bytes:
             self.num_bytes[int(float(f"{facts.num_bytes:.3g}"))] += 1
         if "label" in record:

@@ -1,10 +1,11 @@
 """What `prepare` does to one record: a pure function, the same in a worker process and in a Beam pipeline."""
 
+import dataclasses
 import io
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from input_pipeline.jpeg import antialiased, decode_jpeg
 from input_pipeline.prepare.duplicates import perceptual_hash
@@ -12,7 +13,7 @@ from input_pipeline.prepare.statistics import DRAWN, Facts
 from input_pipeline.sources import Filters
 from input_pipeline.sources.base import NO_CAPTION, BrokenRecordError, Record, UnusedRecordError, as_broken
 from input_pipeline.storage import checksum
-from input_pipeline.transforms import FORMATS, MIN_SIDE, decode_image
+from input_pipeline.transforms import FORMATS, MIN_SIDE, decode_image, exif_orientation, turn_upright
 
 KEPT_FORMATS = ("JPEG", "PNG", "WEBP")  # copied byte by byte when they are small enough: nothing is lost twice
 
@@ -28,11 +29,13 @@ class Settings:
     Attributes:
       image_size: the shorter side in pixels that larger pictures are shrunk to; 0 leaves all as they are.
       quality: of the JPEGs made, in [1, 100].
+      orient: turns pictures upright by their EXIF tag; otherwise they keep the tag, for training's data.orient.
       filters: which records are kept, and which of their captions; a labelled record may have none.
     """
 
     image_size: int = 256
     quality: int = 90
+    orient: bool = False
     filters: Filters = field(default_factory=Filters)
 
     def __post_init__(self) -> None:
@@ -64,7 +67,8 @@ def prepare_record(record: Record, settings: Settings) -> Prepared:
     """Checks, filters, shrinks and encodes one record.
 
     Pictures whose shorter side is at most image_size stay as they are: JPEG, PNG and WebP are copied byte by byte (but
-    decoded, so that a broken one is found), drawn ones become PNG. All else becomes JPEG without EXIF and ICC profile.
+    decoded, so that a broken one is found), drawn ones become PNG. All else becomes JPEG without ICC profile;
+    of EXIF the orientation alone is kept, unless the picture is turned upright.
     Its colour is subsampled 4:2:0, as in nearly every photograph's source: beside 4:4:4 at 256 pixels and quality 90 it
     has 21 % fewer bytes, to be read in every epoch, for a mean error of 3.4 levels instead of 2.8.
 
@@ -75,6 +79,10 @@ def prepare_record(record: Record, settings: Settings) -> Prepared:
     if not record["captions"] and "label" not in record:
         raise BrokenRecordError(record["id"], NO_CAPTION)
     image, facts = open_record(record)
+    turned = settings.orient and facts.orientation != 1
+    if turned:
+        image = turn_upright(image, facts.orientation)
+        facts = dataclasses.replace(facts, width=image.width, height=image.height)
     captions = settings.filters.passing(record["captions"])
     reason = settings.filters.why_not_size(facts.width, facts.height)
     if record["captions"] and not captions:
@@ -82,8 +90,9 @@ def prepare_record(record: Record, settings: Settings) -> Prepared:
     if reason:
         raise FilteredRecordError(record["id"], reason)
     pixels = shrink(image, settings.image_size)  # [h, w, 3]
-    if pixels.shape[:2] != (facts.height, facts.width) or facts.form not in (*KEPT_FORMATS, DRAWN):
-        encoded = _encode(pixels, "JPEG", quality=settings.quality, subsampling="4:2:0")
+    if turned or pixels.shape[:2] != (facts.height, facts.width) or facts.form not in (*KEPT_FORMATS, DRAWN):
+        tag = _orientation_tag(1 if turned else facts.orientation)
+        encoded = _encode(pixels, "JPEG", quality=settings.quality, subsampling="4:2:0", **tag)
     else:
         encoded = _encode(pixels, "PNG") if facts.form == DRAWN else record["image"]
     kept: Record = {"id": record["id"], "captions": captions}
@@ -107,14 +116,17 @@ def open_record(record: Record) -> tuple[Image.Image | np.ndarray, Facts]:
     with as_broken(record["id"]):
         if isinstance(data, np.ndarray):
             return data, Facts(width=data.shape[1], height=data.shape[0], form=DRAWN, num_bytes=0)
+        orientation = exif_orientation(data)
         pixels = decode_jpeg(data)
         if pixels is not None:
             height, width, _ = pixels.shape
-            return pixels, Facts(width=width, height=height, form="JPEG", num_bytes=len(data))
+            facts = Facts(width=width, height=height, form="JPEG", num_bytes=len(data), orientation=orientation)
+            return pixels, facts
         image = decode_image(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as header:
         form = header.format or ""
-    return image, Facts(width=image.width, height=image.height, form=form, num_bytes=len(data))
+    size = {"width": image.width, "height": image.height}
+    return image, Facts(**size, form=form, num_bytes=len(data), orientation=orientation)
 
 
 def shrink(image: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
@@ -139,6 +151,14 @@ def shrink(image: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
         return np.asarray(resized.convert("RGB"))
     pixels = np.ascontiguousarray(np.asarray(image))
     return antialiased(pixels, size, (0, 0, width, height)) if shrinks else pixels
+
+
+def _orientation_tag(orientation: int) -> dict[str, bytes]:
+    if orientation == 1:
+        return {}
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return {"exif": exif.tobytes()}
 
 
 def _encode(pixels: np.ndarray, form: str, **options: object) -> bytes:

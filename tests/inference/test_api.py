@@ -1,5 +1,6 @@
 """`clip_jax.load` and what it gives: the API people know, on weights and numbers of other implementations."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -263,6 +264,13 @@ def test_pictures_without_a_size_are_refused(picture):
 def test_what_is_no_picture_is_refused(thing):
     with pytest.raises(ValueError, match=r"expected a PIL image, uint8 \[H, W, 3\] or a path, not "):
         Preprocess(16, ImageTransform())(thing)
+
+
+def test_a_truncated_image_that_was_opened_is_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(buffer, "JPEG")
+    with pytest.raises(ValueError, match="truncated or broken image"):
+        Preprocess(16, ImageTransform())(Image.open(io.BytesIO(buffer.getvalue()[:-300])))
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import struct
 import zlib
@@ -53,8 +54,18 @@ def test_evaluation_crop_offsets_round_half_to_even():
         (encode(Image.fromarray(noise(8, 808, 3))), "image too narrow: 808x8 pixels, at most 100 times"),
         (encode(Image.fromarray(noise(1, 1, 3))), "image too small: 1x1 pixels, at least 8"),
         (encode(Image.fromarray(noise(31, MIN_SIDE - 1, 3))), "image too small: 7x31 pixels"),
-        (encode(Image.fromarray(noise(11, 13).astype(np.float32)), "TIFF"), "floating-point image"),
-        (encode(Image.fromarray(np.full((11, 13), 70000, np.int32)), "TIFF"), "32-bit greyscale image"),
+        (
+            encode(Image.fromarray(np.full((11, 13), np.nan, np.float32)), "TIFF"),
+            "image of values nan to nan",
+        ),
+        (
+            encode(Image.fromarray(np.full((11, 13), -0.5, np.float32)), "TIFF"),
+            "image of values -0.5 to",
+        ),
+        (
+            encode(Image.fromarray(np.full((11, 13), 70000, np.int32)), "TIFF"),
+            "image of values 70000 to",
+        ),
     ],
 )
 def test_unusable_images_are_refused_with_the_reason(data, reason):
@@ -102,6 +113,23 @@ def test_16_bit_greyscale_is_scaled_not_clipped():
     expected = np.repeat(np.rint(values / 257)[..., None], 3, axis=2)
     for data in (encode(Image.fromarray(values)), encode(Image.fromarray(values.astype(np.int32)), "TIFF")):
         np.testing.assert_array_equal(np.asarray(decode_image(data)), expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "brightest"),
+    [*itertools.product((np.uint16, np.int32, np.float32), (255, 4095, 65535)), (np.float32, 1)],
+)
+def test_greyscale_of_more_bits_is_scaled_from_its_own_range(dtype, brightest):
+    values = np.linspace(0, brightest, 256).reshape(16, 16)
+    data = encode(Image.fromarray((values if dtype == np.float32 else values.round()).astype(dtype)), "TIFF")
+    decoded = np.asarray(decode_image(data))[..., 0].ravel()
+    assert np.abs(decoded - np.arange(256.0)).max() <= (1 if brightest == 4095 else 0)
+    assert decoded.max() == 255
+
+
+def test_a_dim_picture_of_32_bits_keeps_its_brightness():
+    values = np.arange(0, 253, 2, np.int32).reshape(-1, 1).repeat(11, axis=1)
+    np.testing.assert_array_equal(np.asarray(decode_image(encode(Image.fromarray(values), "TIFF")))[..., 0], values)
 
 
 def test_full_scale_crop_is_an_exact_window_at_every_position():

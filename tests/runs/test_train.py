@@ -217,6 +217,42 @@ def test_evaluate_takes_other_sets_and_sizes(finished, tmp_path, no_pictures):
         evaluate(finished, tmp_path, zero_shot=("digit",))
 
 
+def test_evaluate_measures_all_of_other_data_and_the_held_out_part_of_its_own(tmp_path, no_pictures, capsys):
+    write_tar(tmp_path / "a.tar", 17, cut=(), uncaptioned=())
+    write_tar(tmp_path / "test.tar", 5, cut=(), uncaptioned=())
+    changes = {"data__source": "auto", "data__path": str(tmp_path / "a.tar"), "data__num_validation": 6}
+    sections = miniature(**changes, train__total_steps=1, optimizer__warmup_steps=0, evaluation__zero_shot=())
+    assert loop.train(sections, tmp_path / "run") == 0
+    assert f"data.source='webdataset', guessed from the files at {tmp_path}/a.tar" in capsys.readouterr().out
+    assert load_config(tmp_path / "run").data.source == "webdataset"
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "a.tar").rename(tmp_path / "moved" / "a.tar")
+    moved = evaluate(tmp_path / "run", tmp_path / "out", str(tmp_path / "moved" / "a.tar"))
+    assert moved["retrieval"]["images"] == 6
+    other = evaluate(tmp_path / "run", tmp_path / "out", str(tmp_path / "test.tar"))
+    assert other["retrieval"]["images"] == 5
+    assert "test.tar (webdataset) is not the run's data: all 5 records are measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data__path": "photos"},
+            "data.source='scenes' draws its own pictures and would not read data.path='photos': set",
+        ),
+        (
+            {"data__num_examples": 7},
+            "train.global_batch_size=8 is larger than the 7 records to train on, so that a batch would hold pictures twice",
+        ),
+    ],
+)
+def test_data_that_would_not_be_what_was_meant_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        loop.train(miniature(**changes), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_the_same_command_after_the_end_changes_nothing(finished, no_pictures, capsys):
     before, results = read_metrics(finished), (finished / "evaluation.json").read_bytes()
     assert loop.train(miniature(), finished) == 0
