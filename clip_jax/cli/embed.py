@@ -1,15 +1,16 @@
 """Embeds pictures and captions: `clip-jax embed --model=ViT-B/32 --path=photos --output=embeddings`.
 
-The output is shards of normalised embeddings and manifest.json, which says what they were made from. A shard is a fixed
-range of the source's records, whatever the number of machines: part i of n makes the shards i, i + n, ... Processes of
-a cluster find their parts by themselves, as in training; with --part=i/n you assign parts yourself, and the processes
-do not wait for each other. Each encodes with all devices of its own. Finished shards are skipped, so the same command
-continues where it was stopped.
+The output is shards of normalised embeddings and _manifest.json, which says what they were made from. A shard is a
+fixed range of the source's records, whatever the number of machines: part i of n makes the shards i, i + n, ...
+Processes of a cluster find their parts by themselves, as in training; with --part=i/n you assign parts yourself, and
+the processes do not wait for each other. Each encodes with all devices of its own. Finished shards are skipped, so the
+same command continues where it was stopped.
 
 parquet: part-00000-of-00012.parquet with the columns id, image_embedding, captions, label (null where there is none)
-and text_embeddings, one for each caption. npy: image_embeddings-00000-of-00012.npy [n, E], text_embeddings-....npy
-[m, E] and ids-....jsonl, a line an image: id, captions, label, and `texts`, [start, stop) of its rows of
-text_embeddings. Records that cannot be used are left out and listed, [id, reason], in broken-00000-of-00012.json.
+and text_embeddings, one for each caption; `pandas.read_parquet(FOLDER)` reads them all. npy:
+image_embeddings-00000-of-00012.npy [n, E], text_embeddings-....npy [m, E] and ids-....jsonl, a line an image: id,
+captions, label, and `texts`, [start, stop) of its rows of text_embeddings. Records that cannot be used are left out and
+listed, [id, reason], in _broken-00000-of-00012.json.
 """
 
 import re
@@ -60,7 +61,7 @@ def main() -> int:
     from clip_jax.inference.embed import embed
 
     name = common_flags.required(common_flags.MODEL, "ViT-B/32")
-    common_flags.required(data_flags.PATH, "photos")
+    path = common_flags.required(data_flags.PATH, "photos")
     output = Path(common_flags.required(common_flags.OUTPUT, "embeddings"))
     with processes.joined(**common_flags.host_options()) if PART.value is None else nullcontext():
         part = (jax.process_index(), jax.process_count()) if PART.value is None else parse_part(PART.value)
@@ -84,6 +85,7 @@ def main() -> int:
             part=part,
             batch_size=BATCH_SIZE.value,
             max_broken_share=common_flags.given(data_flags.MAX_BROKEN_SHARE, 0.01),
+            about={"model": name, "data": path},
         )
         print(describe(summary, output))
     return 0
@@ -97,7 +99,7 @@ def describe(summary: "Summary", output: Path) -> str:
     lines = [format_table(header, [row]), "", f"the embeddings are in {output}"]
     if summary.broken:
         named = "; ".join(f"{record_id}: {reason}" for record_id, reason in summary.broken[:3])
-        lines.append(f"broken records are left out ({named}); all are in broken-*.json")
+        lines.append(f"broken records are left out ({named}); all are in _broken-*.json")
     if summary.shards_skipped:
         lines.append(f"{summary.shards_skipped} shards found, not computed again")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -67,6 +67,7 @@ def embed(
     batch_size: int = 256,
     max_broken_share: float = 0.01,
     num_threads: int = min(32, os.cpu_count() or 1),
+    about: Mapping[str, str] | None = None,
 ) -> Summary:
     """Writes the shards of this part that are not there yet.
 
@@ -85,6 +86,7 @@ def embed(
       batch_size: images encoded at once.
       max_broken_share: of the records seen, in [0, 1].
       num_threads: threads that read, decode and resize.
+      about: what a reader should know of model and data, such as their names; stands in the manifest.
 
     Raises:
       ValueError: `output` holds embeddings of another model, source or setting; too many broken records; features that
@@ -97,8 +99,10 @@ def embed(
     check_broken_share(len(source.broken), count_indexed(source), source.broken, max_broken_share, "max_broken_share")
     folder = LocalFolder(output)
     shards = Shards(folder=folder, source=source, shard_size=shard_size, file_format=file_format, texts=texts)
-    manifest = json.dumps(_manifest(model, tokenize, source, shards, dtype), indent=2) + "\n"
-    shards.claim(MANIFEST, manifest, holds="embeddings of another model, source or other settings")
+    described = {"about": dict(about or {}), **_manifest(model, tokenize, source, shards, dtype)}
+    shards.rename_earlier()
+    holds = "embeddings of another model, source or other settings"
+    shards.claim(MANIFEST, json.dumps(described, indent=2) + "\n", holds=holds, may_change=("about",))
 
     mine = range(part[0], len(shards), part[1])
     todo = sorted(set(shards.missing()) & set(mine))

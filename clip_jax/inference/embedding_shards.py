@@ -3,6 +3,7 @@
 Reads and writes no more than its folder; their content is described in embed.py of the command line.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from input_pipeline.prepare.folder import LocalFolder, ShardedFolder
 from input_pipeline.storage import atomic_file, write_text
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"  # readers of a folder of Parquet files pass over such names
 Row = Mapping[str, Any]  # a record without its image: id, captions and, if it has one, label
 Broken = Sequence[tuple[str, str]]  # (id, reason)
 
@@ -33,6 +34,12 @@ class Shards(ShardedFolder):
     file_format: str
     texts: bool
 
+    def rename_earlier(self) -> None:
+        """Gives what an earlier version wrote beside the data the names of today."""
+        for file in (self.folder.path / "manifest.json", *self.folder.path.glob("broken-*-of-*.json")):
+            with contextlib.suppress(FileNotFoundError):  # or another process was faster
+                file.rename(file.with_name(f"_{file.name}"))
+
     def files(self, shard: int) -> list[Path]:
         if self.file_format == "parquet":
             return [self._file("part", shard, "parquet")]
@@ -44,7 +51,7 @@ class Shards(ShardedFolder):
 
     def broken(self, shard: int) -> list[tuple[str, str]]:
         """What was left out of a complete shard."""
-        file = self._file("broken", shard, "json")
+        file = self._file("_broken", shard, "json")
         return [(record_id, reason) for record_id, reason in json.loads(file.read_text())] if file.exists() else []
 
     def _file(self, kind: str, shard: int, suffix: str) -> Path:
@@ -59,7 +66,7 @@ class Shards(ShardedFolder):
           text: [m, E], those of their captions in order, or [0, E] without texts.
           broken: the records that were left out; written first, as a shard that is there lacks nothing beside it.
         """
-        broken_file = self._file("broken", shard, "json")
+        broken_file = self._file("_broken", shard, "json")
         if broken:
             write_text(broken_file, json.dumps(broken, indent=1))
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -125,7 +126,7 @@ def test_parquet_holds_what_encoding_one_by_one_gives(photos, tmp_path):
     tokenize = StubTokenize()
     summary = run(photos, output, tokenize=tokenize)
     names = [f"part-0000{i}-of-00005.parquet" for i in range(5)]
-    assert sorted(path.name for path in output.iterdir()) == ["manifest.json", *names]
+    assert sorted(path.name for path in output.iterdir()) == ["_manifest.json", *names]
     assert summary.files == [output / name for name in names]
     tables = [pq.read_table(output / name) for name in names]
     assert [len(table) for table in tables] == [5, 5, 5, 5, 3]
@@ -157,7 +158,7 @@ def test_npy_holds_the_same_and_says_which_caption_belongs_where(photos, tmp_pat
     run(photos, tmp_path / "npy", file_format="npy")
     names = {path.name for path in (tmp_path / "npy").iterdir()}
     kinds = ("image_embeddings-0000{}-of-00005.npy", "text_embeddings-0000{}-of-00005.npy", "ids-0000{}-of-00005.jsonl")
-    assert names == {"manifest.json"} | {kind.format(i) for kind in kinds for i in range(5)}
+    assert names == {"_manifest.json"} | {kind.format(i) for kind in kinds for i in range(5)}
     for i in range(5):
         image, text = (np.load(tmp_path / "npy" / kind.format(i)) for kind in kinds[:2])
         lines = [json.loads(line) for line in (tmp_path / "npy" / kinds[2].format(i)).read_text().splitlines()]
@@ -208,7 +209,7 @@ def test_labels_and_class_names(photos, tmp_path):
     run(source, tmp_path / "npy", file_format="npy")
     rows = [row for file in sorted((tmp_path / "table").glob("part*")) for row in pq.read_table(file).to_pylist()]
     assert [row["label"] for row in rows] == [0] * 12 + [1] * 11
-    assert json.loads((tmp_path / "table" / "manifest.json").read_text())["class_names"] == ["even", "odd"]
+    assert json.loads((tmp_path / "table" / "_manifest.json").read_text())["class_names"] == ["even", "odd"]
     line = json.loads((tmp_path / "npy" / "ids-00004-of-00005.jsonl").read_text().splitlines()[0])
     assert line == {"id": "odd/17.png", "captions": [], "label": 1, "texts": [0, 0]}
 
@@ -288,12 +289,29 @@ def test_an_interrupted_run_leaves_whole_shards_and_resumes(photos, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             run(photos, output, model, file_format=file_format)
     whole, found = contents(tmp_path / "whole"), contents(output)
-    assert "manifest.json" in found
+    assert "_manifest.json" in found
     assert 2 < len(found) < len(whole)
     assert found == {name: whole[name] for name in found}
     summary = run(photos, output, CompanyModel(), file_format=file_format)
     assert summary.shards_skipped == 2
     assert contents(output) == whole
+
+
+def test_the_folder_is_read_as_one_table_and_names_model_and_data(photos, tmp_path):
+    run(photos, tmp_path / "out", about={"model": "ViT-B/32", "data": "photos"})
+    table = pandas.read_parquet(tmp_path / "out")
+    assert len(table) == 23
+    assert json.loads((tmp_path / "out" / "_manifest.json").read_text())["about"]["model"] == "ViT-B/32"
+    again = run(photos, tmp_path / "out", about={"model": "weights", "data": "moved"})
+    assert again.shards_skipped == 5
+
+
+def test_a_folder_of_an_earlier_version_is_continued(photos, tmp_path):
+    output = tmp_path / "out"
+    run(photos, output)
+    (output / "_manifest.json").rename(output / "manifest.json")
+    assert run(photos, output).shards_skipped == 5
+    assert (output / "_manifest.json").exists()
 
 
 def test_a_broken_record_is_left_out_and_reported(photos, tmp_path):
@@ -310,10 +328,10 @@ def test_a_broken_record_is_left_out_and_reported(photos, tmp_path):
     assert summary.broken[2][1] == "text is not valid UTF-8"
     table = pq.read_table(output / "part-00001-of-00005.parquet")
     assert table["id"].to_pylist() == ["05.png", "06.png", "09.png"]
-    assert json.loads((output / "broken-00001-of-00005.json").read_text()) == [list(x) for x in summary.broken[:2]]
-    assert json.loads((output / "broken-00004-of-00005.json").read_text()) == [list(summary.broken[2])]
-    assert len(list(output.glob("broken*"))) == 2
-    manifest = json.loads((output / "manifest.json").read_text())
+    assert json.loads((output / "_broken-00001-of-00005.json").read_text()) == [list(x) for x in summary.broken[:2]]
+    assert json.loads((output / "_broken-00004-of-00005.json").read_text()) == [list(summary.broken[2])]
+    assert len(list(output.glob("_broken*"))) == 2
+    manifest = json.loads((output / "_manifest.json").read_text())
     assert manifest["num_broken_in_index"] == 1
     assert manifest["first_broken_in_index"] == [["outside.png", "outside.png is a link that leads out of the folder"]]
     untouched = pq.read_table(output / "part-00000-of-00005.parquet")
@@ -369,7 +387,8 @@ def test_what_the_index_found_broken_is_judged_first(photos, tmp_path):
 def test_the_manifest_says_what_the_embeddings_are(photos, tmp_path):
     run(photos, tmp_path / "out")
     source = FolderSource(str(photos)).fingerprint()
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == {
+    assert json.loads((tmp_path / "out" / "_manifest.json").read_text()) == {
+        "about": {},
         "model_fingerprint": "weights 0",
         "embed_dim": EMBED_DIM,
         "image_size": IMAGE_SIZE,
@@ -428,11 +447,11 @@ def test_shards_without_a_readable_manifest_are_an_error(photos, tmp_path):
     output = tmp_path / "out"
     run(photos, output)
     for damage in ('{"source', "[]"):
-        (output / "manifest.json").write_text(damage)
-        with pytest.raises(ValueError, match=r"^manifest\.json in .*out is damaged: use another --output$"):
+        (output / "_manifest.json").write_text(damage)
+        with pytest.raises(ValueError, match=r"^_manifest\.json in .*out is damaged: use another --output$"):
             run(photos, output)
-    (output / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"out holds part-00000-of-00005\.parquet but no manifest\.json: use another"):
+    (output / "_manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"out holds part-00000-of-00005\.parquet but no _manifest\.json: use another"):
         run(photos, output)
 
 
@@ -440,7 +459,7 @@ def test_parts_that_start_at_once_agree_on_one_manifest(tmp_path, monkeypatch):
     shards = Shards(folder=LocalFolder(tmp_path), source=range(23), shard_size=5, file_format="npy", texts=True)
 
     def claim(manifest: dict) -> None:
-        shards.claim("manifest.json", json.dumps(manifest), holds="embeddings of other settings")
+        shards.claim("_manifest.json", json.dumps(manifest), holds="embeddings of other settings")
 
     link = os.link
 
@@ -454,20 +473,20 @@ def test_parts_that_start_at_once_agree_on_one_manifest(tmp_path, monkeypatch):
     mine, other = {"dtype": "float32", "source": {}}, {"dtype": "float16", "source": {}}
     after_another(mine)
     claim(mine)
-    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "_manifest.json").unlink()
     after_another(other)
     with pytest.raises(ValueError, match="dtype was 'float16', is 'float32'"):
         claim(mine)
-    assert json.loads((tmp_path / "manifest.json").read_text()) == other
-    (tmp_path / "manifest.json").unlink()
+    assert json.loads((tmp_path / "_manifest.json").read_text()) == other
+    (tmp_path / "_manifest.json").unlink()
 
     def refuse(*_):
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
     claim(mine)
-    assert json.loads((tmp_path / "manifest.json").read_text()) == mine
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert json.loads((tmp_path / "_manifest.json").read_text()) == mine
+    assert [path.name for path in tmp_path.iterdir()] == ["_manifest.json"]
 
 
 def test_many_parts_at_once(photos, tmp_path):
@@ -541,7 +560,7 @@ def test_features_that_are_not_finite_are_an_error_not_a_file(photos, tmp_path):
     model.text[:] = 0
     with pytest.raises(ValueError, match=r"^the model's features of '1 cat' are zero or not finite"):
         run(photos, tmp_path / "out", model)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["_manifest.json"]
 
 
 def test_captions_that_are_cut_are_counted(photos, tmp_path):
@@ -588,7 +607,7 @@ def test_the_table_at_the_end(tmp_path):
     assert rest == [
         "",
         f"the embeddings are in {tmp_path / 'out'}",
-        "broken records are left out (a.png: no); all are in broken-*.json",
+        "broken records are left out (a.png: no); all are in _broken-*.json",
         "5 shards found, not computed again",
     ]
 
@@ -608,7 +627,14 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
     with flagsaver.flagsaver(**values, part="1/2"):
         assert embed_command.main() == 0
     assert calls == [("some model", None, BATCH_SIZE, [[[device]] for device in jax.local_devices()])]
-    run(photos, tmp_path / "direct", file_format="npy", dtype="float16", part=(1, 2))
+    run(
+        photos,
+        tmp_path / "direct",
+        file_format="npy",
+        dtype="float16",
+        part=(1, 2),
+        about={"model": "some model", "data": str(photos)},
+    )
     assert contents(tmp_path / "out") == contents(tmp_path / "direct")
     printed = capsys.readouterr().out
     assert printed.splitlines()[2].split()[:4] == ["10", "9", "0", "0"]

@@ -1,5 +1,6 @@
 """report.html: one evaluation in one page, which needs no network and no scripts."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
             "images": f"{model['image_size']} pixels, {model['resize_mode']}; {model['embed_dim']} features",
             "logit scale": f"{model['logit_scale']:.2f}",
             "commit": environment["commit"] or "not known",
-            "command": " ".join([Path(environment["command"][0]).name, *environment["command"][1:]]),
+            "command": shlex.join([Path(environment["command"][0]).name, *environment["command"][1:]]),
         },
         sections=bodies,
     )
