@@ -81,7 +81,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> TrainingR
 
     Raises ValueError or CheckpointError, see `train`.
     """
-    guessed = sections["data"]["source"] == "auto"
+    guessed = sections.get("data", {}).get("source") == "auto"
     sections = with_found_data(sections)  # so that the record in the workdir is whole
     if processes.process_count() > 1:
         preflight.check_programs(sections)

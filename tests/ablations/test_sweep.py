@@ -169,7 +169,7 @@ def test_every_ablation_goes_from_its_runs_to_its_sentence(name, tmp_path, monke
     assert all((results.place, results.finding, results.sentence))
     assert (tmp_path / name / "figure.png").stat().st_size > 10_000
     at_full_scale = load_ablation(name, "full", {"data.path": "tars/{source}"}, data_dir="prepared")
-    assert {sections["data"]["source"] for sections in at_full_scale.arms.values()} == {"webdataset"}
+    assert {sections["data"]["source"] for sections in at_full_scale.arms.values()} == {"auto"}
     assert {sections["evaluation"]["data_dir"] for sections in at_full_scale.arms.values()} == {"prepared"}
 
 

@@ -306,8 +306,8 @@ MESSAGES = {
     "warm-up": "optimizer.warmup_steps=7 must lie between 0 and train.total_steps=7",
     "vocabulary": "text.vocab_size=50 is smaller than the tokenizer's vocabulary, {pieces}: set text.vocab_size=",
     "no path": "data.path is empty: data.source='webdataset' needs one, as --config.data.path=DIR",
-    "source": "data.source='photographs' must be one of 'scenes', 'webdataset', 'tfds', 'array_record', 'table', "
-    "'folder', 'mixture'",
+    "source": "data.source='photographs' must be one of 'auto', 'scenes', 'webdataset', 'tfds', 'array_record', "
+    "'table', 'folder', 'mixture'",
     "tokenizer file": "cannot read the SentencePiece model /nowhere/a.model: No such file or directory",
     "labelled set": "labelled set 'cats' of the drawn scenes is unknown: choose one of compositions, ",
     "apart": "train.global_batch_size=12 is not divisible",
@@ -525,7 +525,7 @@ def test_ablate_lists_what_there_is_and_its_runs(outcomes, place):
         (
             "prepare",
             {"source", "path", "split", "output", "num_scenes", "seed", "name", "image_size", "quality", "shard_size"}
-            | {"captions_field"}
+            | {"captions_field", "orient"}
             | {"num_workers", "max_broken_share", "min_side", "max_aspect", "min_caption_length", "max_caption_length"}
             | {"caption_must_match", "caption_must_not_match", "runner", "beam_options", "traceback"},
         ),
