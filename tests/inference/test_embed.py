@@ -627,14 +627,8 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
     with flagsaver.flagsaver(**values, part="1/2"):
         assert embed_command.main() == 0
     assert calls == [("some model", None, BATCH_SIZE, [[[device]] for device in jax.local_devices()])]
-    run(
-        photos,
-        tmp_path / "direct",
-        file_format="npy",
-        dtype="float16",
-        part=(1, 2),
-        about={"model": "some model", "data": str(photos)},
-    )
+    about = {"model": "some model", "data": str(photos)}
+    run(photos, tmp_path / "direct", file_format="npy", dtype="float16", part=(1, 2), about=about)
     assert contents(tmp_path / "out") == contents(tmp_path / "direct")
     printed = capsys.readouterr().out
     assert printed.splitlines()[2].split()[:4] == ["10", "9", "0", "0"]
@@ -642,5 +636,5 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys):
 
     with flagsaver.flagsaver(**{**values, "output": str(tmp_path / "all")}):  # of the only process
         assert embed_command.main() == 0
-    run(photos, tmp_path / "all directly", file_format="npy", dtype="float16")
+    run(photos, tmp_path / "all directly", file_format="npy", dtype="float16", about=about)
     assert contents(tmp_path / "all") == contents(tmp_path / "all directly")
