@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from clip_jax.distributed import processes
-from clip_jax.training.digests import DIGESTS, find_damage, write_digests
+from clip_jax.training.digests import DIGESTS, DigestsAhead, find_damage, write_digests
 from clip_jax.training.state import TrainState
 from input_pipeline.storage import flush
 
@@ -26,6 +27,15 @@ class _DamagedError(ValueError):
 class _DigestedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """The folder of an unfinished save: it gets its digests, then its name. Only the first process finalizes."""
 
+    _ahead: DigestsAhead | None = None
+
+    async def create(self) -> Any:
+        unfinished = await super().create()
+        if self.get_final().name.isdigit():
+            self._ahead = DigestsAhead(Path(unfinished))
+            weakref.finalize(self, self._ahead.end)  # of a save that fails
+        return unfinished
+
     async def finalize(self) -> None:
         unfinished, final = self.get(), self.get_final()
         if not final.name.isdigit():  # a part of a checkpoint
@@ -36,7 +46,7 @@ class _DigestedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
             unfinished, checkpoint_metadata_store=self._checkpoint_metadata_store
         )
         await complete.finalize()
-        await asyncio.to_thread(write_digests, Path(unfinished), int(final.name))
+        await asyncio.to_thread(write_digests, Path(unfinished), int(final.name), self._ahead)
         await asyncio.to_thread(unfinished.rename, final)
         await asyncio.to_thread(flush, Path(final.parent))
 

@@ -3,6 +3,7 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from processes import eventually
 
 from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.training import digests
 from clip_jax.training.checkpoint import Checkpointer, CheckpointError
-from clip_jax.training.digests import DIGESTS, find_damage, write_digests
+from clip_jax.training.digests import DIGESTS, DigestsAhead, find_damage, write_digests
 from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import TrainState, abstract_state
 
@@ -259,15 +261,70 @@ def test_a_checkpoint_without_digests_is_restored_with_a_line_that_says_so(saved
     )
 
 
-def test_blocks_of_a_large_file_have_digests_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(digests, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(digests, "READ_BYTES", 300)
-    (tmp_path / "large").write_bytes(data := random.Random(0).randbytes(2500))
+def as_written_out(data: bytes) -> str:
+    """The digest of one block, row by row in Python's integers."""
+    crc = 0
+    for at in range(0, len(data), 2**20):
+        part = data[at : at + 2**20]
+        rows = [struct.unpack("<512Q", part[i : i + 4096]) for i in range(0, len(part) - 4095, 4096)]
+        for sums in ([sum(column) for column in zip(*rows)] or [0] * 512, [sum(row) for row in rows]):
+            crc = zlib.crc32(struct.pack(f"<{len(sums)}Q", *(each % 2**64 for each in sums)), crc)
+        crc = zlib.crc32(part[len(rows) * 4096 :], crc)
+    return f"{crc:08x}"
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 2**20 + 4096 + 7])
+def test_a_digest_is_that_of_the_sums_of_rows_and_columns(tmp_path, size):
+    (tmp_path / "file").write_bytes(data := random.Random(size).randbytes(size))
     write_digests(tmp_path, 7)
-    expected = "".join(f"{zlib.crc32(data[at : at + 1000]):08x}" for at in (0, 1000, 2000))
-    assert json.loads((tmp_path / DIGESTS).read_text())["files"] == {"large": [2500, expected]}
-    flip_bit(tmp_path / "large", 8 * 2499)
+    assert json.loads((tmp_path / DIGESTS).read_text())["files"] == {"file": [size, as_written_out(data)]}
+
+
+def test_blocks_of_a_large_file_have_digests_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "BLOCK_BYTES", 10_000)
+    data = random.Random(0).randbytes(25_000)
+    (tmp_path / "large").write_bytes(data)
+    write_digests(tmp_path, 7)
+    expected = "".join(as_written_out(data[at : at + 10_000]) for at in (0, 10_000, 20_000))
+    assert json.loads((tmp_path / DIGESTS).read_text())["files"] == {"large": [25_000, expected]}
+    flip_bit(tmp_path / "large", 8 * 24_999)
     assert find_damage(tmp_path, 7) == "large is not what was written, by its digest"
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "swapped", "shifted", "repeated"])
+def test_pages_that_are_lost_or_out_of_place_are_found(tmp_path, damage):
+    pages = [random.Random(i).randbytes(4096) for i in range(9)]
+    (tmp_path / "file").write_bytes(b"".join(pages))
+    write_digests(tmp_path, 7)
+    assert find_damage(tmp_path, 7) == ""
+    other = {
+        "zeroed": [*pages[:4], bytes(4096), *pages[5:]],
+        "swapped": [pages[1], pages[0], *pages[2:]],
+        "shifted": [pages[-1], *pages[:-1]],
+        "repeated": [pages[0], pages[0], *pages[2:]],
+    }[damage]
+    (tmp_path / "file").write_bytes(b"".join(other))
+    assert find_damage(tmp_path, 7) == "file is not what was written, by its digest"
+
+
+def test_digests_made_ahead_of_the_end_are_used_while_the_file_stays_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "AHEAD_BYTES", 10)
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode() * 100)
+    (tmp_path / "small").write_bytes(b"7")
+    ahead = DigestsAhead(tmp_path)
+    eventually(lambda: len(ahead.found) == 3)
+    ahead.end()
+    ahead._thread.join()
+    (tmp_path / "a").rename(tmp_path / "renamed")
+    (tmp_path / "b").write_bytes(b"x" * 101)
+    read = []
+    digest = digests._digest
+    monkeypatch.setattr(digests, "_digest", lambda file, at: read.append(file.name) or digest(file, at))
+    write_digests(tmp_path, 7, ahead)
+    assert sorted(read) == ["b", "small"]
+    assert find_damage(tmp_path, 7) == ""
+    assert sorted(read) == ["b", "b", "c", "renamed", "small", "small"]
 
 
 def test_all_steps_damaged_is_an_error(saved, target, tmp_path):
