@@ -60,7 +60,8 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
     data_state = _data_state(run)  # by all processes
     if first:
         write_json(workdir / "evaluation.json", results)
-        plot_curves(rows := read_metrics(workdir), workdir / "curves.png")
+        if rows := read_metrics(workdir):
+            plot_curves(rows, workdir / "curves.png")
         seen, seconds = run.batches.samples_seen(data_state["next_batch"]), time.perf_counter() - start
         summary = summary_table(rows, run.source, data_state, seen, seconds, packed=run.text_packer is not None)
         print(f"\n{summary}\n\n{as_table(results)}")

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from clip_jax.config.experiment import TOKENIZER_FILE, Config, make_config, with_mixture
-from clip_jax.config.record import check_workdir, record_config
+from clip_jax.config.record import check_workdir, has_config, record_config
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import local_rows, make_mesh
 from clip_jax.evaluation.in_training import Evaluator, make_encoder
@@ -133,7 +133,7 @@ def _open_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> bool:
     def open_folder() -> bool:
         check_workdir(sections, workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        if not (workdir / "config.json").exists():
+        if not has_config(workdir) and not saved_steps(workdir):
             for name in (TOKENIZER_FILE, f"{TOKENIZER_FILE}.json"):  # left by a config that was refused
                 (workdir / name).unlink(missing_ok=True)
         return not saved_steps(workdir)
