@@ -45,6 +45,12 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
       CheckpointError: a checkpoint could not be saved or read.
     """
     run = prepare_run(sections, workdir)
+    with run.owned:
+        return _train(run)
+
+
+def _train(run: TrainingRun) -> int:
+    workdir = run.workdir
     first = processes.is_first()
     if first:
         print(run.plan)
