@@ -25,6 +25,7 @@ from input_pipeline.storage import differences, listed
 LAST_ROW = 2**62  # the stream has no end that a run could reach
 BROKEN_REMEMBERED = 20
 COUNTS = ("truncated", "broken", "retries")
+CLOSE_S = 2.0  # for the worker processes to end what they are at
 MAX_RESTARTS = 3  # of the worker processes in a run, when one was killed
 
 
@@ -94,6 +95,7 @@ class BatchIterator(Iterator[Batch]):
         self._local_batch_size = len(rows)
         self._batch_size = global_batch_size
         self._max_broken_share = max_broken_share
+        self._before = set(multiprocessing.active_children())
         self._local = functools.partial(_local_example, examples, global_batch_size, rows)
         self._num_workers = num_workers
         self._batches = self._open_stream()
@@ -179,6 +181,17 @@ class BatchIterator(Iterator[Batch]):
         return self._examples.samples_seen(num_batches * self._batch_size)
 
     def close(self) -> None:
-        """Stops the worker processes."""
-        if hasattr(self._batches, "close"):
-            self._batches.close()
+        """Stops the worker processes; those that are stuck are killed after CLOSE_S seconds."""
+        timer = threading.Timer(CLOSE_S, self._kill_workers)
+        timer.daemon = True
+        timer.start()
+        try:
+            if hasattr(self._batches, "close"):
+                self._batches.close()
+        finally:
+            timer.cancel()
+
+    def _kill_workers(self) -> None:
+        for process in set(multiprocessing.active_children()) - self._before:
+            if process.name.startswith("grain-process"):  # grain would wait 25 s for each
+                process.kill()

@@ -331,7 +331,13 @@ def damaged_config(workdir: Path, damage: str) -> None:
     if damage == "missing":
         file.unlink()
     else:
-        changes = {"cut": text[:99], "empty": "", "zeros": "\0" * 400, "list": "[1]", "edited": text.replace("7", "8", 1)}
+        changes = {
+            "cut": text[:99],
+            "empty": "",
+            "zeros": "\0" * 400,
+            "list": "[1]",
+            "edited": text.replace("7", "8", 1),
+        }
         changes |= {"digit": text.replace("0.001", "0.003"), "key": text.replace("learning_rate", "learnhng_rate")}
         assert changes[damage] != text
         file.write_text(changes[damage])
@@ -405,7 +411,7 @@ def test_a_refusal_names_the_command_of_a_new_run_from_this_one(tmp_path, monkey
     for change in ({"train__total_steps": 9}, {"optimizer__learning_rate": 0.5}):
         with pytest.raises(ValueError, match=f"{re.escape(command)}$"):
             record_config(sections(**change), workdir)
-    with pytest.raises(ValueError, match="or the config it was started with$"):  # weights of another shape do not fit
+    with pytest.raises(ValueError, match=r"or the config it was started with$"):  # weights of another shape do not fit
         record_config(sections(train__total_steps=9, text__width=256), workdir)
 
 
