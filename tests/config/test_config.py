@@ -350,8 +350,8 @@ DAMAGES = {
     "zeros": "cannot be read",
     "list": "cannot be read",
     "digit": "is not what the run wrote (optimizer.learning_rate was 0.001, is 0.003)",
-    "key": "is not what the run wrote (optimizer.learnhng_rate was missing, is 0.001; optimizer.learning_rate was 0.001, "
-    "is missing)",
+    "key": "is not what the run wrote (optimizer.learnhng_rate was missing, is 0.001; "
+    "optimizer.learning_rate was 0.001, is missing)",
 }
 
 
@@ -393,7 +393,8 @@ def test_a_damaged_config_without_a_copy_does_not_block_its_run(tmp_path, capsys
     record_config(sections(), tmp_path)
     assert capsys.readouterr().err == (
         f"clip-jax: {tmp_path}/config.json cannot be read and has no copy, so nothing says whether the run was started "
-        f"with this command's config: it is written anew from that; the file as it was is {tmp_path}/config.json.damaged\n"
+        f"with this command's config: it is written anew from that; the file as it was is "
+        f"{tmp_path}/config.json.damaged\n"
     )
     assert load_config(tmp_path) == make_config(sections())
 
