@@ -142,8 +142,9 @@ def _read_sections(file: Path) -> dict[str, dict[str, Any]] | None:
         sections = json.loads(file.read_bytes()) if file.is_file() else None
     except (ValueError, RecursionError):
         return None
-    is_config = isinstance(sections, dict) and all(isinstance(keys, dict) for keys in sections.values())
-    return sections if is_config and {"data", "vision", "train"} <= set(sections) else None
+    if not isinstance(sections, dict) or not all(isinstance(keys, dict) for keys in sections.values()):
+        return None
+    return sections if {"data", "vision", "train"} <= set(sections) else None
 
 
 def _read_copy(workdir: Path) -> dict[str, dict[str, Any]] | None:
@@ -152,8 +153,9 @@ def _read_copy(workdir: Path) -> dict[str, dict[str, Any]] | None:
         copy = json.loads((workdir / COPY).read_bytes()) if (workdir / COPY).is_file() else None
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(copy, dict) and "config" in copy and copy.get("digest") == checksum_json(copy["config"])
-    return copy["config"] if whole else None
+    if not isinstance(copy, dict) or "config" not in copy or copy.get("digest") != checksum_json(copy["config"]):
+        return None
+    return copy["config"]
 
 
 def _print(message: str) -> None:

@@ -75,13 +75,14 @@ def read_metrics(workdir: Path) -> list[Row]:
 
 def _parse_metrics(file: Path) -> tuple[list[Row], list[int]]:
     """The whole rows, and the numbers of the other lines, from 1."""
-    rows, damaged = [], []
+    rows: list[Row] = []
+    damaged: list[int] = []
     for number, line in enumerate(file.read_bytes().split(b"\n") if file.exists() else [], 1):
         try:
             row = json.loads(line) if line else None
         except (ValueError, RecursionError):
             row = None
-        if _is_row(row):
+        if row is not None and _is_row(row):
             rows.append(row)
         elif line:
             damaged.append(number)

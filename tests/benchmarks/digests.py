@@ -101,9 +101,8 @@ def main() -> None:
             if run:  # the first warms up
                 seconds[with_digests].append(total)
                 cpu_seconds[with_digests].append(cpu)
-            print(
-                f"run {run} digests={with_digests!s:5}: call {called:.2f} s, save {total:.2f} s, {cpu:.2f} of cores, {size / 1e9:.2f} GB"
-            )
+            name = f"run {run} digests={with_digests!s:5}"
+            print(f"{name}: call {called:.2f} s, save {total:.2f} s, {cpu:.2f} of cores, {size / 1e9:.2f} GB")
     print(f"processor: {processor()}, {jax.local_device_count()} device(s)")
     print("one thread, GB/s:", ", ".join(f"{name} {rate:.1f}" for name, rate in rates().items()))
     for what, found in (("save", seconds), ("seconds of all cores", cpu_seconds)):
