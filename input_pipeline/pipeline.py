@@ -5,13 +5,18 @@ workers or hosts, so the whole state of the iterator is the number of the next b
 """
 
 import functools
+import gc
 import json
 import multiprocessing
 import os
+import secrets
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
+from multiprocessing import shared_memory
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -25,6 +30,8 @@ from input_pipeline.storage import differences, listed
 LAST_ROW = 2**62  # the stream has no end that a run could reach
 BROKEN_REMEMBERED = 20
 COUNTS = ("truncated", "broken", "retries")
+SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
+CLOSE_S = 2.0  # for the worker processes to end what they are at
 MAX_RESTARTS = 3  # of the worker processes in a run, when one was killed
 
 
@@ -34,8 +41,13 @@ def _local_example(examples: Examples, global_batch_size: int, rows: np.ndarray,
     return examples[batch * global_batch_size + int(rows[row])]
 
 
-def _start_worker(worker_index: int, worker_count: int) -> None:
-    """Workers ignore a signal to the whole group, and end with the training process, which saves first."""
+def _start_worker(prefix: str, worker_index: int, worker_count: int) -> None:
+    """Workers ignore a signal to the whole group, and end with the training process, which saves first.
+
+    prefix: of the names of what they share, so that it can be freed whatever they were doing at their end.
+    """
+    if hasattr(shared_memory, "_SHM_NAME_PREFIX"):
+        shared_memory._SHM_NAME_PREFIX = f"/{prefix}"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -94,6 +106,10 @@ class BatchIterator(Iterator[Batch]):
         self._local_batch_size = len(rows)
         self._batch_size = global_batch_size
         self._max_broken_share = max_broken_share
+        self._closed = False
+        self._shared: list[weakref.ref] = []  # arrays of batches that are in use
+        self._prefix = f"{secrets.token_hex(3)}_"  # Python's names of shared memory have 13 characters
+        self._before = set(multiprocessing.active_children())
         self._local = functools.partial(_local_example, examples, global_batch_size, rows)
         self._num_workers = num_workers
         self._batches = self._open_stream()
@@ -111,11 +127,13 @@ class BatchIterator(Iterator[Batch]):
                 flags.FLAGS.mark_as_parsed()
             # A worker copies a batch's arrays once, into shared memory, where this process reads them in place.
             options = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=2)
-            stream = stream.mp_prefetch(options, _start_worker)
+            stream = stream.mp_prefetch(options, functools.partial(_start_worker, self._prefix))
         return iter(stream)
 
     def __next__(self) -> Batch:
         batch = self._next_batch()
+        shared = [weakref.ref(array) for array in batch.values() if getattr(array, "shm", None)]
+        self._shared = [array for array in self._shared if array() is not None] + shared
         start, before = self._start, self.progress
         new = {**batch, "broken": len(batch["broken"])}
         self.progress = own = {
@@ -137,7 +155,7 @@ class BatchIterator(Iterator[Batch]):
             try:
                 return next(self._batches)
             except RuntimeError as error:
-                if "terminated unexpectedly" not in str(error):
+                if self._closed or "terminated unexpectedly" not in str(error):
                     raise
                 restarts = self.progress["restarts"] + 1
                 if restarts > MAX_RESTARTS:
@@ -145,7 +163,7 @@ class BatchIterator(Iterator[Batch]):
                         f"a data worker died, and {MAX_RESTARTS} times before, perhaps for want of memory: lower "
                         f"data.num_workers={self._num_workers} ({error})"
                     ) from error
-            self.close()
+            self._close_stream()
             self.progress = {**self.progress, "restarts": restarts}
             number = self._start["next_batch"] + self.progress["batches"]
             message = (
@@ -179,6 +197,39 @@ class BatchIterator(Iterator[Batch]):
         return self._examples.samples_seen(num_batches * self._batch_size)
 
     def close(self) -> None:
-        """Stops the worker processes."""
-        if hasattr(self._batches, "close"):
-            self._batches.close()
+        """Stops the worker processes, those that are stuck after CLOSE_S seconds, and frees what they share."""
+        self._closed = True
+        self._close_stream()
+        self._batches = iter(())
+        if self._num_workers and SHARED_MEMORY.is_dir():
+            self._free_shared_memory()
+
+    def _close_stream(self) -> None:
+        timer = threading.Timer(CLOSE_S, self._kill_workers)
+        timer.daemon = True
+        timer.start()
+        try:
+            if hasattr(self._batches, "close"):
+                self._batches.close()
+        finally:
+            timer.cancel()
+
+    def _free_shared_memory(self) -> None:
+        """All that workers had made; arrays that are in use keep their content, and grain need not free them."""
+        gc.collect()
+        for array in [array for weak in self._shared if (array := weak()) is not None]:
+            array._unlink_on_del = False
+        for file in SHARED_MEMORY.glob(f"{self._prefix}*"):
+            try:
+                left = shared_memory.SharedMemory(file.name)
+                left.unlink()
+                left.close()
+            except FileNotFoundError:  # freed in grain's thread meanwhile
+                continue
+            except ValueError:  # empty: its worker was killed while it made it
+                file.unlink(missing_ok=True)
+
+    def _kill_workers(self) -> None:
+        for process in set(multiprocessing.active_children()) - self._before:
+            if process.name.startswith("grain-process"):  # grain would wait 25 s for each
+                process.kill()

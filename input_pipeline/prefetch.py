@@ -1,5 +1,6 @@
 """Reading and decoding in threads, ahead of their use and in order; and the progress of long work."""
 
+import contextlib
 import queue
 import sys
 import threading
@@ -72,10 +73,13 @@ class Reader(Generic[T]):
             return value
 
     def close(self) -> None:
-        """Reads no more."""
+        """Reads no more, and lets go of what was read."""
         self._closed = True
         self._room.release()
         self._thread.join(CLOSE_S)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._found.get_nowait()
 
 
 def progress_bar(**options: Any) -> tqdm:

@@ -67,13 +67,13 @@ def atomic_path(file: str | os.PathLike[str], *, replace: bool = True, durable: 
     try:
         yield partial
         if durable:
-            _flush(partial)
+            flush(partial)
         if replace:
             partial.replace(file)
         else:
             _link_or_keep(partial, file)
         if durable:
-            _flush(file.parent)
+            flush(file.parent)
     except BaseException:
         for left in glob.glob(f"{glob.escape(str(partial))}*"):  # a library may write to a temporary name of its own
             os.unlink(left)
@@ -115,7 +115,8 @@ def write_json(file: str | os.PathLike[str], value: Any) -> None:
     write_text(file, json.dumps(value, indent=2) + "\n")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Puts a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

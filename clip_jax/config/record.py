@@ -4,6 +4,8 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
 import typing
@@ -15,7 +17,7 @@ import jax
 from clip_jax.config.experiment import DERIVED, Config, make_config
 from clip_jax.installation import DISTRIBUTION, __version__
 from clip_jax.models import ResNetConfig, TextConfig, VisionConfig
-from input_pipeline.storage import check_unchanged, write_json
+from input_pipeline.storage import check_unchanged, checksum_json, differences, listed, write_bytes, write_json
 
 # What may change when a run is resumed: how fast and how often, never what is learned. Data that moved to another
 # path is recognised by its fingerprint.
@@ -24,39 +26,140 @@ MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broke
               "train.evaluate_every", "train.keep_checkpoints", "train.hang_timeout_s", "evaluation.")  # fmt: skip
 
 
+CONFIG, COPY = "config.json", "config.copy.json"  # the copy, with a digest, tells an edit from damage
+
+
 def check_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
-    """Raises ValueError that lists the keys in which the config of a run in the workdir differs."""
-    file = workdir / "config.json"
-    if not file.exists():
-        return
+    """Raises ValueError that lists the keys in which the config of a run in the workdir differs.
+
+    A damaged config.json is no obstacle: its copy is compared; of an earlier version's run, which has none, nothing is.
+    """
     sections = json.loads(json.dumps(sections))  # tuples to lists, as a file has them
+    before = _read_copy(workdir) or _read_sections(workdir / CONFIG)
+    if before is not None:
+        _check_same(sections, before, workdir)
+
+
+def _check_same(sections: dict[str, dict[str, Any]], before: dict[str, dict[str, Any]], workdir: Path) -> None:
     # Batch norms see one microbatch at a time, so of a ResNet their number decides what is learned.
     learned = ("train.num_microbatches",) if "stages" in sections["vision"] else ()
+    old, new = _without_paths(_with_defaults(before)), _without_paths(sections)
+    may_change = tuple(name for name in MAY_CHANGE if name not in learned)
     check_unchanged(
-        _without_paths(_with_defaults(json.loads(file.read_text()))),
-        _without_paths(sections),
+        old,
+        new,
         holds=f"workdir {workdir} holds a run of another config",
-        fix="Use another --workdir, or the config it was started with",
-        may_change=tuple(name for name in MAY_CHANGE if name not in learned),
+        fix=f"Use another --workdir, or the config it was started with{_new_run(old, new, may_change, workdir)}",
+        may_change=may_change,
     )
 
 
+def _new_run(old: dict[str, Any], new: dict[str, Any], may_change: tuple[str, ...], workdir: Path) -> str:
+    """The command for a new run from this one's weights, where nothing differs that these have to fit."""
+    changed = [found.name for found in differences(old, new, None) if not found.name.startswith(may_change)]
+    steps = [int(folder.name) for folder in (workdir / "checkpoints").glob("*") if folder.name.isdigit()]
+    if not steps or not all(name.startswith(("optimizer.", "train.", "loss.")) for name in changed):
+        return ""
+    other = workdir.with_name(f"{workdir.name}_from_{max(steps)}")
+    words, given = ["clip-jax"], iter(sys.argv[1:])
+    for word in given:
+        if word == "--workdir":
+            next(given, None)
+        elif not word.startswith(("--workdir=", "--config.train.init_from=")):
+            words.append(word)
+    if words[1:2] != ["train"]:  # called from Python
+        words = ["clip-jax", "train", "..."]
+    command = shlex.join([*words, f"--config.train.init_from={workdir}", f"--workdir={other}"])
+    return f". A new run that starts from its weights: {command}"
+
+
 def record_config(sections: dict[str, dict[str, Any]], workdir: Path) -> None:
-    """Writes config.json and environment.json into the workdir; raises like `check_workdir`."""
+    """Writes config.json, its copy and environment.json into the workdir; raises like `check_workdir`."""
     check_workdir(sections, workdir)
-    write_json(workdir / "config.json", sections)
+    _report_damage(workdir)
+    # In this order: a config without a copy is one of an earlier version, a copy alone is complete.
+    copy = json.loads(json.dumps({"digest": checksum_json(sections), "config": sections}))
+    write_bytes(workdir / COPY, json.dumps(copy).encode() + b"\n", durable=True)
+    write_bytes(workdir / CONFIG, json.dumps(sections, indent=2).encode() + b"\n", durable=True)
     write_json(workdir / "environment.json", environment())
 
 
+def has_config(workdir: Path) -> bool:
+    """Whether a run recorded its config there, be it damaged."""
+    return any((workdir / name).is_file() for name in (CONFIG, COPY))
+
+
 def load_config(workdir: Path) -> Config:
-    """The config of a run, from its workdir. Raises ValueError where there is none, or one of another version."""
-    file = workdir / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{workdir} is not the workdir of a run: it has no config.json")
+    """The config of a run, from its workdir; where config.json is not what the run wrote, from its copy.
+
+    Raises ValueError where there is none, or one of another version.
+    """
+    if not has_config(workdir):
+        raise ValueError(f"{workdir} is not the workdir of a run: it has no {CONFIG}")
+    found, copy = _read_sections(workdir / CONFIG), _read_copy(workdir)
+    if copy is not None:
+        if found != copy:
+            _print(f"{_describe_change(workdir, found, copy)}; {COPY} is read. Remove that to have yours read")
+        return _as_config(copy, workdir / COPY)
+    if found is None:
+        raise ValueError(f"{workdir / CONFIG} is damaged: the command that trained the run writes it anew")
+    return _as_config(found, workdir / CONFIG)
+
+
+def _describe_change(workdir: Path, found: dict[str, Any] | None, copy: dict[str, Any]) -> str:
+    file = workdir / CONFIG
+    if found is None:
+        return f"{file} {'cannot be read' if file.is_file() else 'is missing'}"
+    return f"{file} is not what the run wrote ({listed(differences(copy, found), 3)})"
+
+
+def _report_damage(workdir: Path) -> None:
+    """Says that config.json, which is about to be written anew, is not what the run wrote; keeps that file."""
+    file = workdir / CONFIG
+    found, copy = _read_sections(file), _read_copy(workdir)
+    if not has_config(workdir) or (found is not None and copy in (None, found)):
+        return
+    kept = f"; the file as it was is {shutil.copyfile(file, f'{file}.damaged')}" if file.is_file() else ""
+    if copy is not None:
+        _print(f"{_describe_change(workdir, found, copy)}: it is written anew{kept}")
+    else:
+        _print(
+            f"{file} cannot be read and has no copy, so nothing says whether the run was started with this command's "
+            f"config: it is written anew from that{kept}"
+        )
+
+
+def _as_config(sections: dict[str, dict[str, Any]], file: Path) -> Config:
     try:
-        return make_config(_with_defaults(json.loads(file.read_text())))
-    except ValueError as error:
+        return make_config(_with_defaults(sections))
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a config of this version of clip_jax: {error}") from None
+
+
+def _read_sections(file: Path) -> dict[str, dict[str, Any]] | None:
+    """Sections of keys; None where there is no file, or no such thing in it."""
+    try:
+        sections = json.loads(file.read_bytes()) if file.is_file() else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(sections, dict) or not all(isinstance(keys, dict) for keys in sections.values()):
+        return None
+    return sections if {"data", "vision", "train"} <= set(sections) else None
+
+
+def _read_copy(workdir: Path) -> dict[str, dict[str, Any]] | None:
+    """The sections in the copy; None where there is none that agrees with its digest."""
+    try:
+        copy = json.loads((workdir / COPY).read_bytes()) if (workdir / COPY).is_file() else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(copy, dict) or "config" not in copy or copy.get("digest") != checksum_json(copy["config"]):
+        return None
+    return copy["config"]
+
+
+def _print(message: str) -> None:
+    print(f"clip-jax: {message}", file=sys.stderr)
 
 
 def _with_defaults(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

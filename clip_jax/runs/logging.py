@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -18,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from clip_jax.tables import format_table
 from input_pipeline.prefetch import progress_bar
 from input_pipeline.sources import Source
-from input_pipeline.storage import write_text
+from input_pipeline.storage import listed, write_text
 
 Row = dict[str, Any]
 METRICS_LAG = 4  # steps that may still be running when the next one is dispatched
@@ -27,6 +29,7 @@ ACCURACIES = {
     "text_to_image_accuracy": "text to image accuracy in the batch",
     "token_accuracy": "words or tokens predicted",
 }
+SUMMARISED = {"loss", "chance_loss", "images_per_s", "data_wait_share"}  # what each row of a step has
 BROKEN_NAMED = 20  # records that the summary names
 
 
@@ -34,12 +37,15 @@ class MetricsWriter:
     """Appends rows to workdir/metrics.jsonl and to TensorBoard files in workdir/tensorboard.
 
     A row is {"step": int, "samples_seen": int, name: float, ...}. Rows after `resume_step` are deleted when the file is
-    opened: the run writes them again.
+    opened: the run writes them again. Damaged lines and missing rows before it are named on stderr, and the damaged
+    file is kept.
     """
 
     def __init__(self, workdir: Path, resume_step: int):
         self._path = workdir / "metrics.jsonl"
-        rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
+        rows, damaged = _parse_metrics(self._path)
+        rows = [row for row in rows if row["step"] <= resume_step]
+        _report_damage(self._path, rows, damaged, resume_step)
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self._path.open("a", buffering=1)  # a row can be read as soon as it is written
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
@@ -63,15 +69,55 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: Path) -> list[Row]:
-    """All complete rows of a run; a line cut short by a kill is skipped. No file: no rows."""
-    path = workdir / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """All rows of a run that are whole: not a line cut short by a kill or damaged otherwise. No file: no rows."""
+    return _parse_metrics(workdir / "metrics.jsonl")[0]
+
+
+def _parse_metrics(file: Path) -> tuple[list[Row], list[int]]:
+    """The whole rows, and the numbers of the other lines, from 1."""
+    rows: list[Row] = []
+    damaged: list[int] = []
+    for number, line in enumerate(file.read_bytes().split(b"\n") if file.exists() else [], 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+            row = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            row = None
+        if row is not None and _is_row(row):
+            rows.append(row)
+        elif line:
+            damaged.append(number)
+    return rows, damaged
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and type(row.get("step")) is int
+        and type(row.get("samples_seen")) is int
+        and all(type(value) in (int, float) for value in row.values())
+    )
+
+
+def _report_damage(file: Path, rows: list[Row], damaged: list[int], resume_step: int) -> None:
+    """Names steps so far that have no row, and damaged lines; those at the end, of a kill, are written again."""
+    written = {row["step"] for row in rows if "loss" in row}
+    missing = [step for step in range(1, resume_step + 1) if step not in written]
+    within = [number for number in damaged if number <= len(rows)]
+    if not missing and not within:
+        return
+    found = []
+    if damaged:
+        found.append(f"{listed([f'line {number}' for number in damaged], 3)} cannot be read")
+    if missing:
+        found.append(
+            f"{len(missing):,} of the first {resume_step:,} steps have no row, the first of them {missing[0]:,}"
+        )
+    kept = ""
+    if file.exists():
+        shutil.copyfile(file, copy := file.with_name(f"{file.name}.damaged"))
+        kept = f" The file as it was is {copy}."
+    what = f"clip-jax: {file} is damaged: {'; '.join(found)}."
+    print(f"{what} The run goes on; curves and means leave them out.{kept}", file=sys.stderr)
 
 
 class NonFiniteLossError(ValueError):
@@ -182,18 +228,8 @@ def summary_table(
       run_s: seconds of this call.
       packed: whether captions were packed.
     """
-    rows = [row for row in rows if "loss" in row]
-    final, last = rows[-max(len(rows) // 20, 1) :], rows[-1]
-
-    def mean(name: str) -> float:
-        return sum(row[name] for row in final) / len(final)
-
     cells = [
-        ["samples seen", f"{last['samples_seen']:,}"],
-        ["loss, mean of the last twentieth", f"{mean('loss'):.3f} (chance {last['chance_loss']:.3f})"],
-        *([label, f"{mean(name):.1%}"] for name, label in ACCURACIES.items() if name in last),
-        *([["logit scale", f"{last['logit_scale']:.2f}"]] if "logit_scale" in last else []),
-        ["images/s", f"{mean('images_per_s'):.0f} ({mean('data_wait_share'):.0%} of the time waiting for data)"],
+        *_metrics_cells([row for row in rows if row.keys() >= SUMMARISED]),
         ["time of this call", f"{run_s:.0f} s"],
         ["records that could not be used", f"{data_state['broken']} met, {len(source.broken)} left out beforehand"],
         ["captions truncated", f"{data_state['truncated']:,}"],
@@ -207,6 +243,23 @@ def summary_table(
     named = [*source.broken, *data_state["first_broken"]][:BROKEN_NAMED]
     broken = "".join(f"\n  broken: {record_id}: {reason}" for record_id, reason in named)
     return format_table(["training", ""], cells) + broken
+
+
+def _metrics_cells(rows: list[Row]) -> list[list[str]]:
+    if not rows:
+        return [["loss", "unknown: metrics.jsonl has no rows of steps"]]
+    final, last = rows[-max(len(rows) // 20, 1) :], rows[-1]
+
+    def mean(name: str) -> float:
+        return sum(row[name] for row in final) / len(final)
+
+    return [
+        ["samples seen", f"{last['samples_seen']:,}"],
+        ["loss, mean of the last twentieth", f"{mean('loss'):.3f} (chance {last['chance_loss']:.3f})"],
+        *([label, f"{mean(name):.1%}"] for name, label in ACCURACIES.items() if all(name in row for row in final)),
+        *([["logit scale", f"{last['logit_scale']:.2f}"]] if "logit_scale" in last else []),
+        ["images/s", f"{mean('images_per_s'):.0f} ({mean('data_wait_share'):.0%} of the time waiting for data)"],
+    ]
 
 
 def source_cells(source: Source, seen: dict[str, float]) -> list[list[str]]:

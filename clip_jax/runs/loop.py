@@ -2,11 +2,9 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import jax
@@ -20,6 +18,7 @@ from clip_jax.evaluation.in_training import Results, as_row, as_table
 from clip_jax.plots.training import plot_curves
 from clip_jax.runs.logging import NonFiniteLossError, ProgressLog, read_metrics, summary_table
 from clip_jax.runs.setup import TrainingRun, prepare_run
+from clip_jax.runs.stopping import EVALUATION_S, Stopped, Stopping, stop_signals
 from input_pipeline.examples import STAGES
 from input_pipeline.prefetch import Reader
 from input_pipeline.storage import write_json
@@ -45,6 +44,12 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
       CheckpointError: a checkpoint could not be saved or read.
     """
     run = prepare_run(sections, workdir)
+    with run.owned:
+        return _train(run)
+
+
+def _train(run: TrainingRun) -> int:
+    workdir = run.workdir
     first = processes.is_first()
     if first:
         print(run.plan)
@@ -60,7 +65,8 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
     data_state = _data_state(run)  # by all processes
     if first:
         write_json(workdir / "evaluation.json", results)
-        plot_curves(rows := read_metrics(workdir), workdir / "curves.png")
+        if rows := read_metrics(workdir):
+            plot_curves(rows, workdir / "curves.png")
         seen, seconds = run.batches.samples_seen(data_state["next_batch"]), time.perf_counter() - start
         summary = summary_table(rows, run.source, data_state, seen, seconds, packed=run.text_packer is not None)
         print(f"\n{summary}\n\n{as_table(results)}")
@@ -77,65 +83,93 @@ def _train_and_evaluate(run: TrainingRun) -> Results | signal.Signals:
         "the metrics", lambda: any(r["step"] == first_step and "loss" not in r for r in read_metrics(run.workdir))
     )
     log = ProgressLog(run.workdir, first_step, last_step, batch_size, silent=not processes.is_first())
-    watch = hang_watch(settings.hang_timeout_s, processes.end_all) if several else nullcontext(lambda where: None)
 
     def evaluate(step: int, pictures: Path | None = None) -> Results:
+        stopping.report_progress(EVALUATION_S)
         results = run.evaluator(run.state.variables, pictures)
+        stopping.report_progress()
         if step > first_step or not evaluated:
             log.write({"step": step, "samples_seen": step * batch_size, **as_row(results)})
         return results
 
     with (
+        stop_signals() as stopping,
         closing(run.checkpointer),
         closing(run.batches),
         closing(Reader(lambda: _next_batch(run), len(steps), BATCHES_AHEAD)) as batches,
         closing(log),
-        watch as report_progress,
+        hang_watch(settings.hang_timeout_s, stopping.on_hang) as watched,
         jax.set_mesh(run.mesh),
-        _stop_signals() as received,
         processes.failure_reported(shared=(NonFiniteLossError,)),
     ):
-        run.evaluator.encoder.on_batch = lambda: report_progress("an evaluation's batch")
+        received = stopping.received
+
+        def on_batch() -> None:
+            watched("an evaluation's batch")
+            stopping.report_progress(EVALUATION_S)
+            if not several:
+                stopping.check()
+
+        run.evaluator.encoder.on_batch = on_batch
         if 0 < first_step < last_step and not evaluated and _is_due(first_step, settings.evaluate_every):
-            evaluate(first_step)  # the run was stopped after the checkpoint and before the evaluation
+            try:
+                evaluate(first_step)  # the run was stopped after the checkpoint and before the evaluation
+            except Stopped:
+                return received[0]
         used: dict[str, Any] | None = None  # of the data, by the steps so far
         for step in steps:
             batches_ready = run.batches.progress["batches"] - (step - 1 - first_step)
             try:
                 with log.waiting_for_data():
-                    batch = batches.get(lambda: bool(received))
+                    batch = batches.get(lambda: bool(received or stopping.hung))
             except ValueError:  # of the data; once that is fixed the run resumes here
-                _save_alone(run, log, step - 1, used)
+                _save_alone(run, log, stopping, step - 1, used)
                 raise
             if batch is None:
-                _save_alone(run, log, step - 1, used)
-                return received[0]
+                _save_alone(run, log, stopping, step - 1, used)
+                if received:
+                    return received[0]
+                raise ValueError(
+                    f"{stopping.hung[0]}: no batch came, so a data worker is stuck, or what it reads. The steps so far "
+                    "are saved: the same command resumes there"
+                )
             used = batch.progress
             run.state, metrics = run.step_fn(run.state, batch.arrays)
             measures = {**batch.measures, **run.batches.samples_seen(step), "data_batches_ready": batches_ready}
             log.add(step, {**metrics, **measures}, batch.index)
-            report_progress(f"step {step}")
+            watched(f"step {step}")
+            stopping.report_progress()
             last, stop = step == last_step, _must_stop(step, received)
             if last or stop or _is_due(step, settings.checkpoint_every):
                 log.flush()  # a state that is not finite must not be saved
                 run.checkpointer.save(step, run.state, _data_state(run, used))
             if stop:
+                stopping.seen.set()
                 run.checkpointer.wait()
                 return stop
             if not last and _is_due(step, settings.evaluate_every):
-                with log.paused():
-                    evaluate(step)
+                try:
+                    with log.paused():
+                        evaluate(step)
+                except Stopped:
+                    _save_alone(run, log, stopping, step, used)
+                    return received[0]
         run.checkpointer.wait()
-        results = evaluate(last_step, pictures=run.workdir if processes.is_first() else None)
+        try:
+            results = evaluate(last_step, pictures=run.workdir if processes.is_first() else None)
+        except Stopped:
+            return received[0]
         return received[0] if received else results
 
 
-def _save_alone(run: TrainingRun, log: ProgressLog, step: int, used: dict[str, Any] | None) -> None:
-    """Saves the last step of a run that gets no further batch, of one process: several must save at the same step."""
+def _save_alone(run: TrainingRun, log: ProgressLog, stopping: Stopping, step: int, used: dict[str, Any] | None) -> None:
+    """Saves the last step of a run that goes no further, of one process: several must save at the same step."""
     if used is not None and processes.process_count() == 1:
         log.flush()
+        stopping.seen.set()
         run.checkpointer.save(step, run.state, _data_state(run, used))
         run.checkpointer.wait()
+    stopping.saved.set()
 
 
 @dataclass(frozen=True)
@@ -188,31 +222,6 @@ def _gather_parts(run: TrainingRun, own: T) -> list[T]:
     """What each process reports about its rows of the batch; once, where several hold the same rows."""
     first_row = int(local_rows(run.mesh, run.config.train.global_batch_size)[0])
     return list(dict(processes.gather("the other rows of the batch", (first_row, own))).values())
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM instead of ending the process; a second Ctrl-C interrupts at once.
-
-    With several processes JAX catches SIGTERM and stops all at the same step; Ctrl-C is passed on as SIGTERM.
-    """
-    received: list[signal.Signals] = []
-    alone = processes.process_count() == 1
-
-    def handler(number: int, _: FrameType | None) -> None:
-        if alone:
-            received.append(signal.Signals(number))
-        else:
-            signal.raise_signal(signal.SIGTERM)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    caught = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
-    before = {s: signal.signal(s, handler) for s in caught}
-    try:
-        yield received
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 def _explain_non_finite(error: NonFiniteLossError, run: TrainingRun) -> ValueError:

@@ -1,5 +1,7 @@
 """What a training run needs, made and checked before long work starts."""
 
+import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from clip_jax.config.experiment import TOKENIZER_FILE, Config, make_config, with_found_data
-from clip_jax.config.record import check_workdir, record_config
+from clip_jax.config.record import check_workdir, has_config, record_config
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import local_rows, make_mesh
 from clip_jax.evaluation.in_training import Evaluator, make_encoder
@@ -21,6 +23,7 @@ from clip_jax.training.step import TrainStep
 from clip_jax.training.text_packer import TextPacker, make_text_packer
 from clip_jax.training.training import Training
 from input_pipeline.data_config import make_examples, make_sources
+from input_pipeline.lock import lock_folder
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Source
 from input_pipeline.tokenizers import Tokenizer, make_tokenizer
@@ -45,6 +48,7 @@ class TrainingRun:
     state: TrainState
     checkpointer: Checkpointer
     batches: BatchIterator
+    owned: ExitStack  # the lock of the workdir, on the first process; closed at the run's end
 
     @property
     def first_step(self) -> int:
@@ -79,8 +83,20 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> TrainingR
       sections: a config file's ConfigDict as a plain dict.
       workdir: folder of the run; made when missing. A config that is refused leaves no record in it.
 
-    Raises ValueError or CheckpointError, see `train`.
+    Raises ValueError or CheckpointError, see `train`; ValueError also when another process trains into the workdir.
     """
+    with ExitStack() as owned:
+        run = _prepare_run(sections, workdir, owned)
+        run.owned = owned.pop_all()
+    return run
+
+
+def _prepare_run(sections: dict[str, dict[str, Any]], workdir: Path, owned: ExitStack) -> TrainingRun:
+    if scheme := re.match(r"[a-z][a-z0-9]+:/", str(workdir)):
+        raise ValueError(
+            f"--workdir={workdir}: a run cannot write to {scheme[0]}/...; give a folder, for instance of the bucket "
+            "mounted by gcsfuse"
+        )
     guessed = sections.get("data", {}).get("source") == "auto"
     sections = with_found_data(sections)  # so that the record in the workdir is whole
     if processes.process_count() > 1:
@@ -92,7 +108,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> TrainingR
         print(f"data.source={config.data.source!r}, guessed from the files at {config.data.path}")
 
     source, validation = _open_data(config)
-    is_new = _open_workdir(sections, workdir)
+    is_new = _open_workdir(sections, workdir, owned)
     if is_new:
         _check_batch(config, source)
     weights = InitialWeights(config) if is_new and config.train.init_from else None
@@ -121,6 +137,7 @@ def prepare_run(sections: dict[str, dict[str, Any]], workdir: Path) -> TrainingR
         state=state,
         checkpointer=checkpointer,
         batches=_open_batches(training, source, tokenizer, data_state),
+        owned=owned,
     )
 
 
@@ -142,13 +159,14 @@ def _check_batch(config: Config, source: Source) -> None:
         )
 
 
-def _open_workdir(sections: dict[str, dict[str, Any]], workdir: Path) -> bool:
-    """Whether the run is new; makes its folder, and refuses that of a run of another config."""
+def _open_workdir(sections: dict[str, dict[str, Any]], workdir: Path, owned: ExitStack) -> bool:
+    """Whether the run is new; makes and locks its folder, and refuses that of a run of another config."""
 
     def open_folder() -> bool:
         check_workdir(sections, workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not (workdir / "config.json").exists():
+        lock = lock_folder(workdir, doing="training into", fix="use another --workdir", beats=True)
+        owned.enter_context(lock)
+        if not has_config(workdir) and not saved_steps(workdir):
             for name in (TOKENIZER_FILE, f"{TOKENIZER_FILE}.json"):  # left by a config that was refused
                 (workdir / name).unlink(missing_ok=True)
         return not saved_steps(workdir)

@@ -1,5 +1,8 @@
 """Checkpoints by orbax: the train state and the position in the data, saved together or not at all."""
 
+import asyncio
+import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +11,44 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from clip_jax.distributed import processes
+from clip_jax.training.digests import DIGESTS, DigestsAhead, find_damage, write_digests
 from clip_jax.training.state import TrainState
+from input_pipeline.storage import flush
 
 
 class CheckpointError(OSError):
     """A checkpoint could not be written or read; the message says which, where and what to do."""
+
+
+class _DamagedError(ValueError):
+    """A checkpoint is not what was written; all processes know."""
+
+
+class _DigestedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The folder of an unfinished save: it gets its digests, then its name. Only the first process finalizes."""
+
+    _ahead: DigestsAhead | None = None
+
+    async def create(self) -> Any:
+        unfinished = await super().create()
+        if self.get_final().name.isdigit():
+            self._ahead = DigestsAhead(Path(unfinished))
+            weakref.finalize(self, self._ahead.end)  # of a save that fails
+        return unfinished
+
+    async def finalize(self) -> None:
+        unfinished, final = self.get(), self.get_final()
+        if not final.name.isdigit():  # a part of a checkpoint
+            await super().finalize()
+            return
+        # Of a folder that keeps its name Orbax completes all files and renames nothing.
+        complete = ocp.path.atomicity.CommitFileTemporaryPath.from_final(
+            unfinished, checkpoint_metadata_store=self._checkpoint_metadata_store
+        )
+        await complete.finalize()
+        await asyncio.to_thread(write_digests, Path(unfinished), int(final.name), self._ahead)
+        await asyncio.to_thread(unfinished.rename, final)
+        await asyncio.to_thread(flush, Path(final.parent))
 
 
 def saved_steps(workdir: Path) -> Sequence[int]:
@@ -31,7 +67,9 @@ class Checkpointer:
 
     def __init__(self, workdir: Path, keep: int = 2):
         self.directory = workdir.absolute() / "checkpoints"  # orbax fails late, in a thread, on a relative path
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, temporary_path_class=_DigestedPath
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> Sequence[int]:
@@ -49,24 +87,27 @@ class Checkpointer:
             raise self._failed(error) from error
 
     def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, onto the target's shardings; None where there is none.
+        """The newest checkpoint that is what was written, onto the target's shardings; None where there is none.
 
         Raises CheckpointError when there are checkpoints and none of them can be read. One of several processes does
-        not know which one the others can read: there the newest must be readable.
+        not know which one the others can read: there the newest that agrees with its digests must be readable.
         """
         failures = []
         for step in reversed(self.steps()):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
             try:
+                self._check_digests(step)
                 restored = self._manager.restore(step, args=args)
+                _check_position(step, restored.data)
             except Exception as error:  # a damaged checkpoint must not hide the good one before it
-                if processes.process_count() > 1:
+                if processes.process_count() > 1 and not isinstance(error, _DamagedError):
                     raise CheckpointError(
                         f"checkpoint {self.directory}/{step} cannot be read ({_first_line(error)}): move it out of the "
                         "folder, and the run goes on from the one before it"
                     ) from error
                 failures.append(f"step {step}: {_first_line(error)}")
-                logging.warning("checkpoint %s/%d cannot be read: %s", self.directory, step, _first_line(error))
+                if processes.is_first():
+                    logging.warning("checkpoint %s/%d cannot be read: %s", self.directory, step, _first_line(error))
                 continue
             return restored.state, restored.data
         if failures:
@@ -84,6 +125,7 @@ class Checkpointer:
             while target.exists():
                 target = target.with_name(f"{target.name}_again")
             (self.directory / str(newer)).rename(target)
+            print(f"clip-jax: the checkpoint of step {newer}, which cannot be read, is now {target}", file=sys.stderr)
         processes.gather("unreadable checkpoints moved", None)
         self._manager.reload()
 
@@ -103,6 +145,19 @@ class Checkpointer:
         except Exception as error:  # must not hide the error that ended the run
             logging.warning("%s", self._failed(error))
 
+    def _check_digests(self, step: int) -> None:
+        """Raises _DamagedError on all processes; the first one reads the files, the others wait."""
+        folder = self.directory / str(step)
+        damage = processes.from_first(f"the digests of checkpoint {step}", lambda: find_damage(folder, step))
+        if damage:
+            raise _DamagedError(damage)
+        if damage is None and processes.is_first():
+            print(
+                f"clip-jax: checkpoint {folder} carries no {DIGESTS}, as those of earlier versions: what it "
+                "holds cannot be verified",
+                file=sys.stderr,
+            )
+
     def _failed(self, error: Exception) -> CheckpointError:
         kept = saved_steps(self.directory.parent)  # without the other processes, which may have ended
         return CheckpointError(
@@ -110,6 +165,13 @@ class Checkpointer:
             f"The newest complete checkpoint is {'step ' + str(kept[-1]) if kept else 'none'}; "
             "free space or repair the folder, then run the same command again"
         )
+
+
+def _check_position(step: int, data_state: Any) -> None:
+    """Raises _DamagedError for a position in the data of another step; each step takes one batch."""
+    if not isinstance(data_state, dict) or data_state.get("next_batch", step) != step:
+        found = data_state.get("next_batch") if isinstance(data_state, dict) else data_state
+        raise _DamagedError(f"its position in the data is {found!r:.60}, not batch {step}")
 
 
 def _first_line(error: Exception) -> str:

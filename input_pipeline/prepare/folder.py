@@ -1,17 +1,13 @@
 """Folders whose files appear whole or not at all, of which one run at a time is the owner, and the shards in them."""
 
-import fcntl
-import json
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from input_pipeline.lock import lock_folder
 from input_pipeline.storage import Folder, atomic_path, claim, write_bytes
-
-LOCK = ".lock"
 
 
 class LocalFolder:
@@ -58,55 +54,16 @@ class LocalFolder:
         Raises:
           ValueError: another process has it; names its host and process id.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / LOCK
-        while True:
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = False
-            except BlockingIOError:
-                held = True
-            if held or _is_same_file(descriptor, file):
-                break
-            os.close(descriptor)  # its owner has just ended and removed it
-        try:
-            owner = _parse_owner(os.pread(descriptor, 4096, 0))
-            here = socket.gethostname()
-            if held or (owner and owner["host"] != here):
-                who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-                fix = "wait for it" if held else f"if that one is dead, remove {file}"
-                raise ValueError(f"{who} is preparing into {self.path}: {fix}, or use another --output")
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"host": here, "pid": os.getpid()}).encode(), 0)
+        with lock_folder(self.path, doing="preparing into", fix="use another --output"):
             self._remove_partial()
             try:
                 yield
             finally:
                 self._remove_partial()
-                os.unlink(file)
-        finally:
-            os.close(descriptor)
 
     def _remove_partial(self) -> None:
         for left in self.path.glob(".*.partial*"):
             left.unlink(missing_ok=True)
-
-
-def _is_same_file(descriptor: int, file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _parse_owner(text: bytes) -> dict | None:
-    """Host and process id, or None where the owner died before it had written them."""
-    try:
-        owner = json.loads(text)
-        return owner if {"host", "pid"} <= set(owner) else None
-    except (ValueError, TypeError):
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -318,10 +318,102 @@ def test_a_run_from_before_filters_and_mixtures_resumes(tmp_path):
     for name in ("captions_field", "mixture", "min_side", "max_aspect", "caption_must_match"):
         del record["data"][name]
     (tmp_path / "config.json").write_text(json.dumps(record))
+    (tmp_path / "config.copy.json").unlink()
     assert load_config(tmp_path) == make_config(sections())
     record_config(sections(), tmp_path)
     with pytest.raises(ValueError, match=r"data.min_side was 0, is 9\. "):
         record_config(sections(data__min_side=9), tmp_path)
+
+
+def damaged_config(workdir: Path, damage: str) -> None:
+    file = workdir / "config.json"
+    text = file.read_text()
+    if damage == "missing":
+        file.unlink()
+    else:
+        changes = {
+            "cut": text[:99],
+            "empty": "",
+            "zeros": "\0" * 400,
+            "list": "[1]",
+            "edited": text.replace("7", "8", 1),
+        }
+        changes |= {"digit": text.replace("0.001", "0.003"), "key": text.replace("learning_rate", "learnhng_rate")}
+        assert changes[damage] != text
+        file.write_text(changes[damage])
+
+
+DAMAGES = {
+    "missing": "is missing",
+    "cut": "cannot be read",
+    "empty": "cannot be read",
+    "zeros": "cannot be read",
+    "list": "cannot be read",
+    "digit": "is not what the run wrote (optimizer.learning_rate was 0.001, is 0.003)",
+    "key": "is not what the run wrote (optimizer.learnhng_rate was missing, is 0.001; "
+    "optimizer.learning_rate was 0.001, is missing)",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_config_is_named_and_read_from_its_copy_and_written_anew(tmp_path, damage, capsys):
+    given = sections(optimizer__learning_rate=1e-3)
+    record_config(given, tmp_path)
+    whole = (tmp_path / "config.json").read_bytes()
+    damaged_config(tmp_path, damage)
+    assert load_config(tmp_path) == make_config(given)
+    said = f"clip-jax: {tmp_path}/config.json {DAMAGES[damage]}"
+    assert capsys.readouterr().err == f"{said}; config.copy.json is read. Remove that to have yours read\n"
+    with pytest.raises(ValueError, match=r"optimizer.learning_rate was 0.001, is 0.5\. "):
+        record_config(sections(optimizer__learning_rate=0.5), tmp_path)
+    record_config(given, tmp_path)
+    kept = "" if damage == "missing" else f"; the file as it was is {tmp_path}/config.json.damaged"
+    assert capsys.readouterr().err == f"{said}: it is written anew{kept}\n"
+    assert (tmp_path / "config.json").read_bytes() == whole
+    record_config(given, tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_copy_changes_nothing(tmp_path, capsys):
+    record_config(sections(), tmp_path)
+    file = tmp_path / "config.copy.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1', 1))
+    assert load_config(tmp_path) == make_config(sections())
+    record_config(sections(), tmp_path)
+    assert capsys.readouterr().err == ""
+    assert json.loads(file.read_text())["config"] == json.loads((tmp_path / "config.json").read_text())
+
+
+def test_a_damaged_config_without_a_copy_does_not_block_its_run(tmp_path, capsys):
+    record_config(sections(), tmp_path)
+    (tmp_path / "config.copy.json").unlink()
+    damaged_config(tmp_path, "cut")
+    with pytest.raises(ValueError, match=r"config\.json is damaged: the command that trained the run writes it anew$"):
+        load_config(tmp_path)
+    record_config(sections(), tmp_path)
+    assert capsys.readouterr().err == (
+        f"clip-jax: {tmp_path}/config.json cannot be read and has no copy, so nothing says whether the run was started "
+        f"with this command's config: it is written anew from that; the file as it was is "
+        f"{tmp_path}/config.json.damaged\n"
+    )
+    assert load_config(tmp_path) == make_config(sections())
+
+
+def test_a_refusal_names_the_command_of_a_new_run_from_this_one(tmp_path, monkeypatch):
+    workdir = tmp_path / "my runs"
+    (workdir / "checkpoints" / "70").mkdir(parents=True)
+    record_config(sections(), workdir)
+    words = ["clip-jax", "train", "--config=tiny", "--workdir", str(workdir), "--config.train.total_steps=9"]
+    monkeypatch.setattr("sys.argv", words)
+    command = (
+        "A new run that starts from its weights: clip-jax train --config=tiny --config.train.total_steps=9 "
+        f"'--config.train.init_from={workdir}' '--workdir={workdir}_from_70'"
+    )
+    for change in ({"train__total_steps": 9}, {"optimizer__learning_rate": 0.5}):
+        with pytest.raises(ValueError, match=f"{re.escape(command)}$"):
+            record_config(sections(**change), workdir)
+    with pytest.raises(ValueError, match=r"or the config it was started with$"):  # weights of another shape do not fit
+        record_config(sections(train__total_steps=9, text__width=256), workdir)
 
 
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):

@@ -3,7 +3,9 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
 import re
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -504,3 +506,21 @@ def test_a_batch_has_the_seconds_of_its_stages(monkeypatch):
     read, decode, tokenise = batch["seconds"]
     assert 0.002 * BATCH_SIZE <= read < 1
     assert 0 < tokenise < decode < 0.5 * read  # a crop of 9 x 9 pixels, and a sum of letters
+
+
+@pytest.mark.skipif(not pipeline.SHARED_MEMORY.is_dir(), reason="no /dev/shm")
+def test_a_stuck_worker_does_not_hold_up_the_end_and_its_memory_is_freed(monkeypatch):
+    monkeypatch.setattr(pipeline, "CLOSE_S", 0.3)
+    iterator = BatchIterator(make_examples(), BATCH_SIZE, num_workers=1)
+    kept = next(iterator)["image"]
+    expected = np.array(kept)
+    time.sleep(0.3)
+    (worker,) = set(multiprocessing.active_children()) - iterator._before
+    assert list(pipeline.SHARED_MEMORY.glob(f"{iterator._prefix}*"))
+    os.kill(worker.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    iterator.close()
+    assert time.monotonic() - start < 3
+    assert not worker.is_alive()
+    assert list(pipeline.SHARED_MEMORY.glob(f"{iterator._prefix}*")) == []
+    np.testing.assert_array_equal(kept, expected)  # a batch in use stays as it is

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline.prepare.folder import LOCK, LocalFolder
+from input_pipeline.lock import LOCK
+from input_pipeline.prepare.folder import LocalFolder
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

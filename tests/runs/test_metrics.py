@@ -51,6 +51,40 @@ def test_resuming_drops_later_rows_and_torn_lines(tmp_path):
     assert text == "\n".join([*whole[:2], json.dumps(row(3, loss=7.0))]) + "\n"
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"\0" * 70, b'{"step": 2, "samples', b"\xff" + json.dumps(row(2, loss=0.5)).encode(), b"7", b"[]",
+     json.dumps({"step": 2}).encode(), json.dumps({"step": "2", "samples_seen": 48, "loss": 0.5}).encode(),
+     json.dumps(row(2, loss="0.5")).encode(), b"[" * 100_000],
+)  # fmt: skip
+def test_damaged_lines_are_named_left_out_and_kept(tmp_path, damaged, capsys):
+    whole = [json.dumps(row(step, loss=step / 4)).encode() for step in (1, 2, 3, 4)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(before := b"\n".join([whole[0], damaged, *whole[2:], b""]))
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 3, 4]
+    MetricsWriter(tmp_path, resume_step=3).close()
+    assert file.read_bytes() == b"\n".join([whole[0], whole[2], b""])
+    line = "line 2 cannot be read; " if damaged else ""
+    assert capsys.readouterr().err == (
+        f"clip-jax: {file} is damaged: {line}1 of the first 3 steps have no row, the first of them 2. The run goes on; "
+        f"curves and means leave them out. The file as it was is {file}.damaged.\n"
+    )
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before
+
+
+def test_rows_that_are_gone_are_named(tmp_path, capsys):
+    MetricsWriter(tmp_path, resume_step=3).close()
+    assert "3 of the first 3 steps have no row, the first of them 1. The run goes on" in capsys.readouterr().err
+
+
+def test_rows_that_the_run_writes_again_are_not_named(tmp_path, capsys):
+    whole = [json.dumps(row(step, loss=step / 4)) for step in (1, 2, 3, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*whole, whole[0][:17]]))
+    MetricsWriter(tmp_path, resume_step=3).close()
+    assert capsys.readouterr().err == ""
+    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "tensorboard"]
+
+
 def test_a_last_line_without_its_newline_does_not_swallow_the_next(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row(1)))
     writer = MetricsWriter(tmp_path, resume_step=1)

@@ -26,12 +26,13 @@ from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.evaluation.in_training import evaluate
-from clip_jax.runs import loop, setup
+from clip_jax.runs import loop, setup, stopping
 from clip_jax.runs.logging import read_metrics, source_cells
 from clip_jax.training import training
 from clip_jax.training.checkpoint import Checkpointer
 from input_pipeline.data_config import make_sources
 from input_pipeline.examples import Examples
+from input_pipeline.lock import LOCK, lock_folder
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, write_array_record
@@ -299,9 +300,9 @@ def test_an_interrupted_evaluation_is_repeated_when_the_run_resumes(finished, tm
     assert_same_end(tmp_path, finished)
 
 
-@pytest.mark.parametrize("end", ["signal", "second signal", "error"])
+@pytest.mark.parametrize("end", ["signal", "second signal", "error", "nothing"])
 def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_pictures, monkeypatch, capsys):
-    sections = miniature()
+    sections = miniature(train__hang_timeout_s=2 if end == "nothing" else 1800)
     read, count, release = loop._next_batch, itertools.count(1), threading.Event()
 
     def stall(run):
@@ -309,7 +310,7 @@ def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_
             return read(run)
         if end == "error":
             raise ValueError("the shard is gone")
-        for _ in range(1 + (end == "second signal")):
+        for _ in range({"signal": 1, "second signal": 2, "nothing": 0}[end]):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
         release.wait(60)
@@ -321,6 +322,11 @@ def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_
         if end == "error":
             with pytest.raises(ValueError, match="the shard is gone"):
                 loop.train(sections, tmp_path)
+        elif end == "nothing":
+            with pytest.raises(
+                ValueError, match=r"^no progress for 2 s since step 13 .*: no batch came, so a data worker"
+            ):
+                loop.train(sections, tmp_path)
         elif end == "second signal":
             with pytest.raises(KeyboardInterrupt):
                 loop.train(sections, tmp_path)
@@ -330,10 +336,102 @@ def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_
         assert time.monotonic() - start < 40
     release.set()
     # A signal may be seen after a step for which there was a batch, or while waiting for the next batch.
-    assert saved_steps(tmp_path)[-1] in {"signal": (11, 12, 13), "second signal": (10,), "error": (13,)}[end]
-    if end == "signal":
-        assert loop.train(sections, tmp_path) == 0
+    assert saved_steps(tmp_path)[-1] in {"signal": (11, 12, 13), "second signal": (10,)}.get(end, (13,))
+    if end in ("signal", "nothing"):
+        assert loop.train(miniature(), tmp_path) == 0
         assert_same_end(finished, tmp_path)
+
+
+def test_a_signal_ends_an_evaluation_after_its_batch(finished, tmp_path, no_pictures, monkeypatch, capsys):
+    encode, count = in_training.Evaluator.__call__, itertools.count(1)
+
+    def interrupt(self, *args):
+        if next(count) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return encode(self, *args)
+
+    monkeypatch.setattr(in_training.Evaluator, "__call__", interrupt)
+    assert loop.train(miniature(train__checkpoint_every=50), tmp_path) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM, saved at step 20: the same command resumes there\n" in capsys.readouterr().out
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 21))
+    assert loop.train(miniature(), tmp_path) == 0
+    assert_same_end(tmp_path, finished)
+
+
+def test_a_step_that_never_ends_is_not_waited_for_after_a_signal(monkeypatch):
+    class EndedError(Exception):
+        pass
+
+    def end_all(message):
+        raise EndedError(message)
+
+    monkeypatch.setattr(stopping.processes, "end_all", end_all)
+    monkeypatch.setattr(stopping, "STEP_S", 0.3)
+    stuck = stopping.Stopping()
+    stuck.received.append(signal.SIGTERM)
+    with pytest.raises(
+        EndedError, match=r"^SIGTERM: nothing has moved for 0 s; the same command resumes at the newest"
+    ):
+        stuck.watch_first()
+    slow = stopping.Stopping()
+    slow.received.append(signal.SIGTERM)
+    slow._reports, slow._longest = 2, 60.0  # a step may take three times as long
+    threading.Timer(0.8, slow.seen.set).start()
+    slow.watch_first()
+
+
+def test_a_second_process_is_refused_and_nothing_of_the_lock_is_left(finished, tmp_path, no_pictures):
+    message = f"^process {os.getpid()} on .* is training into {tmp_path}: wait for it, or use another --workdir$"
+    with (
+        lock_folder(tmp_path, doing="training into", fix="use another --workdir", beats=True),
+        pytest.raises(ValueError, match=message),
+    ):
+        loop.train(miniature(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert not (finished / LOCK).exists()
+
+
+def test_a_bucket_is_no_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^--workdir=gs:/bucket/run: a run cannot write to gs://\.\.\.; give a folder"
+    ):
+        loop.train(miniature(), Path("gs://bucket/run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("stuck", [False, True])
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT] * 2, []])
+def test_a_run_with_stuck_workers_ends_within_seconds_and_frees_its_memory(signals, stuck, processes, tmp_path):
+    if not signals and not stuck:
+        return
+    hang_timeout_s = 1800 if signals else 3
+    sections = miniature(
+        data__num_workers=2, train__total_steps=10**5, train__evaluate_every=0, train__hang_timeout_s=hang_timeout_s
+    )
+    run = Run(processes, sections, tmp_path, delay_s=0.01)
+    run.wait_for_step(12)
+    workers = processes.living("spawn_main")
+    assert len(workers) == 2
+    for pid in workers if stuck else []:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1)
+    start = time.monotonic()
+    number = signals[0] if signals else None
+    for each in signals:
+        os.killpg(run.process.pid, each)
+        time.sleep(0.2)
+    code, _, err = run.end()
+    assert time.monotonic() - start < 10
+    assert code == (1 if number is None else 128 + number)
+    assert "leaked" not in err
+    if number is None:
+        assert "clip-jax: error: no progress for 3 s since step" in err
+    elif len(signals) == 2:
+        assert "interrupted" in err
+    else:
+        assert "Traceback" not in err
 
 
 def test_a_loss_that_is_not_finite_names_the_step_the_records_and_the_checkpoint(tmp_path, no_pictures, monkeypatch):

@@ -1,6 +1,10 @@
+import json
+import random
 import resource
 import shutil
 import signal
+import struct
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from processes import eventually
 
 from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
+from clip_jax.training import digests
 from clip_jax.training.checkpoint import Checkpointer, CheckpointError
+from clip_jax.training.digests import DIGESTS, DigestsAhead, find_damage, write_digests
 from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import TrainState, abstract_state
 
@@ -156,11 +163,18 @@ def broken_data_state(step: Path):
     file.write_text(file.read_text()[:9])
 
 
-DAMAGES = [empty_directory, without_arrays, truncated_arrays, broken_data_state]
+def another_position(step: Path):
+    """Of a checkpoint without digests, as those of earlier versions are; the data of which say next_batch."""
+    (step / DIGESTS).unlink()
+    file = step / "data" / "metadata"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "next_batch": 19}))
+
+
+DAMAGES = [empty_directory, without_arrays, truncated_arrays, broken_data_state, another_position]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_step_falls_back_to_the_one_before(saved, target, tmp_path, damage):
+def test_a_damaged_newest_step_falls_back_to_the_one_before(saved, target, tmp_path, damage, capsys):
     damage(tmp_path / "checkpoints" / "20")
     reader = Checkpointer(tmp_path)
     state, data = restore(reader, target)
@@ -170,10 +184,147 @@ def test_a_damaged_newest_step_falls_back_to_the_one_before(saved, target, tmp_p
     reader.move_newer_than(10)
     assert reader.steps() == [10]
     assert (tmp_path / "unreadable_20").is_dir()
+    moved = f"the checkpoint of step 20, which cannot be read, is now {tmp_path}/unreadable_20\n"
+    assert moved in capsys.readouterr().err
     reader.save(20, some_state(target, seed=20), data_state(20))
     reader.wait()
     assert_identical(restore(reader, target)[0], some_state(target, seed=20))
     reader.close()
+
+
+def files_of(step: Path) -> list[Path]:
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def flip_bit(file: Path, bit: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(data)
+
+
+def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(saved, tmp_path):
+    step = tmp_path / "checkpoints" / "20"
+    assert find_damage(step, 20) == ""
+    files = files_of(step)
+    assert len(files) > 12
+    for i, file in enumerate(files):
+        whole = file.read_bytes()
+        flip_bit(file, random.Random(i).randrange(8 * len(whole)))
+        name = file.relative_to(step).as_posix()
+        found = find_damage(step, 20)
+        assert found == (
+            f"{DIGESTS} is damaged" if name == DIGESTS else f"{name} is not what was written, by its digest"
+        )
+        file.write_bytes(whole)
+    assert find_damage(step, 20) == ""
+
+
+def test_files_that_are_missing_cut_or_of_another_step_are_named(saved, tmp_path):
+    step = tmp_path / "checkpoints" / "20"
+    data = step / "data" / "metadata"
+    text = data.read_text()
+    data.write_text(text[:9])
+    assert find_damage(step, 20) == f"data/metadata has 9 of {len(text)} bytes"
+    data.unlink()
+    assert find_damage(step, 20) == "data/metadata is missing"
+    data.write_text(text)
+    assert find_damage(step, 30) == "it holds step 20"
+
+
+@pytest.mark.parametrize("num_flips", [2, pytest.param(500, marks=pytest.mark.nightly)])
+def test_no_flipped_bit_is_restored(saved, target, tmp_path, caplog, num_flips):
+    step, rng = tmp_path / "checkpoints" / "20", random.Random(num_flips)
+    files = files_of(step)
+    for i in range(num_flips):
+        file = files[i % len(files)]
+        whole = file.read_bytes()
+        flip_bit(file, rng.randrange(8 * len(whole)))
+        caplog.clear()
+        reader = Checkpointer(tmp_path)
+        state, data = restore(reader, target)
+        reader.close()
+        assert data == data_state(10)
+        assert_identical(state, some_state(target, seed=10))
+        assert f"checkpoint {tmp_path}/checkpoints/20 cannot be read: {file.relative_to(step)} is " in caplog.text
+        file.write_bytes(whole)
+    assert restore(saved, target)[1] == data_state(20)
+
+
+def test_a_checkpoint_without_digests_is_restored_with_a_line_that_says_so(saved, target, tmp_path, capsys):
+    (tmp_path / "checkpoints" / "20" / DIGESTS).unlink()
+    state, data = restore(saved, target)
+    assert_identical(state, some_state(target, seed=20))
+    assert data == data_state(20)
+    assert capsys.readouterr().err == (
+        f"clip-jax: checkpoint {tmp_path}/checkpoints/20 carries no {DIGESTS}, as those of earlier versions: what it "
+        "holds cannot be verified\n"
+    )
+
+
+def as_written_out(data: bytes) -> str:
+    """The digest of one block, row by row in Python's integers."""
+    crc = 0
+    for at in range(0, len(data), 2**20):
+        part = data[at : at + 2**20]
+        rows = [struct.unpack("<512Q", part[i : i + 4096]) for i in range(0, len(part) - 4095, 4096)]
+        for sums in ([sum(column) for column in zip(*rows)] or [0] * 512, [sum(row) for row in rows]):
+            crc = zlib.crc32(struct.pack(f"<{len(sums)}Q", *(each % 2**64 for each in sums)), crc)
+        crc = zlib.crc32(part[len(rows) * 4096 :], crc)
+    return f"{crc:08x}"
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 2**20 + 4096 + 7])
+def test_a_digest_is_that_of_the_sums_of_rows_and_columns(tmp_path, size):
+    (tmp_path / "file").write_bytes(data := random.Random(size).randbytes(size))
+    write_digests(tmp_path, 7)
+    assert json.loads((tmp_path / DIGESTS).read_text())["files"] == {"file": [size, as_written_out(data)]}
+
+
+def test_blocks_of_a_large_file_have_digests_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "BLOCK_BYTES", 10_000)
+    data = random.Random(0).randbytes(25_000)
+    (tmp_path / "large").write_bytes(data)
+    write_digests(tmp_path, 7)
+    expected = "".join(as_written_out(data[at : at + 10_000]) for at in (0, 10_000, 20_000))
+    assert json.loads((tmp_path / DIGESTS).read_text())["files"] == {"large": [25_000, expected]}
+    flip_bit(tmp_path / "large", 8 * 24_999)
+    assert find_damage(tmp_path, 7) == "large is not what was written, by its digest"
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "swapped", "shifted", "repeated"])
+def test_pages_that_are_lost_or_out_of_place_are_found(tmp_path, damage):
+    pages = [random.Random(i).randbytes(4096) for i in range(9)]
+    (tmp_path / "file").write_bytes(b"".join(pages))
+    write_digests(tmp_path, 7)
+    assert find_damage(tmp_path, 7) == ""
+    other = {
+        "zeroed": [*pages[:4], bytes(4096), *pages[5:]],
+        "swapped": [pages[1], pages[0], *pages[2:]],
+        "shifted": [pages[-1], *pages[:-1]],
+        "repeated": [pages[0], pages[0], *pages[2:]],
+    }[damage]
+    (tmp_path / "file").write_bytes(b"".join(other))
+    assert find_damage(tmp_path, 7) == "file is not what was written, by its digest"
+
+
+def test_digests_made_ahead_of_the_end_are_used_while_the_file_stays_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "AHEAD_BYTES", 10)
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode() * 100)
+    (tmp_path / "small").write_bytes(b"7")
+    ahead = DigestsAhead(tmp_path)
+    eventually(lambda: len(ahead.found) == 3)
+    ahead.end()
+    ahead._thread.join()
+    (tmp_path / "a").rename(tmp_path / "renamed")
+    (tmp_path / "b").write_bytes(b"x" * 101)
+    read = []
+    digest = digests._digest
+    monkeypatch.setattr(digests, "_digest", lambda file, at: read.append(file.name) or digest(file, at))
+    write_digests(tmp_path, 7, ahead)
+    assert sorted(read) == ["b", "small"]
+    assert find_damage(tmp_path, 7) == ""
+    assert sorted(read) == ["b", "b", "c", "renamed", "small", "small"]
 
 
 def test_all_steps_damaged_is_an_error(saved, target, tmp_path):
