@@ -17,7 +17,8 @@ class MixturePart(Filters):
     """One source of a mixture.
 
     Attributes:
-      kind, path, split, num_examples, scene_kinds, captions_field: as source, path, ... of `DataConfig`.
+      kind, path, split, num_examples, scene_kinds, captions_field, image_field, separator, link_root: as source, path,
+        ... of `DataConfig`.
       name: what it is called in the metrics and in the ids of its records; unlike the others'.
       weight: its share of the samples, relative to the others'; None, then of all, stands for its number of records.
 
@@ -31,6 +32,9 @@ class MixturePart(Filters):
     num_examples: int = 0
     scene_kinds: tuple[str, ...] = ()
     captions_field: str = ""
+    image_field: str = ""
+    separator: str = ""
+    link_root: str = ""
     weight: float | None = None
 
 
@@ -48,6 +52,9 @@ class DataConfig(Filters):
       num_examples: pictures of a drawn epoch; unused elsewhere.
       scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
       captions_field: column, feature or JSON key of the captions, if not the usual one.
+      image_field: column of a table with the pictures, if not the usual one.
+      separator: of a text table, one character or tab, comma, semicolon, pipe; empty takes what its header says.
+      link_root: folder below which links of a folder, and paths of a table, may lead besides their own folder.
       mixture: the sources of a mixture; empty elsewhere.
       num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream and
         then filtered); of a mixture the last ones of each source, in proportion to its records.
@@ -68,6 +75,9 @@ class DataConfig(Filters):
     num_examples: int
     scene_kinds: tuple[str, ...]
     captions_field: str = ""
+    image_field: str = ""
+    separator: str = ""
+    link_root: str = ""
     mixture: tuple[MixturePart, ...] = ()
     num_validation: int
     min_crop_scale: float
@@ -135,6 +145,9 @@ def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
         num_examples=config.num_examples,
         scene_kinds=config.scene_kinds,
         captions_field=config.captions_field,
+        image_field=config.image_field,
+        separator=config.separator,
+        link_root=config.link_root,
     )
     whole = _open_part(config, part, image_size, "data")
     if part.kind == "scenes" and config.num_validation:
@@ -184,7 +197,15 @@ def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: st
             key = "source" if where == "data" else "kind"
             fix = ", as --config.data.path=DIR" if where == "data" else ""
             raise ValueError(f"{where}.path is empty: {where}.{key}={part.kind!r} needs one{fix}")
-        source = make_source(part.kind, part.path, part.split, part.captions_field)
+        source = make_source(
+            part.kind,
+            part.path,
+            part.split,
+            part.captions_field,
+            image_field=part.image_field,
+            separator=part.separator,
+            link_root=part.link_root,
+        )
     filters = [chosen for keys in (config, part) if (chosen := filters_of(keys))]
     if filters:
         source = FilteredSource(source, filters)
