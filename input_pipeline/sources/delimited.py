@@ -127,7 +127,7 @@ def _rows(
             return
         within = lines[start + first + 1 : start + reader.line_num]
         if swallowed := sum(_is_row(line, separator, width, image) for line in within):
-            raise _QuoteError(start + first + 1, f"swallows {swallowed} line{'s' * (swallowed > 1)} that are rows")
+            raise _QuoteError(start + first + 1, f"swallows {swallowed} line{'s' * (swallowed > 1)} that read as rows")
         if cells:
             yield start + first + 1, cells
 

@@ -118,12 +118,13 @@ class TableSource(FilesSource):
                 try:
                     given = values.get("id")
                     given = str(given) if isinstance(given, int) else base.decode(given)
-                    at = f"{given} ({at})" if given else at
                     yield {"id": given or record_id, **self._clean_row(values, number), **several}
                 except UnreachableError:
                     raise
                 except ValueError as error:
-                    self.broken.append((at, str(error)))
+                    self.broken.append(
+                        (given, f"{error} ({at})") if isinstance(given, str) and given else (at, str(error))
+                    )
 
     def _clean_row(self, values: Mapping[str, Any], table: int) -> dict[str, Any]:
         cleaned: dict[str, Any] = {"row": values["row"], "captions": ()}

@@ -447,5 +447,5 @@ def test_several_tables_are_one_source(tmp_path):
         ("a/1", jpeg(1), ("two",), 1),
         ("b/0", jpeg(1), ("three",), 0),
     ]
-    assert source.broken == [("b/1", "image 'lost.jpg' is not a file in the folder of the table")]
+    assert source.broken == [("b.csv, line 3", "image 'lost.jpg' is not a file in the folder of the table")]
     assert source.fingerprint()["files"] == ["a.csv", "b.csv"]

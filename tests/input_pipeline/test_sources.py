@@ -661,7 +661,7 @@ def test_parquet_image_bytes_across_row_groups_and_broken_rows(tmp_path):
     table = pa.table({"id": [10, 11, 12, 13, 14], "image": image, "caption": ["a", None, "c", "d", "e"]})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     source = TableSource(str(tmp_path / "t.parquet"))
-    assert source.broken == [("11 (t.parquet, row 1)", "no caption, or only empty ones")]
+    assert source.broken == [("11", "no caption, or only empty ones (t.parquet, row 1)")]
     for index, (number, record_id) in {3: (4, "14"), 0: (0, "10"), 2: (3, "13")}.items():
         assert (source[index]["image"], source[index]["id"]) == (jpeg(number), record_id)
     with pytest.raises(BrokenRecordError, match="12: empty image"):
