@@ -98,7 +98,7 @@ def _decode(data: bytes) -> str:
             raise ValueError(
                 f"its byte order mark says UTF-16, which byte {error.start} is not: save it as UTF-8"
             ) from None
-    if b"\0" in data[:4096]:
+    if b"\0" in data.lstrip().partition(b"\n")[0]:
         raise ValueError("it holds zero bytes, as UTF-16 without a byte order mark does: save it as UTF-8")
     if data.lstrip()[:1] in (b"{", b"["):
         raise ValueError("it is JSON: write a CSV or Parquet")

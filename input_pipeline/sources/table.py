@@ -82,7 +82,7 @@ class TableSource(FilesSource):
         for file in self._paths:
             try:
                 read.append(read_columns(file, wanted, parse_separator(separator)))
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, KeyError) as error:  # the last from a damaged schema
                 raise ValueError(f"{file} is not a readable CSV or Parquet file: {error}") from error
             name = os.path.basename(file)
             self.broken += [(f"{name}, line {line}", reason) for line, reason in read[-1].broken]
@@ -176,7 +176,7 @@ class TableSource(FilesSource):
         import pyarrow as pa
 
         table = row.get("table", 0)
-        with base.as_broken(row["id"], (pa.ArrowException, OSError, ValueError)):
+        with base.as_broken(row["id"], (pa.ArrowException, OSError, ValueError, KeyError)):
             if self._image_columns[table]:
                 image = self._read_image_bytes(table, row["row"])
                 if not image and row.get("path"):
