@@ -6,7 +6,16 @@ from typing import Literal
 
 from input_pipeline.examples import BLOCK, Decode, Examples, Order
 from input_pipeline.scenes import SceneSource
-from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, SubsetSource, filters_of, make_source
+from input_pipeline.sources import (
+    FilteredSource,
+    Filters,
+    FolderSource,
+    Mixture,
+    Source,
+    SubsetSource,
+    filters_of,
+    make_source,
+)
 from input_pipeline.tokenizers import Tokenizer
 
 FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
@@ -206,6 +215,9 @@ def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: st
             separator=part.separator,
             link_root=part.link_root,
         )
+    if isinstance(source, FolderSource) and not source.has_captions:
+        fix = "; ".join(source.notes) or "write them as SAME_NAME.txt, or name a table by source=table"
+        raise ValueError(f"{where}.path={part.path}: no picture has captions beside it: {fix}")
     filters = [chosen for keys in (config, part) if (chosen := filters_of(keys))]
     if filters:
         source = FilteredSource(source, filters)

@@ -83,7 +83,7 @@ class FolderSource:
         found = f"; not read: {describe_unread(self.unread)}" if self.unread else ""
         require_records(len(self._names), path, self.broken, f"pictures ({', '.join(IMAGE_SUFFIXES)}){found}")
         self.class_names: tuple[str, ...] | None = self._find_classes() if class_folders else None
-        if not class_folders and not any(self._captioned):
+        if not class_folders and not self.has_captions:
             self._name_tables()
         self._digest = digest("\n".join(self._names).encode(), repr(sizes).encode())
 
@@ -183,6 +183,11 @@ class FolderSource:
 
     def _text(self, name: str) -> str:
         return self._other_texts.get(name) or _usual_text(name)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether any picture has a file of captions."""
+        return any(self._captioned)
 
     def __len__(self) -> int:
         return len(self._names)

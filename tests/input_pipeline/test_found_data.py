@@ -75,6 +75,8 @@ def test_a_table_in_a_folder_without_captions_is_named(tmp_path):
     source = FolderSource(str(tmp_path))
     assert "captions.csv lies there: if it holds them, read it as source=table" in remarks(source)[0]
     assert source.unread == {".csv": 1}
+    with pytest.raises(ValueError, match=r"data.path=.*no picture has captions beside it: .*captions.csv lies there"):
+        make_sources(data_config(source="folder", path=str(tmp_path)), image_size=8)
     put(tmp_path, {"0.txt": "a"})
     assert FolderSource(str(tmp_path)).notes == []
 

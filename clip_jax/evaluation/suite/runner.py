@@ -182,7 +182,7 @@ def _open_others(
     found: dict[str, OpenedSource] = {}
     for measure, (key, value, part) in wanted.items():
         try:
-            found[measure] = open_source(key, value, run, part)
+            found[measure] = open_source(key, value, run, part, config.suite.link_root)
         except AbsentError as error:
             found[measure] = error
     if "robustness" in config.suite.measures:
