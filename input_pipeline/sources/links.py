@@ -74,6 +74,7 @@ class PicturePaths:
         self._allowed = allowed
         self._links: dict[int, Links] = {}
         self._sizes: dict[str, dict[str, int]] = {}  # by folder: a listing is quicker than a question for each file
+        self._linked: dict[str, set[str]] = {}  # by folder, the names that are links
         self._why_not: dict[tuple[int, str], str | None] = {}
 
     def join(self, table: int, name: str) -> str:
@@ -89,9 +90,10 @@ class PicturePaths:
             raise ValueError(f"image {name!r} {reason}")
         if folder not in self._sizes:
             self._sizes[folder] = opener.list_sizes(folder)
+            self._linked[folder] = set() if is_remote(folder) else _links_in(folder)
         if file not in self._sizes[folder]:
             raise ValueError(f"image {name!r} is not a file in the folder of the table")
-        if not is_remote(path) and (reason := self._links_of(table).why_not_file(path)):
+        if file in self._linked[folder] and (reason := self._links_of(table).why_not_file(path)):
             raise ValueError(f"image {name!r} is {reason}")
         return self._sizes[folder][file]
 
@@ -111,4 +113,11 @@ class PicturePaths:
         return self._links[table]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sizes": {}, "_why_not": {}}
+        return self.__dict__ | {"_sizes": {}, "_linked": {}, "_why_not": {}}
+
+
+def _links_in(folder: str) -> set[str]:
+    if not os.path.isdir(folder or "."):
+        return set()
+    with os.scandir(folder or ".") as entries:
+        return {entry.name for entry in entries if entry.is_symlink()}
