@@ -98,7 +98,8 @@ def embed(
     folder = LocalFolder(output)
     shards = Shards(folder=folder, source=source, shard_size=shard_size, file_format=file_format, texts=texts)
     manifest = json.dumps(_manifest(model, tokenize, source, shards, dtype), indent=2) + "\n"
-    shards.claim(MANIFEST, manifest, holds="embeddings of another model, source or other settings")
+    holds = "embeddings of another model, source or other settings"
+    shards.claim(MANIFEST, manifest, holds=holds, may_change=("first_broken_in_index",))  # words of messages
 
     mine = range(part[0], len(shards), part[1])
     todo = sorted(set(shards.missing()) & set(mine))

@@ -1,16 +1,14 @@
 """Labelled data sets by name: class names, prompts, splits, and how to prepare what is absent."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from clip_jax.evaluation.datasets import ClassName, DatasetCard, MetricName, dataset_names, load_card
-from input_pipeline.image_formats import is_picture_name
+from clip_jax.evaluation.suite.splits import by_split, find_splits, with_test
 from input_pipeline.scenes import LabelledScenes
 from input_pipeline.sources import (
     DigitsSource,
@@ -21,20 +19,11 @@ from input_pipeline.sources import (
     TableSource,
     TfdsSource,
 )
-from input_pipeline.sources.links import Links
 from input_pipeline.sources.table import TABLE_SUFFIX
-from input_pipeline.sources.unread import is_ignored_folder, remarks
-
-T = TypeVar("T")
+from input_pipeline.sources.unread import remarks
 
 NUM_SCENES = 1024  # of a drawn set, which has no end of its own
 SPLITS = ("train", "validation", "test")
-# What the folders and tables of a split are called, in any case.
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 # Shares of a set without splits of its own, in its order: train, validation, test.
 SHARES = (0.6, 0.2, 0.2)
 KINDS = (
@@ -116,9 +105,9 @@ def open_labelled_set(
       name: the paper's sets by their card's name, from DATA_DIR, prepared by tensorflow-datasets, or else as
         DATA_DIR/NAME/SPLIT/CLASS/*.jpg with CLASS a name or its number; scenes/NAME, drawn; sklearn/digits;
         tfds/NAME/TEST, and with /TRAIN the split to train probes on, of which a fifth is for validation; folder:DIR, a
-        folder a class in DIR, or, where DIR holds splits alone, in each of those (SPLIT_NAMES); without a test split
-        the validation split is measured; table:FILE, a CSV or Parquet with labels, or a folder with a table of each
-        split.
+        folder a class in DIR, or, where DIR holds splits alone, in each of those (`splits.SPLIT_NAMES`); without a test
+        split the validation split is measured; table:FILE, a CSV or Parquet with labels, or a folder with a table of
+        each split.
       data_dir: folder of prepared sets.
       image_size: pixels at which scenes are drawn.
       num_examples: of a drawn set, 0 for 1,024.
@@ -156,7 +145,7 @@ def _with_card(card: DatasetCard, data_dir: Path, link_root: str) -> LabelledSet
     folder = data_dir / card.name
     splits: dict[str, Source] = {}
     remarks: tuple[str, ...] = ()
-    found = _find_splits(folder, link_root) if folder.is_dir() else {}
+    found = find_splits(folder, link_root) if folder.is_dir() else {}
     if {"test", "validation"} & set(found):
         splits, remarks = _open_splits(found, link_root)
         class_of = {split: _classes_of_folders(card, split, source) for split, source in splits.items()}
@@ -279,74 +268,20 @@ def _tfds_splits(rest: str, name: str, data_dir: Path) -> dict[str, Source]:
 def _folder_splits(folder: Path, link_root: str) -> tuple[dict[str, Source], tuple[str, ...]]:
     if not folder.is_dir():
         raise AbsentError(f"there is no folder {folder}: put a folder a class into it, or into {folder}/test")
-    found = _find_splits(folder, link_root)
+    found = find_splits(folder, link_root)
     if not found:
         source = FolderSource(str(folder), class_folders=True, link_root=link_root)
         return {"test": source}, tuple(remarks(source))
     return _open_splits(found, link_root)
 
 
-def _find_splits(folder: Path, link_root: str) -> dict[str, Path]:
-    """The folders of splits, by split, where a folder holds no other pictures; else none, as they are classes.
-
-    ValueError where one is called test and others hold pictures, for either could be meant, or two are one split.
-    """
-    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_ignored_folder(path.name)]
-    found = _by_split({path.name: path for path in folders}, folder)
-    others = [path for path in folders if path not in found.values() and _has_pictures(path)]
-    if not found or (others and "test" not in found):
-        return {}
-    if others:
-        raise ValueError(
-            f"{folder} holds {found['test'].name}, the name of a split, and {others[0].name}, which has pictures, too: "
-            "if they are classes, move them into a folder test; if not, leave splits alone in it"
-        )
-    links = Links(os.path.abspath(folder), link_root)
-    for path in found.values():
-        if reason := links.why_not_folder(os.path.abspath(path)):
-            raise ValueError(f"the split {path} is {reason}")
-    return found
-
-
-def _by_split(named: Mapping[str, T], folder: Path) -> dict[str, T]:
-    """Of what has the name of a split, by split; ValueError where two are one split."""
-    found: dict[str, T] = {}
-    for split, names in SPLIT_NAMES.items():
-        matches = [name for name in named if name.lower() in names]
-        if len(matches) > 1:
-            raise ValueError(f"{folder} holds {' and '.join(matches)}, which are both the {split} split: leave one")
-        if matches:
-            found[split] = named[matches[0]]
-    return found
-
-
-def _has_pictures(folder: Path) -> bool:
-    return any(is_picture_name(name) for _, _, names in os.walk(folder, followlinks=False) for name in names) or (
-        folder.is_symlink()
-    )
-
-
 def _open_splits(found: Mapping[str, Path], link_root: str) -> tuple[dict[str, Source], tuple[str, ...]]:
-    found, said = _with_test(found)
+    found, said = with_test(found)
     splits: dict[str, Source] = {}
     for split, path in found.items():
         splits[split] = source = FolderSource(str(path), class_folders=True, link_root=link_root)
         said += [f"{path.name}: {remark}" for remark in remarks(source)]
     return splits, tuple(said)
-
-
-def _with_test(found: Mapping[str, Path]) -> tuple[dict[str, Path], list[str]]:
-    """The splits with one to measure, else the validation split for it, and a line that says so."""
-    if "test" in found:
-        return dict(found), []
-    if "validation" not in found:
-        (path,) = found.values()
-        raise ValueError(
-            f"{path.parent} holds {path.name} alone, no split to measure: name {path} itself to measure it, or add "
-            "val or test"
-        )
-    rest = {split: path for split, path in found.items() if split != "validation"}
-    return {"test": found["validation"], **rest}, [f"there is no test split, so {found['validation'].name} is measured"]
 
 
 def _table_splits(path: Path, link_root: str) -> tuple[dict[str, Source], tuple[str, ...]]:
@@ -356,10 +291,10 @@ def _table_splits(path: Path, link_root: str) -> tuple[dict[str, Source], tuple[
         table = TableSource(str(path), link_root=link_root)
         return {"test": table}, tuple(remarks(table))
     files = {file.stem: file for file in sorted(path.iterdir()) if re.search(f"{TABLE_SUFFIX}$", file.name)}
-    named = _by_split(files, path)
+    named = by_split(files, path)
     if not named:
         raise ValueError(f"{path} has no test.csv or test.parquet; it has {', '.join(sorted(files)) or 'no tables'}")
-    found, said = _with_test(named)
+    found, said = with_test(named)
     splits: dict[str, Source] = {}
     for split, file in found.items():
         splits[split] = table = TableSource(str(file), link_root=link_root)
