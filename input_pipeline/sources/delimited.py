@@ -3,6 +3,8 @@
 import codecs
 import csv
 import io
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -61,6 +63,8 @@ def read_text_table(data: bytes, separator: str, image_index: Callable[[list[str
     """
     lines = list(io.StringIO(_decode(data), newline=""))
     start = next((i for i, line in enumerate(lines) if line.strip("\r\n")), None)
+    if start is not None and (first := re.fullmatch(r"sep=(.)\s*", lines[start].removeprefix('"'))):  # Excel's
+        separator, start = separator or first[1], start + 1 if start + 1 < len(lines) else None
     if start is None:
         raise ValueError("the file is empty: it needs a header and rows")
     candidates = [separator] if separator else sorted(SEPARATORS, key=lambda x: x not in lines[start])
@@ -126,16 +130,27 @@ def _rows(
         if cells is None:
             return
         within = lines[start + first + 1 : start + reader.line_num]
-        if swallowed := sum(_is_row(line, separator, width, image) for line in within):
+        suffix = _suffix(cells[image]) if image is not None and len(cells) == width else ""
+        if swallowed := sum(_is_row(line, separator, width, image, suffix) for line in within):
             raise _QuoteError(start + first + 1, f"swallows {swallowed} line{'s' * (swallowed > 1)} that read as rows")
         if cells:
             yield start + first + 1, cells
 
 
-def _is_row(line: str, separator: str, width: int, image: int | None) -> bool:
-    """Whether a line within quotes is a row itself: all columns are there, and its picture's name is one."""
+def _is_row(line: str, separator: str, width: int, image: int | None, suffix: str) -> bool:
+    """Whether a line within quotes reads as a row: it has all columns, and a picture's name in the right one.
+
+    suffix: of the picture of the row that encloses it.
+    """
     cells = line.rstrip("\r\n").split(separator)
-    return image is not None and len(cells) == width and is_picture_name(cells[image].strip().strip('"'))
+    if image is None or len(cells) != width:
+        return False
+    name = cells[image].strip().strip('"')
+    return is_picture_name(name) or (suffix != "" and _suffix(name) == suffix)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _split(line: str, separator: str) -> list[str]:

@@ -151,6 +151,7 @@ ROWS = "img/0.jpg,a cat\nimg/1.jpg,a dog\n"
         ("t.csv", "Image, Caption \n" + ROWS),
         ("t.csv", "file_name,text\r\n" + ROWS.replace("\n", "\r\n")),
         ("t.csv", "\ufeffimage,caption\n" + ROWS),
+        ("t.csv", "sep=;\nimage;caption\n" + ROWS.replace(",", ";")),
         ("t.csv", ("image,caption\n" + ROWS).encode("utf-16")),
         ("t.parquet", "image,caption\n" + ROWS),  # the content says what it is
     ],
