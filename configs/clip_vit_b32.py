@@ -61,6 +61,9 @@ def get_config() -> ConfigDict:
     config.data.split = ""  # of a tfds data set
     config.data.num_examples = 0  # of a drawn epoch
     config.data.scene_kinds = ()  # kinds of drawn scenes
+    config.data.image_field = ""  # a table's column of pictures; "" is the usual one
+    config.data.separator = ""  # of a text table, as tab; "" is what its header says
+    config.data.link_root = ""  # folder below which links and a table's paths may lead; "" for their own folder
     config.data.captions_field = ""  # a column, feature or JSON key; "" is the usual one
     config.data.mixture = ()  # sources of data.source="mixture": dicts of kind, name, path, weight, ...
     config.data.min_side = 0  # pixels: smaller images are left out
@@ -115,6 +118,7 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.zero_shot = ()  # labelled sets: scenes/NAME or tfds/NAME/SPLIT
     config.evaluation.data_dir = ""  # folder of prepared tfds sets
+    config.evaluation.link_root = ""  # folder below which links and paths in labelled sets may lead; "" for none
     config.evaluation.templates = ""  # the labelled set's own
     config.evaluation.num_examples = 0  # all
     config.evaluation.batch_size = 1024  # over all devices

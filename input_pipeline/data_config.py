@@ -1,12 +1,23 @@
 """The data section of a config, the sources that it names, and what a run trains on."""
 
+import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from input_pipeline.examples import BLOCK, Decode, Examples, Order
 from input_pipeline.scenes import SceneSource
-from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, SubsetSource, filters_of, make_source
+from input_pipeline.sources import (
+    FilteredSource,
+    Filters,
+    FolderSource,
+    Mixture,
+    Source,
+    SubsetSource,
+    filters_of,
+    make_source,
+)
 from input_pipeline.sources.guess import guess_kind
 from input_pipeline.tokenizers import Tokenizer
 
@@ -19,7 +30,8 @@ class MixturePart(Filters):
     """One source of a mixture.
 
     Attributes:
-      kind, path, split, num_examples, scene_kinds, captions_field: as source, path, ... of `DataConfig`.
+      kind, path, split, num_examples, scene_kinds, captions_field, image_field, separator, link_root: as source, path,
+        ... of `DataConfig`.
       name: what it is called in the metrics and in the ids of its records; unlike the others'.
       weight: its share of the samples, relative to the others'; None, then of all, stands for its number of records.
 
@@ -33,6 +45,9 @@ class MixturePart(Filters):
     num_examples: int = 0
     scene_kinds: tuple[str, ...] = ()
     captions_field: str = ""
+    image_field: str = ""
+    separator: str = ""
+    link_root: str = ""
     weight: float | None = None
 
 
@@ -51,6 +66,9 @@ class DataConfig(Filters):
       num_examples: pictures of a drawn epoch; unused elsewhere.
       scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
       captions_field: column, feature or JSON key of the captions, if not the usual one.
+      image_field: column of a table with the pictures, if not the usual one.
+      separator: of a text table, one character or tab, comma, semicolon, pipe; empty takes what its header says.
+      link_root: folder below which links of a folder, and paths of a table, may lead besides their own folder.
       mixture: the sources of a mixture; empty elsewhere.
       num_validation: the source's last records, never trained on (for scenes, as many drawn from another stream and
         then filtered); of a mixture the last ones of each source, in proportion to its records. 0 with validation_path.
@@ -75,6 +93,9 @@ class DataConfig(Filters):
     num_examples: int
     scene_kinds: tuple[str, ...]
     captions_field: str = ""
+    image_field: str = ""
+    separator: str = ""
+    link_root: str = ""
     mixture: tuple[MixturePart, ...] = ()
     num_validation: int
     validation_path: str = ""
@@ -148,7 +169,7 @@ def resolve_source(source: Kind, path: str) -> Kind:
         return source
     if not path:
         raise ValueError("data.path is empty: data.source='auto' needs one, as --config.data.path=DIR")
-    return cast(Kind, guess_kind(path))
+    return cast(Kind, guess_kind(os.path.expanduser(path)))
 
 
 def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
@@ -173,21 +194,24 @@ def open_all(config: DataConfig, image_size: int) -> Source:
     return _mix(config, opened)
 
 
-def _only_part(config: DataConfig) -> MixturePart:
+def _only_part(config: DataConfig, kind: Kind | None = None) -> MixturePart:
     return MixturePart(
-        kind=resolve_source(config.source, config.path),  # type: ignore[arg-type]  # the mixture is handled before
+        kind=kind or resolve_source(config.source, config.path),  # type: ignore[arg-type]  # the mixture is handled before
         name="",
         path=config.path,
         split=config.split,
         num_examples=config.num_examples,
         scene_kinds=config.scene_kinds,
         captions_field=config.captions_field,
+        image_field=config.image_field,
+        separator=config.separator,
+        link_root=config.link_root,
     )
 
 
 def _open_validation(config: DataConfig, image_size: int) -> Source:
-    kind = guess_kind(config.validation_path)
-    part = MixturePart(kind=kind, name="", path=config.validation_path, captions_field=config.captions_field)  # type: ignore[arg-type]
+    path = config.validation_path
+    part = dataclasses.replace(_only_part(config, resolve_source("auto", path)), path=path, split="")
     return _open_part(config, part, image_size, "data.validation_path")
 
 
@@ -238,6 +262,9 @@ def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: st
             fix = ", as --config.data.path=DIR" if where == "data" else ""
             raise ValueError(f"{where}.path is empty: {where}.{key}={part.kind!r} needs one{fix}")
         source = _make_source(part, where)
+    if isinstance(source, FolderSource) and not source.has_captions:
+        fix = "; ".join(source.notes) or "write them as SAME_NAME.txt, or name a table by source=table"
+        raise ValueError(f"{where}.path={part.path}: no picture has captions beside it: {fix}")
     filters = [chosen for keys in (config, part) if (chosen := filters_of(keys))]
     if filters:
         source = FilteredSource(source, filters)
@@ -248,7 +275,15 @@ def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: st
 def _make_source(part: MixturePart, where: str) -> Source:
     """As `make_source`; its error says which kind the files have, where that is another."""
     try:
-        return make_source(part.kind, part.path, part.split, part.captions_field)
+        return make_source(
+            part.kind,
+            part.path,
+            part.split,
+            part.captions_field,
+            image_field=part.image_field,
+            separator=part.separator,
+            link_root=part.link_root,
+        )
     except ValueError as error:
         try:
             kind = guess_kind(part.path)

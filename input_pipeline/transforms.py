@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from input_pipeline.image_formats import FORMATS
+
 MIN_SIDE = 8  # pixels; below this a picture holds nothing to learn from (tracking pixels, failed downloads)
 MAX_ASPECT = 100  # a longer strip would grow beyond all memory when its shorter side is resized
 MAX_PIXELS = 2**26  # about 8000x8000; more is a decompression bomb or a scan to be reduced beforehand
-# Pillow's other readers are for rarer formats; some start external programs (EPS runs Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 HEADER_BYTES = 2**16  # hold the size of nearly every image; a JPEG with a large preview in front needs the whole file
 # The reference resizes in these modes and converts to RGB last: alpha weighs the resampled colours.
 _CONVERTED_LAST = ("RGBA", "LA", "CMYK")
@@ -40,7 +40,7 @@ class Square(NamedTuple):
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decodes JPEG, PNG, WebP, GIF (first frame), BMP or TIFF; the result is fully loaded.
+    """Decodes a picture of one of FORMATS (of several frames the first); the result is fully loaded.
 
     Returns:
       An 8-bit image of mode RGB; but RGBA, LA and CMYK stay as they are, since the reference resizes them before it

@@ -17,6 +17,14 @@ SOURCE = flags.DEFINE_string(
 PATH = flags.DEFINE_string("path", None, "Path of the data: folder, tars, table; of a tfds data set DATA_DIR/NAME.")
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set, such as train.")
 CAPTIONS_FIELD = flags.DEFINE_string("captions_field", "", "Field of the captions, when it is not the usual one.")
+IMAGE_FIELD = flags.DEFINE_string("image_field", "", "Column of a table's pictures, when it is not the usual one.")
+SEPARATOR = flags.DEFINE_string(
+    "separator", "", "Separator of a text table: one character, tab or semicolon; by default what its header says."
+)
+LINK_ROOT = flags.DEFINE_string(
+    "link_root", "", "Folder below which links of a folder, and paths of a table, may lead besides their own folder."
+)
+FIELD_FLAGS = ("captions_field", "image_field", "separator", "link_root")
 NUM_RECORDS = flags.DEFINE_integer(
     "num_records", None, "Number of records to read: inspect 1000 by default, tokenizer 1,000,000.", lower_bound=1
 )
@@ -41,6 +49,20 @@ def source_kind(default: str, *others: str) -> str:
     return kind
 
 
-def open_source(default: str, example: str) -> Source:
+def open_source(default: str, example: str, require_captions: bool = True) -> Source:
     """The source that the flags name: by default of kind `default`. ValueError, with the example, for no --path."""
-    return make_source(source_kind(default), required(PATH, example), SPLIT.value, CAPTIONS_FIELD.value)
+    return open_path(source_kind(default), required(PATH, example), SPLIT.value, require_captions)
+
+
+def open_path(kind: str, path: str, split: str, require_captions: bool = True) -> Source:
+    """A source by its kind and path, and the flags that say where in it what is."""
+    return make_source(
+        kind,
+        path,
+        split,
+        CAPTIONS_FIELD.value,
+        image_field=IMAGE_FIELD.value,
+        separator=SEPARATOR.value,
+        link_root=LINK_ROOT.value,
+        require_captions=require_captions,
+    )

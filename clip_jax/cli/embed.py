@@ -22,12 +22,13 @@ from absl import flags
 
 from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
+from input_pipeline.sources.unread import remarks
 
 if TYPE_CHECKING:
     from clip_jax.inference.embed import Summary
 
 common_flags.declare("model", "activation", "output", *common_flags.HOST_FLAGS)
-common_flags.declare("source", "path", "split", "shard_size", "max_broken_share")
+common_flags.declare("source", "path", "split", *data_flags.FIELD_FLAGS, "shard_size", "max_broken_share")
 FORMAT = flags.DEFINE_enum(  # `convert` has another --format, and tests import both into one process
     "format", "parquet", ("parquet", "npy"), "File format of the shards: parquet or npy.", allow_override=True
 )
@@ -40,7 +41,7 @@ PART = flags.DEFINE_string(
     "Part of the shards that this machine makes, as 0/4; by default its index among a cluster's processes.",
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Number of images or texts encoded at once.", lower_bound=1)
-TEXTS = flags.DEFINE_bool("texts", True, "Embedding of the captions, beside the images.")
+TEXTS = flags.DEFINE_bool("texts", True, "Embedding of the captions, beside the images; --notexts needs none.")
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -65,7 +66,9 @@ def main() -> int:
     output = Path(common_flags.required(common_flags.OUTPUT, "embeddings"))
     with processes.joined(**common_flags.host_options()) if PART.value is None else nullcontext():
         part = (jax.process_index(), jax.process_count()) if PART.value is None else parse_part(PART.value)
-        source = data_flags.open_source("folder", "photos")
+        source = data_flags.open_source("folder", "photos", require_captions=TEXTS.value)
+        for remark in remarks(source):
+            print(remark)
         model, preprocess, tokenize = load(
             name,
             activation=common_flags.ACTIVATION.value,

@@ -8,6 +8,7 @@ drawn. Of a folder made by `clip-jax prepare` the manifest is shown, too.
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.prepare.sample import Sample, sample_source
 from input_pipeline.prepare.statistics import count_reasons
 from input_pipeline.scenes import SceneSource
-from input_pipeline.sources import Source, make_source
+from input_pipeline.sources import Source
 from input_pipeline.sources.guess import guess_kind
+from input_pipeline.sources.unread import describe_unread, remarks, unread_of
 
 POSITIONAL = "DATA"
 DRAWN_PIXELS = 128
 
-common_flags.declare("output", "source", "split", "captions_field", "num_records", "seed")
+common_flags.declare("output", "source", "split", *data_flags.FIELD_FLAGS, "num_records", "seed")
 NUM_TILES = flags.DEFINE_integer("num_tiles", 24, "Number of records on the contact sheet.", lower_bound=1)
 
 
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         source = SceneSource(data_flags.SEED.value, num_records, DRAWN_PIXELS)
     else:
         try:
-            source = make_source(kind, path, data_flags.SPLIT.value or "train", data_flags.CAPTIONS_FIELD.value)
+            source = data_flags.open_path(kind, path, data_flags.SPLIT.value or "train")
         except ValueError as error:
             if named != "auto":
                 raise
@@ -66,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
         "records_looked_at": sample.num_records,
         "broken": sample.broken,
         "broken_in_index": source.broken,
+        "unread": dict(unread_of(source)),
+        "notes": list(getattr(source, "notes", ())),
         "statistics": sample.statistics.as_json(),
     }
     LocalFolder(str(output)).write("statistics.json", json.dumps(report, indent=1).encode())
@@ -93,6 +97,7 @@ def describe(kind: str, source: Source, sample: Sample, manifest: dict[str, Any]
         lines.append(f"labels: {len(sample.statistics.labels)} different ones")
     for where, broken in (("of those looked at", sample.broken), ("found in the index", source.broken)):
         lines += [f"broken {where}: {count} times {reason}" for reason, count in count_reasons(broken).items()]
+    lines += remarks(source)
     if manifest:
         totals, size = manifest["totals"], manifest["settings"]["image_size"]
         duplicates = ", ".join(f"{found['records']} {kind}" for kind, found in manifest["duplicates"].items())
@@ -104,4 +109,6 @@ def describe(kind: str, source: Source, sample: Sample, manifest: dict[str, Any]
         ]
         for what in ("broken", "filtered"):
             lines += [f"{what} when prepared: {n} times {reason}" for reason, n in manifest[what]["reasons"].items()]
+        if unread := describe_unread(Counter(manifest.get("unread", {}))):
+            lines.append(f"not read when prepared: {unread}")
     return "\n".join(lines)

@@ -16,6 +16,7 @@ What does not fit one machine is prepared by Apache Beam (the extra `beam`), wit
 import dataclasses
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -32,10 +33,13 @@ from input_pipeline.prepare.statistics import Statistics
 from input_pipeline.prepare.transform import Settings
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import Filters, Source
+from input_pipeline.sources.unread import describe_unread
 
 LOCAL = "local"
 
-common_flags.declare("output", "source", "path", "split", "captions_field", "seed", "shard_size", "max_broken_share")
+common_flags.declare(
+    "output", "source", "path", "split", *data_flags.FIELD_FLAGS, "seed", "shard_size", "max_broken_share"
+)
 NUM_SCENES = flags.DEFINE_integer("num_scenes", 10_000, "Number of pictures that scenes draws.", lower_bound=1)
 NAME = flags.DEFINE_string("name", "data", "Beginning of the shards' names.")
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -154,5 +158,7 @@ def describe(manifest: dict[str, Any], made: int, folder: str) -> str:
     lines = [format_table(header, [row]), ""]
     for kind in ("broken", "filtered"):
         lines += [f"{kind}: {count} times {reason}" for reason, count in manifest[kind]["reasons"].items()]
+    if unread := describe_unread(Counter(manifest.get("unread", {}))):
+        lines.append(f"not read: {unread}")
     lines.append(f"{made} shards made, in {folder}" if made else f"nothing to do: {folder} is complete")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from clip_jax.cli import common_flags, data_flags
 from clip_jax.tables import format_table
 from input_pipeline.tokenizers import SentencePieceTokenizer
 
-common_flags.declare("output", "source", "path", "split", "captions_field", "num_records", "seed")
+common_flags.declare("output", "source", "path", "split", *data_flags.FIELD_FLAGS, "num_records", "seed")
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 16_000, "Largest number of pieces.", lower_bound=8, allow_override=True)
 
 MEASURED_RECORDS = 1000

@@ -137,6 +137,7 @@ class EvaluationConfig:
     Attributes:
       zero_shot: labelled sets, see `evaluation.suite.labelled_sets.open_labelled_set`; may be empty.
       data_dir: where prepared tfds sets lie.
+      link_root: folder below which links in folders and paths in tables may lead; empty for their own folders alone.
       templates: a prompt set of clip_jax/evaluation/prompts; empty takes the labelled set's own.
       num_examples: pictures of each labelled set and of retrieval; 0 takes all there are.
       batch_size: images or texts encoded at once, over all devices.
@@ -144,6 +145,7 @@ class EvaluationConfig:
 
     zero_shot: tuple[str, ...]
     data_dir: str
+    link_root: str = ""
     templates: str
     num_examples: int
     batch_size: int

@@ -21,8 +21,8 @@ from input_pipeline.storage import check_unchanged, checksum_json, differences, 
 
 # What may change when a run is resumed: how fast and how often, never what is learned. Data that moved to another
 # path is recognised by its fingerprint.
-MAY_CHANGE = ("data.path", "data.pack_text", "data.num_workers", "data.max_broken_share", "model.remat",
-              "loss.block_size", "sharding.", "train.num_microbatches", "train.checkpoint_every",
+MAY_CHANGE = ("data.path", "data.link_root", "data.pack_text", "data.num_workers", "data.max_broken_share",
+              "model.remat", "loss.block_size", "sharding.", "train.num_microbatches", "train.checkpoint_every",
               "train.evaluate_every", "train.keep_checkpoints", "train.hang_timeout_s", "evaluation.")  # fmt: skip
 
 
@@ -179,8 +179,11 @@ def _with_defaults(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
 
 
 def _without_paths(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The sections without the paths of a mixture's sources, which may change as data.path may."""
-    parts = [{**part, "path": ""} for part in sections["data"].get("mixture", ())]
+    """The sections without the paths of a mixture's sources, which may change as data.path may, and with every key."""
+    parts = [
+        {"image_field": "", "separator": "", **part, "path": "", "link_root": ""}
+        for part in sections["data"].get("mixture", ())
+    ]
     return {**sections, "data": {**sections["data"], "mixture": parts}}
 
 

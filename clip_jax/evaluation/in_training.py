@@ -55,9 +55,14 @@ class Evaluator:
         self._tokenizer, self._validation = tokenizer, validation
         self._image_size, self._limit = image_size, config.num_examples
         opened = (
-            open_labelled_set(name, Path(config.data_dir), image_size, config.num_examples) for name in config.zero_shot
+            open_labelled_set(name, Path(config.data_dir), image_size, config.num_examples, config.link_root)
+            for name in config.zero_shot
         )
         self._sets = {labelled.name: labelled for labelled in opened}
+        if processes.is_first():
+            for name, labelled in self._sets.items():
+                for remark in labelled.remarks:
+                    print(f"{name}: {remark}")
         for name, labelled in self._sets.items():
             if labelled.multi_label:
                 raise ValueError(f"evaluation.zero_shot set {name!r} has several labels an image: use a suite")

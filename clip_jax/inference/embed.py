@@ -102,7 +102,9 @@ def embed(
     described = {"about": dict(about or {}), **_manifest(model, tokenize, source, shards, dtype)}
     shards.rename_earlier()
     holds = "embeddings of another model, source or other settings"
-    shards.claim(MANIFEST, json.dumps(described, indent=2) + "\n", holds=holds, may_change=("about",))
+    shards.claim(
+        MANIFEST, json.dumps(described, indent=2) + "\n", holds=holds, may_change=("about", "first_broken_in_index")
+    )
 
     mine = range(part[0], len(shards), part[1])
     todo = sorted(set(shards.missing()) & set(mine))

@@ -20,6 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from clip_jax.tables import format_table
 from input_pipeline.prefetch import progress_bar
 from input_pipeline.sources import Source
+from input_pipeline.sources.unread import remarks
 from input_pipeline.storage import listed, write_text
 
 Row = dict[str, Any]
@@ -241,8 +242,8 @@ def summary_table(
             ["batches that did not fit their packed rows", f"{sum(row.get('unpacked', 0) for row in rows):.0f}"]
         )
     named = [*source.broken, *data_state["first_broken"]][:BROKEN_NAMED]
-    broken = "".join(f"\n  broken: {record_id}: {reason}" for record_id, reason in named)
-    return format_table(["training", ""], cells) + broken
+    lines = [f"broken: {record_id}: {reason}" for record_id, reason in named] + remarks(source)
+    return format_table(["training", ""], cells) + "".join(f"\n  {line}" for line in lines)
 
 
 def _metrics_cells(rows: list[Row]) -> list[list[str]]:

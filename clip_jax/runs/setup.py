@@ -26,6 +26,7 @@ from input_pipeline.data_config import make_examples, make_sources
 from input_pipeline.lock import lock_folder
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Source
+from input_pipeline.sources.unread import remarks
 from input_pipeline.tokenizers import Tokenizer, make_tokenizer
 from input_pipeline.vocabulary import sample_captions, store_vocabulary
 
@@ -72,6 +73,7 @@ class TrainingRun:
             *([self.text_packer.plan] if self.text_packer else []),
             *(f"  left out: {record_id}: {reason}" for record_id, reason in self.source.broken[:3]),
             *(f"  filtered: {reason}: {count:,} records" for reason, count in left_out(self.source).items()),
+            *(f"  {remark}" for remark in remarks(self.source)),
         ]
         return "\n".join(lines)
 

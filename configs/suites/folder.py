@@ -2,7 +2,7 @@
 
     clip-jax evaluate --config=suites/folder --config.suite.datasets="('folder:photos',)" --model=ViT-B/32 --output=out
 
-DIR holds a folder a class, or test/, and for probes train/ and validation/, with a folder a class each. `table:FILE`
+DIR holds a folder a class, or test/, and for probes train/ and val/, with a folder a class each. `table:FILE`
 takes a table, `table:DIR` a folder of test.csv, train.csv and validation.csv. The sets of the other suites may be
 added: `tfds/NAME/TEST/TRAIN`, `sklearn/digits`, `cifar10`, `scenes/shape`.
 """

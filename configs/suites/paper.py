@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     config.suite.measures = ("zero_shot", "linear_probe", "few_shot")  # and retrieval, robustness, overlap, bias
     config.suite.data_dir = "data"  # --data_dir replaces it
+    config.suite.link_root = ""  # folder below which links and paths in the sets may lead; "" for none
     config.suite.num_examples = 0  # of each split, spread evenly over it; 0 takes all
     config.suite.batch_size = 256  # images or texts encoded at once, over all devices
     config.suite.compute_dtype = "float32"  # or bfloat16

@@ -1,8 +1,9 @@
 """The description of a folder of prepared shards: settings.json from the start, the rest when all shards are complete.
 
 manifest.json is written last. It holds the source's fingerprint and the settings; a row a shard with its records, bytes
-and SHA-256; totals; and of broken and of filtered records how many for which reason, with the first ones' ids. All of
-them stand in broken.jsonl, groups of duplicates in duplicates.jsonl, histograms in statistics.json and statistics.png.
+and SHA-256; totals; and of broken and of filtered records how many for which reason, with the first ones' ids; and how
+many files beside the records were not read, by suffix. All broken and filtered ones stand in broken.jsonl, groups of
+duplicates in duplicates.jsonl, histograms in statistics.json and statistics.png.
 """
 
 import json
@@ -17,6 +18,7 @@ from input_pipeline.data_config import check_broken_share, count_indexed
 from input_pipeline.prepare.duplicates import find_exact, find_near
 from input_pipeline.prepare.shards import Folder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics, count_reasons
+from input_pipeline.sources.unread import unread_of
 
 VERSION = 1
 SETTINGS, MANIFEST = "settings.json", "manifest.json"
@@ -138,6 +140,7 @@ def _write_manifest(maker: ShardMaker, draw: Callable[[Statistics, str], None]) 
             kind: {"groups": len(groups), "records": sum(map(len, groups))} for kind, groups in duplicates.items()
         },
         **{kind: {"reasons": reasons[kind], "first": pairs[:IDS_REMEMBERED]} for kind, pairs in left_out.items()},
+        "unread": dict(unread_of(maker.source)),
         "shards": shards,
     }
     folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())

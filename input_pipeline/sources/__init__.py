@@ -38,7 +38,17 @@ __all__ = [
 ]
 
 
-def make_source(kind: str, path: str, split: str = "", captions_field: str = "") -> Source:
+def make_source(
+    kind: str,
+    path: str,
+    split: str = "",
+    captions_field: str = "",
+    *,
+    image_field: str = "",
+    separator: str = "",
+    link_root: str = "",
+    require_captions: bool = True,
+) -> Source:
     """The source of a config's data section.
 
     Args:
@@ -46,17 +56,28 @@ def make_source(kind: str, path: str, split: str = "", captions_field: str = "")
       path: see the class; for tfds the dataset's folder, DATA_DIR/NAME or DATA_DIR/NAME/VERSION.
       split: of a tfds dataset; unused elsewhere.
       captions_field: column, feature or JSON key of the captions, if not the usual one; not for a folder.
+      image_field: column of a table with the pictures, if not the usual one.
+      separator: of a text table, if its header does not say it.
+      link_root: folder below which links of a folder, and paths of a table, may lead besides their own folder.
+      require_captions: False takes records without captions, as to embed their pictures.
 
     Raises:
       ValueError: an unknown kind, no split for tfds, and what the classes raise: a path that is missing, empty, not
         to be opened or of another form.
     """
     makers: dict[str, Callable[[str], Source]] = {
-        "webdataset": lambda path: WebDatasetSource(path, captions_field),
-        "array_record": lambda path: ArrayRecordSource(path, captions_field),
-        "table": lambda path: TableSource(path, captions_field),
+        "webdataset": lambda path: WebDatasetSource(path, captions_field, require_captions),
+        "array_record": lambda path: ArrayRecordSource(path, captions_field, require_captions),
+        "table": lambda path: TableSource(
+            path,
+            captions_field,
+            image_field=image_field,
+            separator=separator,
+            link_root=link_root,
+            require_captions=require_captions,
+        ),
         "tfds": lambda path: _make_tfds_source(path, split, captions_field),
-        "folder": FolderSource,
+        "folder": lambda path: FolderSource(path, link_root=link_root),
     }
     if kind not in makers:
         raise ValueError(f"unknown kind of data {kind!r}; known: {', '.join(makers)}")
@@ -64,6 +85,13 @@ def make_source(kind: str, path: str, split: str = "", captions_field: str = "")
         raise ValueError(
             f"captions_field={captions_field!r}: the captions of a folder are in .txt files; leave it empty"
         )
+    for name, value, kinds in (
+        ("image_field", image_field, ("table",)),
+        ("separator", separator, ("table",)),
+        ("link_root", link_root, ("table", "folder")),
+    ):
+        if value and kind not in kinds:
+            raise ValueError(f"{name}={value!r} is for a {' or a '.join(kinds)}, not for {kind}: leave it empty")
     return makers[kind](path)
 
 

@@ -6,6 +6,7 @@ import functools
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
@@ -26,16 +27,18 @@ class ArrayRecordSource(FilesSource):
         named K-of-N all that the path could mean have to be there. The reader opens local files alone: those of a URL
         are copied into `opener.cache_folder` first, once.
       captions_field: the feature with the captions; empty takes those above.
+      require_captions: False takes records without captions.
 
     Raises:
       ValueError: nothing at path, no record in it, a missing file of N, or one that is no ArrayRecord file or cut off.
     """
 
-    def __init__(self, path: str, captions_field: str = ""):
+    def __init__(self, path: str, captions_field: str = "", require_captions: bool = True):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         expected = "an ArrayRecord file, a folder of them, a glob or a {0..7}.array_record pattern"
-        files = base.find_files(path, r"\.array_?record(-\d+-of-\d+)?", expected)
+        suffix = r"\.array_?record(-\d+-of-\d+)?"
+        files = base.find_files(path, suffix, expected)
         _require_all_of_n(path, files)
         super().__init__(files, captions_field)
         copies = [opener.local_copy(file) for file in files]
@@ -46,6 +49,10 @@ class ArrayRecordSource(FilesSource):
                 raise ValueError(f"{file} is cut off or not an ArrayRecord file: {error}") from error
         data = ArrayRecordDataSource(copies)
         self._captions_keys = (captions_field,) if captions_field else ("captions", "caption")
+        self.unread = base.count_beside(path, suffix)
+        if self.unread and opener.is_file(opener.join(os.path.dirname(files[0]), "manifest.json")):
+            self.unread = Counter()  # what `prepare` wrote
+        self._require_captions = require_captions
         self._length = len(data)
         base.require_records(self._length, path, [], "tf.train.Example records")
         self._reader = base.PerProcess(functools.partial(copy.copy, data))  # a copy of it has no open file
@@ -71,7 +78,8 @@ class ArrayRecordSource(FilesSource):
             record: Record = {"id": record_id, "image": images[0], "captions": captions}
             if labels:
                 return record | {"label": labels[0]}
-            base.require_captions(captions)
+            if self._require_captions:
+                base.require_captions(captions)
         except Exception as error:  # the reader raises RuntimeError, the parser DecodeError
             raise BrokenRecordError(record_id, str(error)) from error
         return record

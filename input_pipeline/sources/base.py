@@ -1,11 +1,12 @@
 """What every source is, `Source`, and what the formats share: finding files, cleaning captions, checking indices."""
 
+import codecs
 import itertools
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from glob import has_magic
@@ -15,8 +16,10 @@ import numpy as np
 
 from input_pipeline.sources import opener
 from input_pipeline.sources.remote import UnreachableError, is_remote
+from input_pipeline.sources.unread import count_unread, unread_of
 
 Record = dict[str, Any]
+OWN_FILES = r"\..*\.index\.npz$"  # written beside tars
 NO_CAPTION = "no caption, or only empty ones"
 
 
@@ -56,6 +59,8 @@ class Source(Protocol):
     Attributes:
       broken: (id, reason) of what was found unusable while indexing; len() does not count it.
       filtered: where a source leaves records out by choice, how many for which reason; len() does not count them.
+      unread: where a source leaves things out that lie beside its records, how many of which suffix; see `unread`.
+      notes: where a source decided something by itself, lines that say so.
       class_names: the names of the labels 0, 1, ..., or None.
     """
 
@@ -93,6 +98,8 @@ class SubsetSource:
             self._start, self._stop = source._start + start, source._start + stop
         self.broken = source.broken
         self.filtered = getattr(source, "filtered", Counter())
+        self.unread = unread_of(source)
+        self.notes = list(getattr(source, "notes", ()))
         self.class_names = getattr(source, "class_names", None)
 
     def __len__(self) -> int:
@@ -181,6 +188,18 @@ def _expand_range(path: str) -> list[str]:
     return [name for number in numbers for name in _expand_range(path.replace(match[0], number, 1))]
 
 
+def count_beside(path: str, suffix: str, used: Collection[str] = ()) -> Counter[str]:
+    """Of a folder of data files, the files directly in it that are neither those nor used, by suffix.
+
+    suffix: as of `find_files`. used: names from the folder. A path that names the files themselves leaves none out.
+    """
+    path = path if is_remote(path) else os.path.expanduser(path)
+    if not opener.is_folder(path):
+        return Counter()
+    names = (name for name in opener.list_sizes(path) if not re.search(f"{suffix}$", name) or name.startswith("."))
+    return count_unread(name for name in names if name not in used and not re.match(OWN_FILES, name))
+
+
 def relative_names(paths: Sequence[str]) -> list[str]:
     """The paths from the deepest folder that holds all of them, with forward slashes."""
     paths = [f"/{path.partition('://')[2]}" if is_remote(path) else os.path.abspath(path) for path in paths]
@@ -236,7 +255,7 @@ def require_captions(captions: tuple[str, ...]) -> tuple[str, ...]:
 def parse_json(data: bytes) -> Any:
     """ValueError if the captions are not valid UTF-8 or JSON."""
     try:
-        return json.loads(decode(data))
+        return json.loads(decode(data.removeprefix(codecs.BOM_UTF8)))
     except json.JSONDecodeError as error:
         raise ValueError(f"captions are not valid JSON: {error}") from None
     except RecursionError:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from input_pipeline.sources import opener
 from input_pipeline.sources.base import BrokenRecordError, Record, Source, as_broken, check_index
 from input_pipeline.sources.index_file import load_index, save_index
+from input_pipeline.sources.unread import unread_of
 from input_pipeline.storage import digest
 from input_pipeline.transforms import image_size
 
@@ -109,6 +110,7 @@ class FilteredSource:
 
     def __init__(self, source: Source, filters: Sequence[Filters]):
         self._source, self._filters = source, tuple(filters)
+        self.unread, self.notes = unread_of(source), list(getattr(source, "notes", ()))
         self.class_names = source.class_names
         fingerprint = {
             "version": FILTER_VERSION,

@@ -2,9 +2,12 @@
 
 import codecs
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from input_pipeline.image_formats import HEIC_SUFFIXES, IMAGE_SUFFIXES, is_picture_name
 from input_pipeline.sources import opener
 from input_pipeline.sources.base import (
     BrokenRecordError,
@@ -14,30 +17,40 @@ from input_pipeline.sources.base import (
     clean_captions,
     require_records,
 )
+from input_pipeline.sources.links import Links
 from input_pipeline.sources.remote import is_remote
+from input_pipeline.sources.unread import count_unread, describe_unread, is_ignored_folder
 from input_pipeline.storage import digest
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_CAPTION_BYTES = 2**20  # of one .txt; more is no caption
+MAX_PATH_BYTES = 4096  # of a link that was stored as text
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 class FolderSource:
     """All pictures below a folder, sorted by their names, which are also their ids: paths relative to the folder.
 
-    Captions are in a file of the same stem that ends in .txt, one a line; a picture may have none. What begins with
-    a dot is skipped. A link to a file within the folder counts as that file. A link that leads out of the folder is
-    refused and listed in `broken`, since a folder from elsewhere must not show what its owner never put there; so are
-    links to folders, which could go round in circles.
+    Captions are in a file of the same stem that ends in .txt, in any case and Unicode form, one a line; a picture may
+    have none. What begins with a dot and the folders that systems make are skipped. A link to a file within the folder
+    counts as that file. A link that leads out of the folder is refused and listed in `broken`, since a folder from
+    elsewhere must not show what its owner never put there; so are links to folders. With link_root they are followed
+    where they stay below it, but never in a circle.
 
     Args:
       path: the folder.
-      class_folders: the folders directly in it, with pictures or without, are classes, their sorted names the names.
+      class_folders: the folders directly in it that hold pictures are classes, their sorted names the names.
+      link_root: folder below which links may lead, besides the source's own; empty allows none.
+
+    Attributes:
+      unread: how many files are not read, by suffix.
+      notes: what was decided about classes and tables, for people.
 
     Raises:
-      ValueError: the path is remote, missing or no folder, or no picture is in it.
+      ValueError: the path is remote, missing or no folder, or no picture is in it; a class folder is a link that is not
+        followed, or none of its pictures can be read.
     """
 
-    def __init__(self, path: str, class_folders: bool = False):
+    def __init__(self, path: str, class_folders: bool = False, link_root: str = ""):
         if is_remote(path):
             raise ValueError(
                 f"{path} is remote, and a folder of pictures must be local: copy it, mount it or make tars"
@@ -46,43 +59,108 @@ class FolderSource:
         if not os.path.isdir(self._root):
             state = "which is not a folder" if os.path.exists(self._root) else "which does not exist"
             raise ValueError(f"no data at {path!r}, {state}: expected a folder of pictures")
+        self._links = Links(self._root, link_root)
         self.broken: list[tuple[str, str]] = []
+        self.unread: Counter[str] = Counter()
+        self.notes: list[str] = []
         self._names: list[str] = []
         self._captioned: list[bool] = []
+        self._other_texts: dict[str, str] = {}  # of pictures whose captions are not in STEM.txt
         sizes: list[tuple[int, int]] = []
-        for name in sorted(self._find_images()):
-            text = f"{os.path.splitext(name)[0]}.txt"
+        for name, text in sorted(self._find_images(class_folders)):
             try:
                 if class_folders and "/" not in name:
                     raise ValueError("not in the folder of a class")
-                captioned = os.path.lexists(self._path(text))
-                size = self._size(name), self._size(text) if captioned else 0
+                size = self._size(name), self._size(text) if text else 0
             except (ValueError, OSError) as error:
                 self.broken.append((_printable(name), str(error)))
                 continue
             self._names.append(name)
-            self._captioned.append(captioned)
+            self._captioned.append(bool(text))
+            if text and text != _usual_text(name):
+                self._other_texts[name] = text
             sizes.append(size)
-        require_records(len(self._names), path, self.broken, f"pictures ({', '.join(IMAGE_SUFFIXES)})")
-        with os.scandir(self._root) as entries:  # empty ones, too: a classifier may still predict such a class
-            classes = sorted(x.name for x in entries if x.is_dir(follow_symlinks=False) and not x.name.startswith("."))
-        self.class_names: tuple[str, ...] | None = tuple(classes) if class_folders else None
+        found = f"; not read: {describe_unread(self.unread)}" if self.unread else ""
+        require_records(len(self._names), path, self.broken, f"pictures ({', '.join(IMAGE_SUFFIXES)}){found}")
+        self.class_names: tuple[str, ...] | None = self._find_classes() if class_folders else None
+        if not class_folders and not self.has_captions:
+            self._name_tables()
         self._digest = digest("\n".join(self._names).encode(), repr(sizes).encode())
 
-    def _find_images(self) -> Iterator[str]:
-        """Relative names with forward slashes; notes in `broken` the folders that are not entered."""
+    def _find_images(self, class_folders: bool) -> Iterator[tuple[str, str]]:
+        """Relative names of pictures and of their captions' files ("" for none), with forward slashes.
+
+        Notes in `broken` the folders that are not entered, and in `unread` the files that are not read.
+        """
 
         def note(error: OSError) -> None:
             self.broken.append((_printable(self._relative(error.filename)), error.strerror or str(error)))
 
-        for folder, folders, files in os.walk(self._root, onerror=note):
+        for folder, folders, files in os.walk(self._root, onerror=note, followlinks=True):
+            at_root = class_folders and folder == self._root
+            entered = []
             for name in folders:
-                if not name.startswith(".") and os.path.islink(os.path.join(folder, name)):
-                    self.broken.append((_printable(self._relative(os.path.join(folder, name))), "a link to a folder"))
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in files:
-                if not name.startswith(".") and name.lower().endswith(tuple(f".{x}" for x in IMAGE_SUFFIXES)):
-                    yield self._relative(os.path.join(folder, name))
+                path = os.path.join(folder, name)
+                if is_ignored_folder(name):
+                    self.unread[f"{name if not name.startswith('.') else 'hidden'}/"] += 1
+                elif reason := self._links.why_not_folder(path):
+                    if at_root:
+                        raise ValueError(f"the class folder {path} is {reason}")
+                    self.broken.append((_printable(self._relative(path)), reason))
+                else:
+                    entered.append(name)
+            folders[:] = entered
+            if at_root:
+                self._refuse_stored_links(files)
+            texts, there = _texts_by_stem(files), {*files}
+            pictures = [name for name in files if is_picture_name(name) and not name.startswith(".")]
+            used = set()
+            for name in pictures:
+                text = usual if (usual := _usual_text(name)) in there else texts.get(_stem(name), "")
+                used.add(text)
+                yield self._relative(os.path.join(folder, name)), text and self._relative(os.path.join(folder, text))
+            self.unread += count_unread(there - {*pictures} - used)
+
+    def _refuse_stored_links(self, files: list[str]) -> None:
+        """ValueError for a link that leads nowhere, or that git wrote as a file: its class would be missing."""
+        for name in files:
+            path = self._path(name)
+            if os.path.splitext(name)[1] or name.startswith("."):
+                continue
+            if os.path.islink(path) and not os.path.exists(path):
+                raise ValueError(f"the class folder {path} is a link to {os.readlink(path)}, which does not exist")
+            if not os.path.isfile(path) or os.path.getsize(path) >= MAX_PATH_BYTES:
+                continue
+            with open(path, "rb") as file:
+                target = os.fsdecode(file.read()).strip()
+            if target and "\0" not in target and "\n" not in target and os.path.isdir(os.path.join(self._root, target)):
+                raise ValueError(
+                    f"the class folder {path} is a link to {target} that was stored as text, as git does without "
+                    "core.symlinks: put the folder or a link there, or remove the file"
+                )
+
+    def _find_classes(self) -> tuple[str, ...]:
+        """The folders with pictures that can be used. ValueError where a folder has pictures and none can be used."""
+        classes = {name.partition("/")[0] for name in self._names}
+        with os.scandir(self._root) as entries:
+            others = sorted(x.name for x in entries if x.is_dir() and not is_ignored_folder(x.name))
+        for name in (x for x in others if x not in classes):
+            files = [file for _, _, names in os.walk(self._path(name)) for file in names]
+            heic = [x for x in files if x.lower().endswith(tuple(f".{suffix}" for suffix in HEIC_SUFFIXES))]
+            if heic or any(map(is_picture_name, files)):
+                reasons = [why for x, why in self.broken if x.startswith(f"{_printable(name)}/")][:1]
+                why = reasons[0] if reasons else describe_unread(count_unread(heic))
+                raise ValueError(f"no picture of the class folder {self._path(name)} can be used: {why}")
+            self.notes.append(f"the folder {name} holds no picture, so it is no class")
+        return tuple(sorted(classes))
+
+    def _name_tables(self) -> None:
+        tables = sorted(x for x in os.listdir(self._root) if x.lower().endswith(TABLE_SUFFIXES))
+        for name in tables[:3]:
+            self.notes.append(
+                f"no picture has a .txt with captions, and {name} lies there: if it holds them, read it as "
+                f"source=table with the path {self._path(name)}"
+            )
 
     def _size(self, name: str) -> int:
         """Bytes of a file that may be read; ValueError for one that may not."""
@@ -91,9 +169,8 @@ class FolderSource:
             name.encode()
         except UnicodeEncodeError:
             raise ValueError("the name is not UTF-8") from None
-        root = os.path.realpath(self._root)
-        if os.path.islink(path) and os.path.commonpath([root, os.path.realpath(path)]) != root:
-            raise ValueError(f"{os.path.basename(name)} is a link that leads out of the folder")
+        if reason := self._links.why_not_file(path):
+            raise ValueError(f"{os.path.basename(name)} is {reason}")
         if not os.path.isfile(path):
             raise ValueError(f"{os.path.basename(name)} is not a file")
         return os.path.getsize(path)
@@ -103,6 +180,14 @@ class FolderSource:
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self._root).replace(os.sep, "/")
+
+    def _text(self, name: str) -> str:
+        return self._other_texts.get(name) or _usual_text(name)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether any picture has a file of captions."""
+        return any(self._captioned)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -122,7 +207,7 @@ class FolderSource:
         check_index(index, len(self))
         if not self._captioned[index]:
             return ()
-        name = f"{os.path.splitext(self._names[index])[0]}.txt"
+        name = self._text(self._names[index])
         data = self._read(index, name, MAX_CAPTION_BYTES + 1)
         with as_broken(self._names[index]):
             if len(data) > MAX_CAPTION_BYTES:
@@ -137,13 +222,28 @@ class FolderSource:
 
     def file_states(self) -> list:
         """Sizes and times of writing of all pictures and their captions, digested."""
-        texts = [f"{os.path.splitext(name)[0]}.txt" for name, has in zip(self._names, self._captioned) if has]
+        texts = [self._text(name) for name, has in zip(self._names, self._captioned) if has]
         states = [opener.file_state(self._path(name)) for name in (*self._names, *texts)]
         return [digest(repr(states).encode())]
 
     def fingerprint(self) -> dict[str, Any]:
         classes = {} if self.class_names is None else {"class_names": list(self.class_names)}
         return {"kind": "folder", "length": len(self), "digest": self._digest, **classes}
+
+
+def _stem(name: str) -> str:
+    """A file's name without its suffix, in one Unicode form: macOS and Linux write accents differently."""
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+
+
+def _texts_by_stem(files: list[str]) -> dict[str, str]:
+    """The .txt of each stem, in one Unicode form; of several spellings the one in lower case."""
+    texts = sorted(name for name in files if name.lower().endswith(".txt") and not name.startswith("."))
+    return {_stem(name): name for name in texts}  # the last one of a stem counts, and "T" is before "t"
+
+
+def _usual_text(name: str) -> str:
+    return f"{os.path.splitext(name)[0]}.txt"
 
 
 def _printable(name: str) -> str:

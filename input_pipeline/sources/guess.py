@@ -3,10 +3,11 @@
 import os
 import re
 
+from input_pipeline.image_formats import is_picture_name
 from input_pipeline.sources import opener
-from input_pipeline.sources.folder import IMAGE_SUFFIXES
+from input_pipeline.sources.table import TABLE_SUFFIX
 
-FORMS = {r"\.tar": "webdataset", r"\.array_?record(-\d+-of-\d+)?": "array_record", r"\.(csv|parquet)": "table"}
+FORMS = {r"(?i:\.tar)": "webdataset", r"\.array_?record(-\d+-of-\d+)?": "array_record", TABLE_SUFFIX: "table"}
 MAX_VERSIONS = 100  # folders searched for the version of a tfds data set, whose folder holds nothing else
 
 
@@ -34,7 +35,7 @@ def guess_kind(path: str) -> str:
     versions = (opener.join(path, name) for name in names[:MAX_VERSIONS])
     if any(opener.is_file(opener.join(version, info)) for version in versions):
         return "tfds"
-    stems = [os.path.splitext(name)[0] for name in names if re.search(r"\.(csv|parquet)$", name)]
-    has_pictures = any(os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES for name in names)
+    stems = [os.path.splitext(name)[0] for name in names if re.search(f"{TABLE_SUFFIX}$", name)]
+    has_pictures = any(map(is_picture_name, names))
     # Of a table beside a folder of its name, as img2dataset writes them, the pictures are in the folder.
     return "table" if stems and not has_pictures and not {*stems} & {*names} else "folder"

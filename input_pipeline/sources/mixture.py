@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.sources.base import BrokenRecordError, Record, Source, check_index
+from input_pipeline.sources.unread import unread_of
 
 
 class Mixture:
@@ -30,7 +31,10 @@ class Mixture:
         named = list(zip(self.names, self._sources))
         self.broken = [(f"{name}/{record_id}", why) for name, s in named for record_id, why in s.broken]
         self.filtered: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
+        self.notes = [f"{name}: {note}" for name, s in named for note in getattr(s, "notes", ())]
         for name, source in named:
+            self.unread.update({f"{kind} beside {name}": n for kind, n in unread_of(source).items()})
             self.filtered.update({f"{name}: {why}": n for why, n in getattr(source, "filtered", {}).items()})
 
     def __len__(self) -> int:

@@ -198,8 +198,25 @@ def test_inspect_reads_captions_where_it_is_told_to_and_names_its_guess(tmp_path
     guess = "It was taken for table: if it is something else, name it by --source"
     with pytest.raises(ValueError, match=rf"needs image and one of captions, .*\. {guess}$"):
         run(str(tmp_path / "data"), tmp_path / "out")
-    with pytest.raises(ValueError, match=r"columns are image, alt$"):
+    with pytest.raises(ValueError, match=r"columns are image, alt \("):
         run(str(tmp_path / "data"), tmp_path / "out", source="table")
+
+
+def test_inspect_counts_what_it_does_not_read(tmp_path, capsys):
+    for name in ("0.png", "1.jfif", "a.pdf", "b.PDF", "c.xmp"):
+        (tmp_path / name).write_bytes(png(np.full((10, 12, 3), 9, np.uint8)))
+    assert run(str(tmp_path), tmp_path / "out") == 0
+    assert "not read: 2 .pdf, 1 .xmp" in capsys.readouterr().out.splitlines()
+    report = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert (report["records"], report["unread"]) == (2, {".pdf": 2, ".xmp": 1})
+
+
+def test_inspect_reads_the_columns_and_the_separator_that_it_is_told(tmp_path, capsys):
+    (tmp_path / "0.png").write_bytes(png(np.full((10, 12, 3), 9, np.uint8)))
+    (tmp_path / "a.csv").write_text("where#about\n0.png#a cat\n")
+    changes = {"image_field": "where", "captions_field": "about", "separator": "#"}
+    assert run(str(tmp_path / "a.csv"), tmp_path / "out", **changes) == 0
+    assert "a.csv: its separator is '#'" in capsys.readouterr().out.splitlines()
 
 
 def test_inspect_wants_one_data_set():

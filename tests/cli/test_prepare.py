@@ -75,6 +75,15 @@ def test_captions_may_have_another_field(tmp_path):
     assert ArrayRecordSource(str(tmp_path / "out"))[0]["captions"] == ("other",)
 
 
+def test_what_is_not_read_stands_in_the_manifest_and_below_the_table(tmp_path, capsys):
+    for name in ("a.png", "b.pdf", "c.PDF"):
+        Image.new("RGB", (11, 13)).save(tmp_path / name, "PNG")
+    (tmp_path / "a.txt").write_text("a cat")
+    assert run(tmp_path / "out", source="folder", path=str(tmp_path)) == 0
+    assert "not read: 2 .pdf" in capsys.readouterr().out.splitlines()
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["unread"] == {".pdf": 2}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

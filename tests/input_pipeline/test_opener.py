@@ -561,8 +561,8 @@ def test_an_index_that_cannot_be_kept_is_used_all_the_same(tar, tmp_path, monkey
 def test_a_tar_that_is_still_being_written_leaves_no_index(tar, monkeypatch):
     make = tar_index.make_index
 
-    def make_while_it_grows(path, field):
-        index = make(path, field)
+    def make_while_it_grows(path, *settings):
+        index = make(path, *settings)
         with open(path, "ab") as file:
             file.write(b"x")
         return index

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -27,7 +28,7 @@ from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.evaluation.in_training import evaluate
 from clip_jax.runs import loop, setup, stopping
-from clip_jax.runs.logging import read_metrics, source_cells
+from clip_jax.runs.logging import read_metrics, source_cells, summary_table
 from clip_jax.training import training
 from clip_jax.training.checkpoint import Checkpointer
 from input_pipeline.data_config import make_sources
@@ -518,6 +519,15 @@ def test_the_summary_says_what_was_seen_of_each_source():
     ]
     one = Examples(source=few, tokenizer=None, image_size=16, min_scale=1.0, seed=0)  # type: ignore[arg-type]
     assert source_cells(SceneSource(0, 40, 16), one.samples_seen(50)) == [["epochs", "1.25"]]
+
+
+def test_the_summary_counts_what_was_not_read():
+    source = SceneSource(0, 40, 16)
+    source.unread = Counter({".pdf": 2, ".xmp": 1})  # type: ignore[attr-defined]
+    row = {"loss": 1.0, "chance_loss": 2.0, "samples_seen": 8, "images_per_s": 1.0, "data_wait_share": 0.0}
+    state = {"broken": 0, "first_broken": [], "retries": 0, "truncated": 0}
+    printed = summary_table([row], source, state, {}, 1.0, packed=False)
+    assert printed.splitlines()[-1] == "  not read: 2 .pdf, 1 .xmp"
 
 
 def test_a_broken_record_does_not_stop_the_training_of_the_tokenizer(tmp_path):

@@ -22,6 +22,7 @@ class SuiteSection:
       datasets: see `labelled_sets.open_labelled_set`; may be empty for retrieval or bias alone.
       measures: which of them.
       data_dir: folder of prepared sets.
+      link_root: folder below which links in folders and paths in tables may lead; empty for their own folders alone.
       num_examples: of each split, spread evenly over it; 0 takes all.
       batch_size: images or texts encoded at once, over all devices.
       compute_dtype: of the towers.
@@ -36,6 +37,7 @@ class SuiteSection:
     batch_size: int
     compute_dtype: Literal["float32", "bfloat16"]
     seed: int
+    link_root: str = ""
 
     def __post_init__(self) -> None:
         if repeated := sorted({name for name in self.datasets if self.datasets.count(name) > 1}):

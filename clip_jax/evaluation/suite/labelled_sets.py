@@ -1,12 +1,14 @@
 """Labelled data sets by name: class names, prompts, splits, and how to prepare what is absent."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from clip_jax.evaluation.datasets import ClassName, DatasetCard, MetricName, dataset_names, load_card
+from clip_jax.evaluation.suite.splits import by_split, find_splits, with_test
 from input_pipeline.scenes import LabelledScenes
 from input_pipeline.sources import (
     DigitsSource,
@@ -17,6 +19,8 @@ from input_pipeline.sources import (
     TableSource,
     TfdsSource,
 )
+from input_pipeline.sources.table import TABLE_SUFFIX
+from input_pipeline.sources.unread import remarks
 
 NUM_SCENES = 1024  # of a drawn set, which has no end of its own
 SPLITS = ("train", "validation", "test")
@@ -45,7 +49,8 @@ class LabelledSet:
       splits: {"test": source} and, where there are any, "train" and "validation".
       class_of: {split: int array}, the class of each of the source's own labels.
       multi_label: images have any number of labels.
-      note: what differs from the paper.
+      note: what differs from the paper, and what the data was taken for.
+      remarks: what was decided about the data, and what of it is not read, in lines for people.
     """
 
     name: str
@@ -57,6 +62,7 @@ class LabelledSet:
     class_of: dict[str, np.ndarray]
     multi_label: bool = False
     note: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def shown_names(self) -> tuple[str, ...]:
@@ -90,18 +96,22 @@ def shown_name(name: ClassName) -> str:
     return name if isinstance(name, str) else " / ".join(name)
 
 
-def open_labelled_set(name: str, data_dir: Path, image_size: int, num_examples: int = 0) -> LabelledSet:
+def open_labelled_set(
+    name: str, data_dir: Path, image_size: int, num_examples: int = 0, link_root: str = ""
+) -> LabelledSet:
     """Opens a set and checks that its labels fit its names; reads no image.
 
     Args:
       name: the paper's sets by their card's name, from DATA_DIR, prepared by tensorflow-datasets, or else as
         DATA_DIR/NAME/SPLIT/CLASS/*.jpg with CLASS a name or its number; scenes/NAME, drawn; sklearn/digits;
         tfds/NAME/TEST, and with /TRAIN the split to train probes on, of which a fifth is for validation; folder:DIR, a
-        folder a class in DIR, or in DIR/test, DIR/train and DIR/validation; table:FILE, a CSV or Parquet with labels,
-        or a folder with test.csv, train.csv and validation.csv.
+        folder a class in DIR, or, where DIR holds splits alone, in each of those (`splits.SPLIT_NAMES`); without a test
+        split the validation split is measured; table:FILE, a CSV or Parquet with labels, or a folder with a table of
+        each split.
       data_dir: folder of prepared sets.
       image_size: pixels at which scenes are drawn.
       num_examples: of a drawn set, 0 for 1,024.
+      link_root: folder below which links in folders and paths in tables may lead; empty for their own folders alone.
 
     Raises:
       AbsentError: there is no such data; says how to prepare it.
@@ -122,22 +132,22 @@ def open_labelled_set(name: str, data_dir: Path, image_size: int, num_examples: 
     if kind == "tfds" and rest:
         return _without_card(name, _tfds_splits(rest, name, data_dir), ())
     if name.startswith("folder:"):
-        return _without_card(name, _folder_splits(Path(name.removeprefix("folder:"))), ())
+        return _without_card(name, _folder_splits(Path(name.removeprefix("folder:")), link_root), ())
     if name.startswith("table:"):
-        return _without_card(name, _table_splits(Path(name.removeprefix("table:"))), ())
+        return _without_card(name, _table_splits(Path(name.removeprefix("table:")), link_root), ())
     if name in dataset_names():
-        return _with_card(load_card(name), data_dir)
+        return _with_card(load_card(name), data_dir, link_root)
     raise ValueError(f"data set {name!r} is unknown: use {KINDS}; the paper's sets are {', '.join(dataset_names())}")
 
 
-def _with_card(card: DatasetCard, data_dir: Path) -> LabelledSet:
+def _with_card(card: DatasetCard, data_dir: Path, link_root: str) -> LabelledSet:
     names = {"train": card.train, "validation": card.validation, "test": card.test}
     folder = data_dir / card.name
     splits: dict[str, Source] = {}
-    if (folder / "test").is_dir():
-        for split in SPLITS:
-            if (folder / split).is_dir():
-                splits[split] = FolderSource(str(folder / split), class_folders=True)
+    remarks: tuple[str, ...] = ()
+    found = find_splits(folder, link_root) if folder.is_dir() else {}
+    if {"test", "validation"} & set(found):
+        splits, remarks = _open_splits(found, link_root)
         class_of = {split: _classes_of_folders(card, split, source) for split, source in splits.items()}
     elif card.tfds is None:
         raise AbsentError(
@@ -158,7 +168,8 @@ def _with_card(card: DatasetCard, data_dir: Path) -> LabelledSet:
         splits=splits,
         class_of=class_of,
         multi_label=getattr(splits["test"], "multi_label", False),
-        note=card.note,
+        note="; ".join(filter(None, [card.note, *remarks])),
+        remarks=remarks,
     )
 
 
@@ -198,8 +209,11 @@ def _classes_of_folders(card: DatasetCard, split: str, source: Source) -> np.nda
     return np.array(classes)
 
 
-def _without_card(name: str, splits: dict[str, Source], templates: tuple[str, ...]) -> LabelledSet:
-    """A set whose class names are its labels; splits may lack some classes."""
+def _without_card(
+    name: str, opened: dict[str, Source] | tuple[dict[str, Source], tuple[str, ...]], templates: tuple[str, ...]
+) -> LabelledSet:
+    """A set whose class names are its labels; splits may lack some classes. opened: splits, perhaps with remarks."""
+    splits, remarks = opened if isinstance(opened, tuple) else (opened, ())
     labels = sorted({label for source in splits.values() for label in source.class_names or ()})
     test_names = splits["test"].class_names
     if test_names and set(test_names) == set(labels):
@@ -219,6 +233,8 @@ def _without_card(name: str, splits: dict[str, Source], templates: tuple[str, ..
             split: np.array([labels.index(label) for label in source.class_names or ()])
             for split, source in splits.items()
         },
+        note="; ".join(remarks),
+        remarks=remarks,
     )
 
 
@@ -249,24 +265,41 @@ def _tfds_splits(rest: str, name: str, data_dir: Path) -> dict[str, Source]:
     return splits
 
 
-def _folder_splits(folder: Path) -> dict[str, Source]:
+def _folder_splits(folder: Path, link_root: str) -> tuple[dict[str, Source], tuple[str, ...]]:
     if not folder.is_dir():
         raise AbsentError(f"there is no folder {folder}: put a folder a class into it, or into {folder}/test")
-    if not (folder / "test").is_dir():
-        return {"test": FolderSource(str(folder), class_folders=True)}
-    found = [split for split in SPLITS if (folder / split).is_dir()]
-    return {split: FolderSource(str(folder / split), class_folders=True) for split in found}
+    found = find_splits(folder, link_root)
+    if not found:
+        source = FolderSource(str(folder), class_folders=True, link_root=link_root)
+        return {"test": source}, tuple(remarks(source))
+    return _open_splits(found, link_root)
 
 
-def _table_splits(path: Path) -> dict[str, Source]:
+def _open_splits(found: Mapping[str, Path], link_root: str) -> tuple[dict[str, Source], tuple[str, ...]]:
+    found, said = with_test(found)
+    splits: dict[str, Source] = {}
+    for split, path in found.items():
+        splits[split] = source = FolderSource(str(path), class_folders=True, link_root=link_root)
+        said += [f"{path.name}: {remark}" for remark in remarks(source)]
+    return splits, tuple(said)
+
+
+def _table_splits(path: Path, link_root: str) -> tuple[dict[str, Source], tuple[str, ...]]:
     if not path.exists():
         raise AbsentError(f"there is no {path}: write a CSV or Parquet with the columns image and label")
     if path.is_file():
-        return {"test": TableSource(str(path))}
-    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in (".csv", ".parquet")}
-    if "test" not in files:
+        table = TableSource(str(path), link_root=link_root)
+        return {"test": table}, tuple(remarks(table))
+    files = {file.stem: file for file in sorted(path.iterdir()) if re.search(f"{TABLE_SUFFIX}$", file.name)}
+    named = by_split(files, path)
+    if not named:
         raise ValueError(f"{path} has no test.csv or test.parquet; it has {', '.join(sorted(files)) or 'no tables'}")
-    return {split: TableSource(str(files[split])) for split in SPLITS if split in files}
+    found, said = with_test(named)
+    splits: dict[str, Source] = {}
+    for split, file in found.items():
+        splits[split] = table = TableSource(str(file), link_root=link_root)
+        said += [f"{file.name}: {remark}" for remark in remarks(table)]
+    return splits, tuple(said)
 
 
 def _cut(source: Source) -> dict[str, Source]:

@@ -93,6 +93,9 @@ def run_suite(
     if {"zero_shot", "retrieval", "bias"} & set(settings.measures):
         tokenizer(["a"])  # where there is none, it says so now
     opened = {name: _open(config, name, model.image_size) for name in settings.datasets}
+    for name, found in opened.items():
+        for remark in () if isinstance(found, AbsentError) else found.remarks:
+            say(f"{name}: {remark}")
     sources = _open_others(config, Path(model_name) if is_run else None, model.image_size, data_path)
     output.mkdir(parents=True, exist_ok=True)
     context = SuiteContext(
@@ -157,7 +160,9 @@ def as_table(report: Report) -> str:
 
 def _open(config: SuiteConfig, name: str, image_size: int) -> Opened:
     try:
-        return open_labelled_set(name, Path(config.suite.data_dir), image_size, config.suite.num_examples)
+        return open_labelled_set(
+            name, Path(config.suite.data_dir), image_size, config.suite.num_examples, config.suite.link_root
+        )
     except AbsentError as error:
         return error
 
@@ -177,7 +182,7 @@ def _open_others(
     found: dict[str, OpenedSource] = {}
     for measure, (key, value, part) in wanted.items():
         try:
-            found[measure] = open_source(key, value, run, part)
+            found[measure] = open_source(key, value, run, part, config.suite.link_root)
         except AbsentError as error:
             found[measure] = error
     if "robustness" in config.suite.measures:

@@ -35,7 +35,7 @@ def open_run_sources(workdir: Path, image_size: int, data_path: str | None = Non
     return RunSources(train=train, validation=validation)
 
 
-def open_source(key: str, value: str, run: RunSources | None, part: str) -> Source:
+def open_source(key: str, value: str, run: RunSources | None, part: str, link_root: str = "") -> Source:
     """The source that a config's key names.
 
     Args:
@@ -43,6 +43,7 @@ def open_source(key: str, value: str, run: RunSources | None, part: str) -> Sour
       value: "run", or KIND:PATH[:SPLIT] with a kind of `input_pipeline.sources.make_source`.
       run: the sources that "run" means; None where the model is not a run.
       part: "train" or "validation", which of them.
+      link_root: of a folder or a table, see `make_source`.
 
     Raises:
       AbsentError: "run" without a run.
@@ -56,7 +57,7 @@ def open_source(key: str, value: str, run: RunSources | None, part: str) -> Sour
     if not colon or not path:
         raise ValueError(f"{key}={value!r} must be {FORMS}")
     path, _, split = path.rpartition(":") if kind == "tfds" else (path, "", "")
-    return make_source(kind, path, split)
+    return make_source(kind, path, split, link_root=link_root if kind in ("folder", "table") else "")
 
 
 class FilesSource:

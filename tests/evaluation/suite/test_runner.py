@@ -393,15 +393,14 @@ def test_a_picture_that_does_not_decode_is_counted_and_the_rest_measured(photos,
     assert "ant/00.png: " in html
 
 
-def test_a_class_without_pictures_stays_a_class(photos, tmp_path, rigged):
+def test_a_folder_without_pictures_is_no_class_and_is_named(photos, tmp_path, rigged):
     data = shutil.copytree(photos, tmp_path / "photos")
     shutil.rmtree(data / "bee")
     (data / "bee").mkdir()
     found = report_of(config_of(f"folder:{data}"), "model", tmp_path / "out")["sets"][0]["zero_shot"]
-    assert (len(found["per_class"]), found["per_class"]["bee"], found["images_per_class"][1]) == (7, None, 0)
-    assert (found["count"], found["chance"]) == (14, 1 / 7)
-    assert found["value"] == np.mean(RANKS[LABELS != 1] == 0)
-    assert "Without images: bee." in (tmp_path / "out" / "report.html").read_text()
+    assert "bee" not in found["per_class"]
+    assert (len(found["per_class"]), found["count"], found["chance"]) == (6, 14, 1 / 6)
+    assert "the folder bee holds no picture, so it is no class" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_set_that_fails_is_reported_and_the_others_are_measured(photos, tmp_path, rigged, monkeypatch):

@@ -1,0 +1,78 @@
+"""Labelled folders and tables as people have them."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clip_jax.evaluation.suite.labelled_sets import LabelledSet, open_labelled_set
+
+
+def put_pictures(folder: Path, *names: str) -> Path:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "PNG")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(buffer.getvalue())
+    return folder
+
+
+def opened(name: str, link_root: str = "") -> LabelledSet:
+    return open_labelled_set(name, Path("none"), 9, link_root=link_root)
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Train", "Valid"), ("training", "validation")])
+def test_a_validation_split_is_measured_where_there_is_no_test(tmp_path, names):
+    put_pictures(tmp_path, *(f"{split}/{name}/0.png" for split in names for name in ("cat", "dog", "fox")))
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "readme.md").touch()
+    found = opened(f"folder:{tmp_path}")
+    assert (found.class_names, set(found.splits)) == (("cat", "dog", "fox"), {"test", "train"})
+    assert found.splits["test"].fingerprint() == opened(f"folder:{tmp_path / names[1]}").splits["test"].fingerprint()
+    assert found.remarks == (f"there is no test split, so {names[1]} is measured",)
+    assert found.note == found.remarks[0]
+
+
+def test_all_three_splits_and_classes_that_are_called_as_splits(tmp_path):
+    names = [f"{split}/{name}/0.png" for split in ("train", "val", "test") for name in ("cat", "dog")]
+    found = opened(f"folder:{put_pictures(tmp_path / 'a', *names)}")
+    assert (set(found.splits), found.remarks) == ({"train", "validation", "test"}, ())
+    found = opened(f"folder:{put_pictures(tmp_path / 'b', 'train/0.png', 'bus/0.png', 'car/0.png')}")
+    assert found.class_names == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train/cat/0.png", "train/dog/0.png"), "holds train alone, no split to measure"),
+        (("test/cat/0.png", "cat/0.png"), "holds test, the name of a split, and cat, which has pictures, too"),
+        (("val/a/0.png", "valid/a/0.png"), "holds val and valid, which are both the validation split: leave one"),
+    ],
+)
+def test_splits_that_could_mean_two_things_are_errors(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        opened(f"folder:{put_pictures(tmp_path, *names)}")
+
+
+def test_a_linked_class_is_followed_where_the_user_allows_it_and_never_lost(tmp_path):
+    put_pictures(tmp_path, "store/dogs/0.png", "data/cat/0.png", "data/fox/0.png")
+    (tmp_path / "data" / "dog").symlink_to("../store/dogs")
+    with pytest.raises(ValueError, match=r"dog is a link to a folder: --link_root=DIR, or link_root of the config's"):
+        opened(f"folder:{tmp_path / 'data'}")
+    assert opened(f"folder:{tmp_path / 'data'}", str(tmp_path / "store")).class_names == ("cat", "dog", "fox")
+    splits = put_pictures(tmp_path / "splits", "train/cat/0.png", "train/fox/0.png")
+    (splits / "val").symlink_to(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"the split .*val is a link to a folder"):
+        opened(f"folder:{splits}")
+
+
+def test_tables_of_splits_whatever_their_suffix(tmp_path):
+    put_pictures(tmp_path, "a.png", "b.png")
+    for name in ("train.CSV", "val.tsv"):
+        separator = "\t" if name.endswith("tsv") else ","
+        rows = [("image", "label"), ("a.png", "ant"), ("b.png", "bee")]
+        (tmp_path / name).write_text("".join(f"{separator.join(row)}\n" for row in rows))
+    found = opened(f"table:{tmp_path}")
+    assert (found.class_names, set(found.splits)) == (("ant", "bee"), {"test", "train"})
+    assert "there is no test split, so val.tsv is measured" in found.remarks
