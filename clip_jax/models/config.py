@@ -146,7 +146,9 @@ class TextConfig(TransformerConfig):
       context_length: positions, with the start and end token.
       eot_token: id of the end token; in the released vocabulary the last.
       causal: each position sees only itself and those before it, as in the paper; SigLIP's see all.
-      pooling: the feature is taken at the first `eot_token` of each row, "eot", or at the "last" position (SigLIP).
+      pooling: the feature is taken at the first `eot_token` of each row, "eot", or at the "last" position (SigLIP). An
+        `eot_token` that is the last of the vocabulary stands for each row's highest id, as in the released code: the
+        same where rows have that token, and right where the embedding was padded to more rows than there are tokens.
       projection_bias: whether the projection into the joint space has a bias; only SigLIP's has.
     """
 
@@ -156,6 +158,15 @@ class TextConfig(TransformerConfig):
     causal: bool = True
     pooling: Literal["eot", "last"] = "eot"
     projection_bias: bool = False
+
+    @property
+    def reads_highest(self) -> bool:
+        """Whether the feature is taken at each row's highest id, whatever it is."""
+        return self.pooling == "eot" and self.eot_token == self.vocab_size - 1
+
+    def end_mask(self, text: Any) -> Any:
+        """Of token ids [..., L] an array whose argmax is the position that "eot" reads."""
+        return text if self.reads_highest else text == self.eot_token
 
     @property
     def ignores_padding(self) -> bool:
