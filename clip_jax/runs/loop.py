@@ -18,6 +18,7 @@ from clip_jax.distributed.sharding import local_rows, place_batch
 from clip_jax.distributed.watchdog import hang_watch
 from clip_jax.evaluation.in_training import Results, as_row, as_table
 from clip_jax.plots.training import plot_curves
+from clip_jax.runs.finished import keep_results, kept_results
 from clip_jax.runs.logging import NonFiniteLossError, ProgressLog, read_metrics, summary_table
 from clip_jax.runs.setup import TrainingRun, prepare_run
 from input_pipeline.examples import STAGES
@@ -59,7 +60,7 @@ def train(sections: dict[str, dict[str, Any]], workdir: Path) -> int:
         return 128 + results
     data_state = _data_state(run)  # by all processes
     if first:
-        write_json(workdir / "evaluation.json", results)
+        keep_results(workdir, run.config, results)
         plot_curves(rows := read_metrics(workdir), workdir / "curves.png")
         seen, seconds = run.batches.samples_seen(data_state["next_batch"]), time.perf_counter() - start
         summary = summary_table(rows, run.source, data_state, seen, seconds, packed=run.text_packer is not None)
@@ -80,6 +81,7 @@ def _train_and_evaluate(run: TrainingRun) -> Results | signal.Signals:
     watch = hang_watch(settings.hang_timeout_s, processes.end_all) if several else nullcontext(lambda where: None)
 
     def evaluate(step: int, pictures: Path | None = None) -> Results:
+        log.show("evaluating")
         results = run.evaluator(run.state.variables, pictures)
         if step > first_step or not evaluated:
             log.write({"step": step, "samples_seen": step * batch_size, **as_row(results)})
@@ -126,7 +128,12 @@ def _train_and_evaluate(run: TrainingRun) -> Results | signal.Signals:
                 with log.paused():
                     evaluate(step)
         run.checkpointer.wait()
-        results = evaluate(last_step, pictures=run.workdir if processes.is_first() else None)
+        kept: Results | None = None
+        if first_step == last_step and evaluated:
+            kept = processes.from_first("the results", lambda: kept_results(run.workdir, run.config))
+        if kept and processes.is_first():
+            print("evaluation.json has the results of the last step by these settings: nothing is measured again")
+        results = kept or evaluate(last_step, pictures=run.workdir if processes.is_first() else None)
         return received[0] if received else results
 
 

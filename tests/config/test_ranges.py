@@ -133,7 +133,7 @@ def mutated(rng, sections):
         if kind == 0:
             del keys[key]
         elif kind == 1:
-            keys[rng.choice([key + "s", key[1:], 7, "", None])] = keys[key]
+            keys[rng.choice([f"{key}s", str(key)[1:], 7, "", None])] = keys[key]
         elif kind == 2:
             sections[rng.choice(sorted(sections))] = rng.choice(EXTREME)
         elif kind == 3:
