@@ -3,6 +3,7 @@
 On the package index `clip-jax` is another project, whose package is `clip_jax` as well; this one is `jax-clip`.
 """
 
+import glob
 import importlib.util
 import os
 import sys
@@ -10,6 +11,38 @@ import sys
 DISTRIBUTION = "jax-clip"
 __version__ = "0.1.0"
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+
+
+def version_line() -> str:
+    """Name and version of the distribution, the folder it runs from, and the Python and JAX it runs on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        jax = f"JAX {version('jax')}"
+    except PackageNotFoundError:
+        jax = "no JAX"
+    return f"{DISTRIBUTION} {__version__} ({ROOT}), Python {sys.version.split()[0]}, {jax}"
+
+
+def skip_missing_tpu() -> None:
+    """Where libtpu is installed, as with the extra `test`, and neither TPU nor GPU is there, JAX takes the CPU without
+    loading libtpu, which else fills the terminal with lines about the TPU that it does not find."""
+    if "JAX_PLATFORMS" in os.environ or not importlib.util.find_spec("libtpu"):
+        return
+    gpus = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+    vendors = glob.glob("/sys/bus/pci/devices/*/vendor") + glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    if not any(map(os.path.exists, gpus)) and not any(map(_may_be_tpu, vendors)):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _may_be_tpu(file: str) -> bool:
+    if file.startswith("/dev/"):
+        return True
+    try:
+        with open(file, encoding="ascii") as vendor:
+            return vendor.read().strip() == "0x1ae0"  # Google's; also its virtual network cards
+    except OSError:
+        return True
 
 
 def check_distributions() -> None:

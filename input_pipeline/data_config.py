@@ -4,9 +4,10 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 from input_pipeline.examples import BLOCK, Decode, Examples, Order
+from input_pipeline.ranges import COUNT_OR_0, EXAMPLES_OR_0, POSITIVE, SEED, Range
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import (
     FilteredSource,
@@ -42,13 +43,13 @@ class MixturePart(Filters):
     name: str
     path: str = ""
     split: str = ""
-    num_examples: int = 0
+    num_examples: Annotated[int, EXAMPLES_OR_0] = 0
     scene_kinds: tuple[str, ...] = ()
     captions_field: str = ""
     image_field: str = ""
     separator: str = ""
     link_root: str = ""
-    weight: float | None = None
+    weight: Annotated[float | None, POSITIVE] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,35 +91,27 @@ class DataConfig(Filters):
     source: Kind
     path: str
     split: str
-    num_examples: int
+    num_examples: Annotated[int, EXAMPLES_OR_0]
     scene_kinds: tuple[str, ...]
     captions_field: str = ""
     image_field: str = ""
     separator: str = ""
     link_root: str = ""
     mixture: tuple[MixturePart, ...] = ()
-    num_validation: int
+    num_validation: Annotated[int, COUNT_OR_0]
     validation_path: str = ""
     repeat: bool = False
-    min_crop_scale: float
+    min_crop_scale: Annotated[float, Range(above=0, most=1)]
     orient: bool = False
     decode: Decode = "exact"
     tokenizer: Literal["sentencepiece", "clip_bpe"]
     tokenizer_file: str
     pack_text: bool
-    num_workers: int
-    max_broken_share: float
-    seed: int
+    num_workers: Annotated[int, Range(0, 4096)]
+    max_broken_share: Annotated[float, Range(0, 1)]
+    seed: Annotated[int, SEED]
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"data.num_workers={self.num_workers} must be at least 0")
-        if not 0 < self.min_crop_scale <= 1:
-            raise ValueError(f"data.min_crop_scale={self.min_crop_scale} must lie in (0, 1]")
-        if not 0 <= self.max_broken_share <= 1:
-            raise ValueError(f"data.max_broken_share={self.max_broken_share} must lie in [0, 1]")
-        if self.seed < 0:
-            raise ValueError(f"data.seed={self.seed} must be at least 0")
         if self.validation_path and self.num_validation:
             raise ValueError(
                 f"data.validation_path={self.validation_path!r} with data.num_validation={self.num_validation}: "
@@ -139,8 +132,6 @@ class DataConfig(Filters):
             part.check(f"{where}.")
             if not part.name or "/" in part.name or names.count(part.name) > 1:
                 raise ValueError(f"{where}.name={part.name!r} must be a name of its own, not empty and without a slash")
-            if part.weight is not None and not 0 < part.weight < float("inf"):
-                raise ValueError(f"{where}.weight={part.weight} must be above 0")
             if (part.weight is None) != (self.mixture[0].weight is None):
                 raise ValueError(
                     f"{where}.weight={part.weight}: give weights to all sources of data.mixture, or to none"

@@ -2,6 +2,7 @@
 
 import gzip
 import html
+import io
 import json
 import os
 import string
@@ -28,6 +29,7 @@ CLIP_NUM_MERGES = 49152 - 256 - 2
 CLIP_SPLIT = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 CLIP_HUB_REPOS = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14")
 WORD_CACHE_SIZE = 2**16
+VOCABULARY_LIMIT = 64 * 2**20  # bytes, unpacked; the largest that is used has 5 million
 
 
 class Tokenizer(ABC):
@@ -300,9 +302,13 @@ def make_tokenizer(kind: str, file: str | os.PathLike[str] | None, context_lengt
 
 def _read(file: str | os.PathLike[str], what: str) -> bytes:
     try:
-        return Path(file).read_bytes()
+        with open(file, "rb") as stream:
+            content = stream.read(VOCABULARY_LIMIT + 1)
     except OSError as error:
         raise ValueError(f"cannot read the {what} {file}: {error.strerror}") from error
+    if len(content) > VOCABULARY_LIMIT:
+        raise ValueError(f"{file} is larger than {VOCABULARY_LIMIT // 2**20} MiB: it is no {what}")
+    return content
 
 
 def _read_sentencepiece(file: str | os.PathLike[str]) -> tuple[SentencePieceProcessor, bytes]:
@@ -318,7 +324,10 @@ def _read_clip_merges(file: str | os.PathLike[str]) -> list[tuple[str, str]]:
     data = _read(file, "CLIP vocabulary")
     try:
         if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as stream:
+                data = stream.read(VOCABULARY_LIMIT + 1)  # not all: a file of 3 MB can hold 3 GB
+            if len(data) > VOCABULARY_LIMIT:
+                raise OSError(f"it holds more than {VOCABULARY_LIMIT // 2**20} MiB")
         header, *lines = data.decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not CLIP's byte-pair vocabulary, or is damaged: {error}") from error

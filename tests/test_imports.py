@@ -19,8 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "clip_jax/tables": set(),
     "clip_jax/plots": {"clip_jax/tables", "input_pipeline"},
     "clip_jax/distributed": {"input_pipeline"},
-    "clip_jax/models": {"clip_jax/distributed"},
-    "clip_jax/losses": {"clip_jax/distributed", "clip_jax/models"},
+    "clip_jax/models": {"clip_jax/distributed", "input_pipeline"},
+    "clip_jax/losses": {"clip_jax/distributed", "clip_jax/models", "input_pipeline"},
     "clip_jax/config": {
         "clip_jax/installation",
         "clip_jax/distributed",

@@ -4,11 +4,12 @@ Nothing heavy is imported before the command is known.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from clip_jax.installation import check_distributions, check_top_level
+from clip_jax.installation import check_distributions, check_top_level, skip_missing_tpu, version_line
 
 # Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are;
 # DEFAULT_CONFIG names the config whose keys are meant when none is given. A package has several KINDS, a module each.
@@ -28,13 +29,32 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Entry point of the `clip-jax` command."""
+    """Entry point of the `clip-jax` command. A reader that has enough, as `| head`, ends it without a word."""
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written at exit
+        sys.exit(128 + 13)  # as of a program that SIGPIPE ends
+
+
+def _run() -> None:
     try:
         check_distributions()  # again: the package's __init__.py may be the other's
         check_top_level()
     except ImportError as error:
         _fail(str(error))
+    if sys.argv[1:2] == ["--version"]:
+        print(version_line())
+        return
+    if sys.argv[1:2] == ["completion"]:
+        from clip_jax.cli.completion import main as complete
+
+        return complete(sys.argv[2:])
     name = _choose("clip-jax", "command", COMMANDS, sys.argv[1:])
+    skip_missing_tpu()
     words = [sys.argv[0], name]
     module = importlib.import_module(f"clip_jax.cli.{name}")
     if hasattr(module, "__path__"):
@@ -57,7 +77,10 @@ def _choose(program: str, what: str, names: Mapping[str, str], arguments: Sequen
     if name in ("-h", "--help", "help"):
         print(usage)
         sys.exit()
-    _fail(f"unknown {what} {name!r}\n{usage}")
+    import difflib  # here, for --help is quick
+
+    meant = difflib.get_close_matches(name, names, n=1)
+    _fail(f"unknown {what} {name!r}{f': did you mean {meant[0]}?' if meant else ''}\n{usage}")
 
 
 def _fail(message: str) -> NoReturn:

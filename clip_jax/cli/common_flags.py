@@ -3,6 +3,9 @@
 A command declares which of the flags are its own: `declare("config", "workdir")`.
 """
 
+import difflib
+import math
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +18,7 @@ from ml_collections import config_flags
 
 T = TypeVar("T")
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 ARGV: list[str] = []  # what is parsed, where --config looks for the keys to change
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -54,9 +58,10 @@ def declare(*names: str) -> None:
 
 
 def required(flag: flags.FlagHolder[Any], example: str) -> Any:
-    """A flag's value; raises ValueError with an example when it was not given."""
-    if flag.value is None:
-        raise ValueError(f"--{flag.name} is missing: for instance --{flag.name}={example}")
+    """A flag's value; raises ValueError with an example when it was not given, or is empty."""
+    if flag.value in (None, ""):
+        what = "missing" if flag.value is None else "empty"
+        raise ValueError(f"--{flag.name} is {what}: for instance --{flag.name}={example}")
     return flag.value
 
 
@@ -111,18 +116,36 @@ def run_command(main: Callable[..., int | None], argv: Sequence[str]) -> None:
     app.run(guarded, argv=argv, flags_parser=_parse_flags)
 
 
-def _own_flags(module: ModuleType) -> list[flags.Flag]:
+def own_flags(module: ModuleType) -> list[flags.Flag]:
+    """The flags that a command's module declares."""
     return [*flags.FLAGS.get_key_flags_for_module(module), flags.FLAGS[TRACEBACK.name]]
 
 
 def _help(module: ModuleType) -> str:
-    lines = [f"  --{flag.name}: {flag.help}" for flag in _own_flags(module)]
+    lines = [f"  --{flag.name}: {flag.help}{_default(flag)}" for flag in own_flags(module)]
     return "\n".join([module.__doc__ or "", "", "flags:", *lines])
 
 
+def _default(flag: flags.Flag) -> str:
+    """A flag's default in brackets, where there is one and its help does not say it."""
+    if flag.default in (None, "", []) or "default" in flag.help:
+        return ""
+    value = flag.default_as_str.strip("'") if flag.default_as_str else flag.default
+    return f" (default {value})"
+
+
 def _check_flags(module: ModuleType) -> None:
-    """Refuses a flag that only other commands have, which else would silently do nothing."""
-    own = {flag.name for flag in _own_flags(module)}
+    """Refuses a flag that only other commands have, which else would silently do nothing, numbers that are none, and
+    an empty --workdir or --output, which would be the current folder."""
+    for flag in own_flags(module):
+        for value in flag.value if isinstance(flag.value, list | tuple) else [flag.value]:
+            if isinstance(value, float) and not math.isfinite(value):  # absl's ranges let NaN through
+                _fail(f"--{flag.name}={value} must be a finite number")
+            if isinstance(value, int) and abs(value) >= 2**63:
+                _fail(f"--{flag.name}={value} must be below 2^63")
+        if flag.present and flag.value == "" and flag.name in ("workdir", "output", "model", "path"):
+            _fail(f"--{flag.name} is empty: leave it out, or give it a value")
+    own = {flag.name for flag in own_flags(module)}
     for home, defined in flags.FLAGS.flags_by_module_dict().items():
         for flag in defined:
             if home.startswith("clip_jax.cli.") and flag.present and flag.name not in own:
@@ -148,7 +171,29 @@ def _describe(error: Exception) -> str:
         return str(error)
     while isinstance(error.args[0], Exception):  # for an unknown key, a KeyError within an AttributeError
         error = error.args[0]
-    return "unknown config key " + str(error.args[0]).replace("\n", ". ")
+    return "unknown config key " + str(error.args[0]).replace("\n", ". ") + _other_sections()
+
+
+def _other_sections() -> str:
+    """Where a key of --config.SECTION.KEY=VALUE stands that its section does not have."""
+    files = [argument.removeprefix("--config=") for argument in ARGV if argument.startswith("--config=")]
+    try:
+        sections = runpy.run_path(files[0])["get_config"]().to_dict()  # absl keeps none from before its mistake
+    except Exception:  # a config with an argument, or something else
+        return ""
+    for argument in ARGV:
+        section, _, key = argument.partition("=")[0].removeprefix("--config.").partition(".")
+        if key and argument.startswith("--config.") and key not in sections.get(section, {}):
+            homes = [f"{other}.{key}" for other, keys in sections.items() if isinstance(keys, dict) and key in keys]
+            return f". It is a key of another section: {' or '.join(homes)}" if homes else ""
+    return ""
+
+
+def shipped_configs() -> list[str]:
+    """The names that --config takes, without those that are `ablate`'s own."""
+    names = (path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.py"))
+    known = sorted(name.as_posix() for name in names if name.name not in ("__init__", "model_sizes"))
+    return [name for name in known if not name.startswith("ablations/")]
 
 
 def _find_config(argv: Sequence[str]) -> list[str]:
@@ -166,13 +211,14 @@ def _find_config(argv: Sequence[str]) -> list[str]:
             value = next(remaining, "")
         file = Path(value)
         if "." not in value and not file.is_file():
-            folder = Path(__file__).parents[2] / "configs"
-            file = folder / f"{value}.py"
+            file = CONFIGS / f"{value}.py"
             if not file.is_file():
-                names = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
-                known = sorted(name.as_posix() for name in names if name.name not in ("__init__", "model_sizes"))
-                known = [name for name in known if not name.startswith("ablations/")]  # those are `ablate`'s own
-                _fail(f"there is no shipped config {value!r}: use one of {', '.join(known)}, or the path of a file")
+                known = shipped_configs()
+                meant = difflib.get_close_matches(value, known, n=1)
+                _fail(
+                    f"there is no shipped config {value!r}{f' (did you mean {meant[0]}?)' if meant else ''}: use one "
+                    f"of {', '.join(known)}, or the path of a file"
+                )
         if not file.is_file():
             _fail(f"there is no config file {value}")
         configs.append(f"--config={file}")

@@ -1,31 +1,26 @@
 """A config file's ConfigDict to frozen dataclasses, once, at the edge."""
 
 import dataclasses
+import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from clip_jax.distributed.sharding import ShardingConfig
 from clip_jax.losses import LossConfig
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from input_pipeline.data_config import DataConfig, MixturePart, resolve_source
+from input_pipeline.ranges import BATCH, COUNT, COUNT_OR_0, FLOAT32, NOT_NEGATIVE, POSITIVE, Range, check_ranges
 from input_pipeline.tokenizers import Tokenizer
 
 T = TypeVar("T")
-TRAIN_LEAST = {
-    "global_batch_size": 1,
-    "num_microbatches": 1,
-    "total_steps": 1,
-    "keep_checkpoints": 1,
-    "checkpoint_every": 0,
-    "evaluate_every": 0,
-    "hang_timeout_s": 0,
-}
 DERIVED = ("vision", "text", "head", "eot_token")  # fields that are no keys of their section
+SHARE = Range(0, below=1)
 TOKENIZER_FILE = "tokenizer.model"  # the vocabulary of a run, in its workdir
 
 
@@ -50,16 +45,16 @@ class OptimizerConfig:
     https://arxiv.org/abs/2106.04560; frozen towers: Zhai et al. 2021, https://arxiv.org/abs/2111.07991.
     """
 
-    learning_rate: float
-    weight_decay: float
-    b1: float
-    b2: float
-    eps: float
-    warmup_steps: int
-    max_logit_scale: float
+    learning_rate: Annotated[float, POSITIVE]
+    weight_decay: Annotated[float, NOT_NEGATIVE]
+    b1: Annotated[float, SHARE]
+    b2: Annotated[float, SHARE]
+    eps: Annotated[float, POSITIVE]
+    warmup_steps: Annotated[int, COUNT_OR_0]
+    max_logit_scale: Annotated[float, Range(1)]
     learn_logit_scale: bool = True
     first_moment_dtype: Literal["param_dtype", "bfloat16"] = "param_dtype"
-    ema_decay: float = 0.0
+    ema_decay: Annotated[float, SHARE] = 0.0
     frozen: tuple[Literal["visual", "text"], ...] = ()
 
     @property
@@ -68,21 +63,11 @@ class OptimizerConfig:
         return self.ema_decay > 0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"optimizer.learning_rate={self.learning_rate} must be positive")
-        if self.weight_decay < 0 or self.eps <= 0 or not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
-            raise ValueError(
-                f"optimizer.weight_decay={self.weight_decay}, eps={self.eps}, b1={self.b1}, b2={self.b2}: decay must "
-                "not be negative, eps must be positive, b1 and b2 must lie in [0, 1)"
-            )
-        if self.max_logit_scale < 1:
-            raise ValueError(f"optimizer.max_logit_scale={self.max_logit_scale} must be at least 1")
+        check_ranges(self, "optimizer.")
         if self.first_moment_dtype not in ("param_dtype", "bfloat16"):
             raise ValueError(
                 f"optimizer.first_moment_dtype={self.first_moment_dtype!r} must be 'param_dtype' or 'bfloat16'"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"optimizer.ema_decay={self.ema_decay} must lie in [0, 1); 0 keeps no average")
         if self.frozen not in ((), ("visual",), ("text",)):
             raise ValueError(
                 f"optimizer.frozen={self.frozen} must be (), ('visual',) or ('text',): with both towers frozen there "
@@ -111,21 +96,19 @@ class TrainConfig:
       seed: of the initial parameters.
     """
 
-    global_batch_size: int
-    num_microbatches: int
-    total_steps: int
-    checkpoint_every: int
-    evaluate_every: int
-    keep_checkpoints: int
-    hang_timeout_s: int
+    global_batch_size: Annotated[int, BATCH]
+    num_microbatches: Annotated[int, BATCH]
+    total_steps: Annotated[int, COUNT]
+    checkpoint_every: Annotated[int, COUNT_OR_0]
+    evaluate_every: Annotated[int, COUNT_OR_0]
+    keep_checkpoints: Annotated[int, COUNT]
+    hang_timeout_s: Annotated[int, COUNT_OR_0]
     init_from: str
     init_towers: tuple[Literal["visual", "text"], ...]
     seed: int
 
     def __post_init__(self) -> None:
-        for name, least in TRAIN_LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be at least {least}")
+        check_ranges(self, "train.")
         if self.init_towers not in (("visual", "text"), ("visual",), ("text",)):
             raise ValueError(f"train.init_towers={self.init_towers} must be ('visual', 'text') or one of them")
 
@@ -147,14 +130,11 @@ class EvaluationConfig:
     data_dir: str
     link_root: str = ""
     templates: str
-    num_examples: int
-    batch_size: int
+    num_examples: Annotated[int, COUNT_OR_0]
+    batch_size: Annotated[int, BATCH]
 
     def __post_init__(self) -> None:
-        if self.num_examples < 0:
-            raise ValueError(f"evaluation.num_examples={self.num_examples} must be at least 0, which takes all")
-        if self.batch_size < 1:
-            raise ValueError(f"evaluation.batch_size={self.batch_size} must be at least 1")
+        check_ranges(self, "evaluation.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +198,8 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     Raises ValueError that names the unknown, missing or mistyped keys of a section. text.eot_token is not a key: it
     comes from the tokenizer, see `with_tokenizer`.
     """
-    expected = {"vision", "text", *(field.name for field in dataclasses.fields(Config))}
-    check_names("config", set(sections), expected)
+    classes = typing.get_type_hints(Config) | {"vision": VisionConfig, "text": TextConfig}
+    check_sections(sections, classes)
     sections = with_mixture(sections)
     vocab_size = sections["text"].get("vocab_size")
     eot_token = max(vocab_size - 1, 0) if isinstance(vocab_size, int) else 0
@@ -278,7 +258,7 @@ def with_data_path(data: DataConfig, path: str) -> DataConfig:
 def _read_mixture(path: str) -> list[Any]:
     try:
         parts = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:  # TypeError: the path is no string
         raise ValueError(f"data.path={path} of a mixture must be a JSON file with its sources: {error}") from None
     if not isinstance(parts, list):
         raise ValueError(f"data.path={path} must hold a list of sources, as data.mixture does")
@@ -291,9 +271,24 @@ def with_tokenizer(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     return dataclasses.replace(model, text=dataclasses.replace(model.text, eot_token=tokenizer.eot_token))
 
 
+def check_sections(sections: Mapping[str, Any], classes: Mapping[str, Any]) -> None:
+    """ValueError for sections that are unknown, missing or none, and for a key that stands in another's place."""
+    check_names("config", set(sections), set(classes))
+    keys = {name: {field.name for field in dataclasses.fields(cls)} - set(DERIVED) for name, cls in classes.items()}
+    for section, values in sections.items():
+        if not isinstance(values, Mapping):
+            raise ValueError(f"config.{section}={values!r} must be a section of keys, as {section}.KEY=VALUE")
+        for name in sorted(set(values) - keys[section], key=str):
+            if homes := [f"{other}.{name}" for other, names in keys.items() if name in names]:
+                raise ValueError(f"unknown {section}.{name}: did you mean {' or '.join(homes)}?")
+
+
 def check_names(where: str, given: set[str], expected: set[str]) -> None:
-    """ValueError that lists what is unknown and what is missing."""
-    wrong = [f"unknown {where}.{name}" for name in sorted(given - expected)]
+    """ValueError that lists what is unknown, with what may be meant, and what is missing."""
+    wrong = []
+    for name in sorted(given - expected, key=str):
+        meant = difflib.get_close_matches(str(name), expected, n=1, cutoff=0.8)
+        wrong.append(f"unknown {where}.{name}" + (f" (did you mean {meant[0]}?)" if meant else ""))
     wrong += [f"missing {where}.{name}" for name in sorted(expected - given)]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}; {where} has {', '.join(sorted(expected))}")
@@ -331,7 +326,7 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
     if origin is types.UnionType:  # of something and None
         return None if value is None else _typed(name, value, typing.get_args(expected)[0])
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < FLOAT32 else math.inf  # which no field may be
     if not isinstance(value, expected) or (expected is not bool and isinstance(value, bool)):
         raise ValueError(f"{name}={value!r} must be {expected.__name__}, not {type(value).__name__}")
     return value

@@ -3,13 +3,15 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from input_pipeline.ranges import Range, check_ranges
 
 MESH_AXES = ("data", "fsdp", "tensor")
 T = TypeVar("T")
@@ -58,6 +60,9 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
 )
 
 
+AXIS = Range(-1, 2**20)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
     """Number of devices along each mesh axis; -1, at most once, stands for the remaining ones.
@@ -66,9 +71,12 @@ class ShardingConfig:
     splits heads and MLP channels.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Annotated[int, AXIS] = -1
+    fsdp: Annotated[int, AXIS] = 1
+    tensor: Annotated[int, AXIS] = 1
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "sharding.")
 
 
 def make_mesh(config: ShardingConfig = ShardingConfig(), devices: list[jax.Device] | None = None) -> Mesh:

@@ -158,8 +158,10 @@ class Model:
                 f"text has {text.shape[1]} positions; this model reads the last of {config.context_length}: use its "
                 "own tokenize"
             )
-        if config.pooling == "eot" and not (text == config.eot_token).any(axis=1).all():
-            raise ValueError(f"a row of text has no end token ({config.eot_token}): use the model's own tokenize")
+        # Of a padded vocabulary the end token is not known, but it is the same in all rows.
+        end = text.max() if config.reads_highest else config.eot_token
+        if config.pooling == "eot" and not (text == end).any(axis=1).all():
+            raise ValueError(f"a row of text has no end token ({end}): use the model's own tokenize")
         return jnp.asarray(self._encoder.texts(text.astype(np.int32)))
 
     def __call__(self, images: Images, text: Int[Array | np.ndarray, "M L"]) -> Logits:

@@ -47,7 +47,7 @@ class Encoder:
         self.variables: Variables = {}
         self.on_batch: Callable[[], None] = lambda: None
         self._mesh = mesh
-        self._eot_token = model.text.eot_token
+        self._end_mask = model.text.end_mask
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         shards = batch_shards(mesh)
@@ -88,7 +88,7 @@ class Encoder:
         """Features of token ids."""
         lengths = np.full(len(text), text.shape[1])
         if self._short_text:
-            lengths = np.argmax(text == self._eot_token, axis=1) + 1  # [N]
+            lengths = np.argmax(self._end_mask(text), axis=1) + 1  # [N]
         order = np.argsort(lengths, kind="stable")
         batches = (order[start : start + self._batch_size] for start in range(0, len(text), self._batch_size))
         rows = (text[batch, : self._static_length(lengths[batch[-1]], text)] for batch in batches)

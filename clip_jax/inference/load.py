@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from clip_jax.config.experiment import TOKENIZER_FILE, Config
 from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
-from clip_jax.models import PUBLISHED
+from clip_jax.models import PUBLISHED, ModelConfig
 from clip_jax.pretrained import VOCABULARY_FILES, ImageTransform, Pretrained, load_pretrained, resize_positions
 from clip_jax.training.state import TrainState
 from clip_jax.training.training import Training
@@ -49,7 +49,17 @@ def open_model(name_or_path: str | os.PathLike[str], **options: Any) -> tuple[Pr
     if (path / "checkpoints").is_dir():
         return _open_run(path, **options)
     pretrained = load_pretrained(name_or_path, **options)
-    return pretrained, _find_tokenizer(pretrained)
+    tokenizer = _find_tokenizer(pretrained)
+    if tokenizer is not None:
+        pretrained = dataclasses.replace(pretrained, config=with_end_token(pretrained.config, tokenizer))
+    return pretrained, tokenizer
+
+
+def with_end_token(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """A model that reads each row's highest id, with the end token that this is in the rows of its tokenizer."""
+    if not (model.text.reads_highest and tokenizer.eot_token == tokenizer.vocab_size - 1):
+        return model
+    return dataclasses.replace(model, text=dataclasses.replace(model.text, eot_token=tokenizer.eot_token))
 
 
 def _find_tokenizer(pretrained: Pretrained) -> Tokenizer | None:
@@ -62,8 +72,8 @@ def _find_tokenizer(pretrained: Pretrained) -> Tokenizer | None:
         file = pretrained.folder / name
         if file.is_file():
             tokenizer = make_tokenizer(kind, file, text.context_length)
-            reads_end = text.pooling == "eot"
-            is_read = tokenizer.eot_token == text.eot_token if reads_end else kind == "siglip"
+            end = tokenizer.vocab_size - 1 if text.reads_highest else text.eot_token
+            is_read = tokenizer.eot_token == end if text.pooling == "eot" else kind == "siglip"
             if tokenizer.vocab_size > text.vocab_size or not is_read:
                 raise ValueError(
                     f"{file}, read as {kind}, is not this model's vocabulary: it has {tokenizer.vocab_size} tokens "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -13,6 +13,7 @@ from clip_jax.losses.captions import CaptionKind, CaptionScores, caption_loss
 from clip_jax.losses.contrastive import Features, Metrics, normalize, sharded_contrastive_loss
 from clip_jax.losses.sigmoid import sharded_sigmoid_loss, streamed_sigmoid_loss
 from clip_jax.losses.streamed import streamed_contrastive_loss
+from input_pipeline.ranges import COUNT_OR_0, check_ranges
 
 FeaturePair = tuple[Features, Features]  # of images and texts, not normalised
 Loss = Callable[[Mapping[str, Any], Any], tuple[Float[Array, ""], Metrics]]
@@ -39,7 +40,7 @@ class LossConfig:
     """
 
     kind: Literal["contrastive", "sigmoid", "bag_of_words", "language_model"] = "contrastive"
-    block_size: int = 0
+    block_size: Annotated[int, COUNT_OR_0] = 0
 
     @property
     def caption_kind(self) -> CaptionKind | None:
@@ -47,10 +48,7 @@ class LossConfig:
         return None if self.kind in FORMS else self.kind  # type: ignore[return-value]
 
     def __post_init__(self) -> None:
-        if self.block_size < 0:
-            raise ValueError(
-                f"loss.block_size={self.block_size} must be rows computed at once, or 0 for all of a device's"
-            )
+        check_ranges(self, "loss.")
         if self.block_size and self.caption_kind:
             raise ValueError(
                 f"loss.block_size={self.block_size} is of losses over all pairs; loss.kind={self.kind!r} looks at each "

@@ -4,28 +4,30 @@ import dataclasses
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
+
+from input_pipeline.ranges import NOT_NEGATIVE, POSITIVE, SIZE, Range, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """A stack of pre-norm residual blocks. Widths in channels, depth in blocks."""
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
+    section: ClassVar[str] = ""  # of the config, as messages name it
+
+    width: Annotated[int, SIZE]
+    depth: Annotated[int, SIZE]
+    num_heads: Annotated[int, SIZE]
+    mlp_dim: Annotated[int, SIZE]
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "num_heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_ranges(self, self.section)
         if self.width % self.num_heads:
             raise ValueError(
-                f"width={self.width} is not divisible by num_heads={self.num_heads}: use "
+                f"{self.section}width={self.width} is not divisible by {self.section}num_heads={self.num_heads}: use "
                 f"width={_nearest(self.width, lambda w: w % self.num_heads == 0)}, or "
                 f"num_heads={_nearest(self.num_heads, lambda h: self.width % h == 0)}"
             )
@@ -51,11 +53,13 @@ class VisionConfig(TransformerConfig):
     patch dropout: Li et al. 2022, https://arxiv.org/abs/2212.00794 (FLIP).
     """
 
-    image_size: int
-    patch_size: int
+    section: ClassVar[str] = "vision."
+
+    image_size: Annotated[int, SIZE]
+    patch_size: Annotated[int, SIZE]
     pooling: Literal["class_token", "mean", "attention"] = "class_token"
-    position_init_scale: float = 1.0
-    patch_dropout: float = 0.0
+    position_init_scale: Annotated[float, NOT_NEGATIVE] = 1.0
+    patch_dropout: Annotated[float, Range(0, below=1)] = 0.0
 
     @property
     def grid_size(self) -> int:
@@ -69,17 +73,17 @@ class VisionConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        remainder = self.image_size % max(self.patch_size, 1) if self.pooling != "attention" else 0
-        if self.patch_size < 1 or self.image_size < self.patch_size or remainder:
-            below = max(self.image_size // max(self.patch_size, 1), 1) * self.patch_size
+        remainder = self.image_size % self.patch_size if self.pooling != "attention" else 0
+        if self.image_size < self.patch_size or remainder:
+            below = max(self.image_size // self.patch_size, 1) * self.patch_size
             raise ValueError(
                 f"vision.image_size={self.image_size} is not divisible by vision.patch_size={self.patch_size}: "
                 f"use an image_size such as {below} or {below + self.patch_size}, or another patch_size"
             )
-        if not 0 <= self.patch_dropout < 1 or self.num_kept_patches < 1:
+        if self.num_kept_patches < 1:
             raise ValueError(
-                f"vision.patch_dropout={self.patch_dropout} must lie in [0, 1) and leave at least one of the "
-                f"{self.grid_size**2} patches of an image"
+                f"vision.patch_dropout={self.patch_dropout} must leave at least one of the {self.grid_size**2} patches "
+                "of an image"
             )
 
 
@@ -98,29 +102,30 @@ class ResNetConfig:
     Reference: Radford et al. 2021, sec. 2.4 and table 19.
     """
 
-    image_size: int
-    stages: tuple[int, ...]
-    stem_width: int
-    num_heads: int
+    image_size: Annotated[int, SIZE]
+    stages: tuple[Annotated[int, SIZE], ...]
+    stem_width: Annotated[int, Range(2, 2**15)]
+    num_heads: Annotated[int, SIZE]
     batch_norm: Literal["per_device", "global"] = "per_device"
 
     def __post_init__(self) -> None:
-        if self.image_size < 32 or self.image_size % 32:
+        check_ranges(self, "vision.")
+        if self.image_size % 32:
             below = max(self.image_size // 32, 1) * 32
             raise ValueError(
                 f"vision.image_size={self.image_size} is not a multiple of 32, the stride of a ResNet: use "
                 f"{below} or {below + 32}"
             )
-        if len(self.stages) != 4 or min(self.stages) < 1:
+        if len(self.stages) != 4:
             raise ValueError(f"vision.stages={self.stages} must be the number of blocks, at least 1, of four stages")
 
         def fits(stem_width: int) -> bool:
-            return stem_width % 2 == 32 * stem_width % max(self.num_heads, 1) == 0
+            return stem_width % 2 == 32 * stem_width % self.num_heads == 0
 
         def divides(num_heads: int) -> bool:
             return self.width % num_heads == 0
 
-        if self.stem_width < 2 or self.stem_width % 2 or self.num_heads < 1 or self.width % self.num_heads:
+        if self.stem_width % 2 or self.width % self.num_heads:
             raise ValueError(
                 f"vision.stem_width={self.stem_width} must be even, and 32 times it divisible by "
                 f"vision.num_heads={self.num_heads}: use stem_width={_nearest(self.stem_width, fits)}"
@@ -146,16 +151,29 @@ class TextConfig(TransformerConfig):
       context_length: positions, with the start and end token.
       eot_token: id of the end token; in the released vocabulary the last.
       causal: each position sees only itself and those before it, as in the paper; SigLIP's see all.
-      pooling: the feature is taken at the first `eot_token` of each row, "eot", or at the "last" position (SigLIP).
+      pooling: the feature is taken at the first `eot_token` of each row, "eot", or at the "last" position (SigLIP). An
+        `eot_token` that is the last of the vocabulary stands for each row's highest id, as in the released code: the
+        same where rows have that token, and right where the embedding was padded to more rows than there are tokens.
       projection_bias: whether the projection into the joint space has a bias; only SigLIP's has.
     """
 
-    context_length: int
-    vocab_size: int
+    section: ClassVar[str] = "text."
+
+    context_length: Annotated[int, SIZE]
+    vocab_size: Annotated[int, Range(1, 2**27)]
     eot_token: int
     causal: bool = True
     pooling: Literal["eot", "last"] = "eot"
     projection_bias: bool = False
+
+    @property
+    def reads_highest(self) -> bool:
+        """Whether the feature is taken at each row's highest id, whatever it is."""
+        return self.pooling == "eot" and self.eot_token == self.vocab_size - 1
+
+    def end_mask(self, text: Any) -> Any:
+        """Of token ids [..., L] an array whose argmax is the position that "eot" reads."""
+        return text if self.reads_highest else text == self.eot_token
 
     @property
     def ignores_padding(self) -> bool:
@@ -203,16 +221,16 @@ class ModelConfig:
     Reference: Radford et al. 2021, sec. 2.4, tables 19 and 20.
     """
 
-    embed_dim: int
+    embed_dim: Annotated[int, SIZE]
     vision: VisionConfig | ResNetConfig
     text: TextConfig
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Annotated[float, NOT_NEGATIVE] = 1e-5
     projection: Literal["linear", "mlp"] = "linear"
-    logit_scale_init: float = 1 / 0.07
+    logit_scale_init: Annotated[float, POSITIVE] = 1 / 0.07
     logit_bias_init: float | None = None
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    image_std: tuple[Annotated[float, POSITIVE], ...] = (0.26862954, 0.26130258, 0.27577711)
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     remat: Literal["none", "dots", "named", "attention", "full"] = "none"
@@ -223,16 +241,10 @@ class ModelConfig:
             if typing.get_origin(expected) is Literal and getattr(self, name) not in typing.get_args(expected):
                 known = ", ".join(map(repr, typing.get_args(expected)))
                 raise ValueError(f"model.{name}={getattr(self, name)!r} must be one of {known}")
-        if self.embed_dim < 1:
-            raise ValueError(f"model.embed_dim={self.embed_dim} must be at least 1")
-        if self.logit_scale_init <= 0:
+        check_ranges(self, "model.")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3:
             raise ValueError(
-                f"model.logit_scale_init={self.logit_scale_init} must be positive: it is stored as its log"
-            )
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
-            raise ValueError(
-                f"model.image_mean={self.image_mean} and image_std={self.image_std} must be three numbers each, "
-                "the latter positive"
+                f"model.image_mean={self.image_mean} and image_std={self.image_std} must be three numbers each"
             )
         vision = self.vision
         if isinstance(vision, VisionConfig) and vision.pooling == "attention" and self.embed_dim != vision.width:
@@ -287,7 +299,6 @@ class ModelConfig:
 
 def _nearest(value: int, fits: Callable[[int], bool]) -> str:
     """The closest fitting values below and above, at least 1: "3 or 5", or the only one."""
-    near = range(1, 2 * abs(value) + 4096)
-    below = max((n for n in near if n < value and fits(n)), default=None)
-    above = min((n for n in near if n > value and fits(n)), default=None)
+    below = next((n for n in range(value - 1, 0, -1) if fits(n)), None)
+    above = next((n for n in range(value + 1, 2 * value + 4096) if fits(n)), None)
     return " or ".join(str(n) for n in (below, above) if n is not None)

@@ -47,7 +47,7 @@ class TextTransformer(nnx.Module):
     def __init__(self, model: ModelConfig, rngs: nnx.Rngs):
         config = model.text
         normal = nnx.initializers.normal
-        self.eot_token = config.eot_token
+        self.config = config
         self.pooling = config.pooling
         self.ignores_padding = config.ignores_padding
         self.token_embedding = nnx.Embed(
@@ -72,7 +72,7 @@ class TextTransformer(nnx.Module):
         x = self.transformer(x)
         if self.pooling == "last":
             return self.ln_final(x[:, -1])
-        end = jnp.argmax(text == self.eot_token, axis=-1)  # [B]
+        end = jnp.argmax(self.config.end_mask(text), axis=-1)  # [B]
         # Layer norm acts on each position alone, so we norm only the one that is read.
         return self.ln_final(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import os
+import re
 import shutil
+import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -23,9 +26,11 @@ from clip_jax.pretrained.files import (
     OPEN_CLIP_WEIGHTS,
     PICKLES,
     PREPROCESSOR,
+    PROCESSOR,
     VOCABULARY_FILES,
     StateDict,
     download,
+    image_settings,
     read_json,
     weight_files,
 )
@@ -55,12 +60,14 @@ FORMATS: tuple[Format, ...] = ("open_clip", "huggingface")
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A model as it is loaded or saved. variables: NumPy arrays. folder: of its files."""
+    """A model as it is loaded or saved. variables: NumPy arrays. folder: of its files. assumed: what none of them says,
+    in a sentence, which `load_pretrained` prints."""
 
     config: ModelConfig
     variables: Variables
     transform: ImageTransform
     folder: Path
+    assumed: str = ""
 
 
 def load_pretrained(
@@ -93,6 +100,8 @@ def load_pretrained(
         raise ValueError(f"{files[0]}: {error}") from None
     if published is not None and (differing := pretrained.config.differences(published)):
         raise ValueError(f"the weights found for {name_or_path} belong to another model: {'; '.join(differing)}")
+    if pretrained.assumed:
+        print(f"{files[0]}: {pretrained.assumed}", file=sys.stderr)
     variables, config = resize_positions(pretrained.variables, pretrained.config, image_size, context_length)
     return dataclasses.replace(pretrained, variables=variables, config=config)
 
@@ -104,6 +113,10 @@ def _locate(name_or_path: str) -> tuple[Path, ModelConfig | None]:
     if name_or_path in HUB_REPOS:
         return download(HUB_REPOS[name_or_path]), PUBLISHED[name_or_path]
     unknown = f"there is no file or folder {name_or_path}, and it is no known name: {', '.join(HUB_REPOS)}"
+    if meant := _similar_name(name_or_path):
+        unknown = (
+            f"there is no file or folder {name_or_path}. Did you mean {meant}? Known names: {', '.join(HUB_REPOS)}"
+        )
     is_file = path.suffix in (".safetensors", *PICKLES)
     if name_or_path.count("/") != 1 or name_or_path.startswith((".", "~", "/")) or is_file:
         raise ValueError(f"{unknown}, or a Hub repository as owner/name")
@@ -113,12 +126,18 @@ def _locate(name_or_path: str) -> tuple[Path, ModelConfig | None]:
         raise ValueError(f"{unknown}. As a Hub repository: {error}") from None
 
 
+def _similar_name(name: str) -> str | None:
+    """The published model that a name such as ViT-B-32 or vit_b/32 means."""
+    plain = {re.sub(r"[^a-z0-9]", "", known.lower()): known for known in HUB_REPOS}
+    return plain.get(re.sub(r"(openai|[^a-z0-9])", "", name.lower()))
+
+
 def _read(
     state_dict: StateDict, config_file: Path | None, folder: Path, activation: str | None, param_dtype: str
 ) -> Pretrained:
     layout = layout_of(state_dict.shapes)
     sizes = inferred_sizes(state_dict.shapes, layout)
-    transform = ImageTransform()
+    transform, images, images_file = ImageTransform(), {}, None
     if config_file is None:
         config = config_from_sizes(sizes, layout, activation)
     else:
@@ -126,10 +145,11 @@ def _read(
         try:
             if layout == "open_clip":
                 config, transform = config_from_open_clip(json)
+                images, images_file = json.get("preprocess_cfg", {}), f"preprocess_cfg of {config_file.name}"
             else:
-                images = folder / PREPROCESSOR
-                config, transform = config_from_hf(json, read_json(images) if images.is_file() else {})
-        except (KeyError, TypeError, AttributeError) as error:
+                images, images_file = image_settings(folder)
+                config, transform = config_from_hf(json, images, images_file or PREPROCESSOR)
+        except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{config_file} is not the config of such a model: {error!r}") from None
         if layout != "open_clip" and hf_layout(config) != layout:
             raise ValueError(f"{config_file} has model_type={json['model_type']!r}, but the weights are {layout}'s")
@@ -142,7 +162,23 @@ def _read(
     config = dataclasses.replace(config, param_dtype=param_dtype)  # type: ignore[arg-type]
     _check_buffers(state_dict, config)
     variables = to_variables(state_dict, layout, config)
-    return Pretrained(config=config, variables=variables, transform=transform, folder=folder)
+    return Pretrained(
+        config=config,
+        variables=variables,
+        transform=transform,
+        folder=folder,
+        assumed=_assumed(config, images, images_file),
+    )
+
+
+def _assumed(config: ModelConfig, images: Mapping[str, Any], source: str | None) -> str:
+    """Which of the mean and standard deviation of pixels the files do not say."""
+    absent = [name for name in ("mean", "std") if not images.get(name) and not images.get(f"image_{name}")]
+    if not absent:
+        return ""
+    where = f"{source} does not say" if source else f"no {PROCESSOR} or {PREPROCESSOR} says"
+    taken = " and ".join(f"{name} {getattr(config, f'image_{name}')}" for name in absent)
+    return f"{where} how pixels were normalised in training, so the default of this kind of model is taken: {taken}"
 
 
 def _check_buffers(state_dict: StateDict, config: ModelConfig) -> None:

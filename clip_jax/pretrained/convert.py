@@ -25,7 +25,11 @@ def to_variables(state_dict: Mapping[str, np.ndarray], name: LayoutName, config:
     """
     expected = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     flat = flatten_dict(expected, sep="/")
-    out = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flat.items()}
+    try:
+        out = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flat.items()}
+    except (MemoryError, ValueError):  # ValueError: a size that no array can have
+        total = sum(leaf.size * leaf.dtype.itemsize for leaf in flat.values())
+        raise ValueError(f"a model of these sizes needs {total / 2**30:,.0f} GiB, more than there is") from None
     missing: list[str] = []
     wrong: list[str] = []
     used: set[str] = set()

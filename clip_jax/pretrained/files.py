@@ -1,6 +1,7 @@
 """Reads weights from safetensors files, folders and the Hugging Face Hub. Pickles are never opened."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from safetensors import SafetensorError, safe_open
 
 OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 HF_WEIGHTS, HF_INDEX, HF_CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-PREPROCESSOR = "preprocessor_config.json"
+# transformers 5 writes the second, with the image processor as a section of it, and prefers it.
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+JSON_LIMIT = 16 * 2**20  # bytes; an index of many shards has less than one million
+# What DistributedDataParallel and torch.compile put before the names of what they wrap, in whatever order and depth.
+WRAPPERS = {"module", "_orig_mod"}
 # Tokenizer files that a folder may have, and their kind.
 VOCABULARY_FILES = {
     "tokenizer.model": "sentencepiece",
@@ -42,12 +47,14 @@ HUB_REPOS = {
 class StateDict(Mapping[str, np.ndarray]):
     """The arrays of one or several safetensors files, each read when it is indexed.
 
+    Keys are without the names that wrappers of a model add to them (`WRAPPERS`).
+
     Raises:
       ValueError: a file is missing, truncated or no safetensors file, or a key occurs twice.
     """
 
     def __init__(self, files: Sequence[Path]):
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[str, tuple[Any, str]] = {}  # the file and its own name of the key
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             refuse_pickle(file)
@@ -60,17 +67,22 @@ class StateDict(Mapping[str, np.ndarray]):
                     f"{file} cannot be read as safetensors; it is truncated, damaged or another format ({error}): "
                     "download it again"
                 ) from None
-            for key in handle.keys():  # noqa: SIM118, it is not a dict
+            for name in handle.keys():  # noqa: SIM118, it is not a dict
+                key = ".".join(part for part in name.split(".") if part not in WRAPPERS)
                 if key in self._handles:
+                    other, its_name = self._handles[key]
+                    if other is handle:
+                        raise ValueError(f"{file} has both {its_name} and {name}: remove one of them")
                     raise ValueError(f"{key} is in {file} and in another file beside it: remove one of them")
-                self._handles[key] = handle
-                self.shapes[key] = tuple(handle.get_slice(key).get_shape())
+                self._handles[key] = handle, name
+                self.shapes[key] = tuple(handle.get_slice(name).get_shape())
 
     def __getitem__(self, key: str) -> np.ndarray:
+        handle, name = self._handles[key]
         try:
-            return self._handles[key].get_tensor(key)
+            return handle.get_tensor(name)
         except (SafetensorError, TypeError, AttributeError) as error:  # the last: NumPy has no such dtype, as float8
-            dtype = self._handles[key].get_slice(key).get_dtype()
+            dtype = handle.get_slice(name).get_dtype()
             raise ValueError(
                 f"{key} cannot be read as {dtype} ({error}): write the file again in float32, float16 or bfloat16"
             ) from None
@@ -103,14 +115,52 @@ def refuse_pickle(file: Path) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; raises ValueError with the file's name for anything else."""
+    """A JSON object of finite numbers, of at most JSON_LIMIT; raises ValueError with the file's name otherwise."""
+
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            raise ValueError(f"{text} is no finite number")
+        return number
+
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:
+            text = stream.read(JSON_LIMIT + 1)
+        if len(text) > JSON_LIMIT:
+            raise ValueError(f"it is larger than {JSON_LIMIT // 2**20} MiB")
+        content = json.loads(text.decode("utf-8-sig"), parse_float=finite, parse_constant=finite)
+    except RecursionError:
+        raise ValueError(f"{file} cannot be read as JSON: its brackets are nested too deeply") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, not a JSON object")
     return content
+
+
+def image_settings(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """How transformers' processor prepares a picture, and the file that says so; {} and None without one.
+
+    Raises ValueError for a file that is damaged, or two that contradict each other.
+    """
+    files = [file for name in (PROCESSOR, PREPROCESSOR) if (file := folder / name).is_file()]
+    found = [(settings, file) for file in files if (settings := _images_of(file)) is not None]
+    if not found:
+        return {}, None
+    (settings, file), *others = found
+    for other, beside in others:
+        if differing := sorted(key for key in settings.keys() & other.keys() if settings[key] != other[key]):
+            raise ValueError(f"{file} and {beside} differ in {', '.join(differing)}: remove the one that is wrong")
+    return settings, file.name
+
+
+def _images_of(file: Path) -> dict[str, Any] | None:
+    content = read_json(file)
+    if file.name == PREPROCESSOR:
+        return content
+    images = content.get("image_processor")  # older ones have no such section
+    if images is not None and not isinstance(images, dict):
+        raise ValueError(f"{file} has image_processor={images!r}, not a JSON object")
+    return images
 
 
 def weight_files(path: Path) -> tuple[list[Path], Path | None]:
@@ -147,14 +197,14 @@ def download(repo: str) -> Path:
     """The folder of a Hub repository's weights, config and tokenizer, downloaded or from the cache.
 
     Raises:
-      ValueError: huggingface_hub is not installed, the Hub cannot be reached and the cache has no copy, or there is no
-        such repository.
+      ValueError: huggingface_hub is not installed, the Hub cannot be reached and the cache has no copy, the download
+        breaks off, or there is no such repository or it has no safetensors.
     """
     try:
         import huggingface_hub
     except ImportError:
         raise ValueError(f"getting {repo} from the Hub needs huggingface_hub: pip install 'jax-clip[hub]'") from None
-    beside = [PREPROCESSOR, *VOCABULARY_FILES]
+    beside = [PREPROCESSOR, PROCESSOR, *VOCABULARY_FILES]
     try:
         folder = Path(
             huggingface_hub.snapshot_download(repo, allow_patterns=[OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, *beside])
@@ -162,10 +212,31 @@ def download(repo: str) -> Path:
         if not ((folder / OPEN_CLIP_CONFIG).is_file() and (folder / OPEN_CLIP_WEIGHTS).is_file()):
             patterns = [HF_CONFIG, HF_WEIGHTS, HF_INDEX, "model-*.safetensors", *beside]
             folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of several HTTP libraries, by the release
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ValueError(
             f"cannot get {repo} from the Hugging Face Hub, and it is not in the local cache: {reason}. Without a "
             f"network, run `hf download {repo}` where there is one and give the folder's path"
         ) from None
+    if not any((folder / name).is_file() for name in (OPEN_CLIP_WEIGHTS, HF_WEIGHTS, HF_INDEX)):
+        raise ValueError(_without_weights(repo))
     return folder
+
+
+def _without_weights(repo: str) -> str:
+    """Why a repository cannot be read, by what lies there instead of safetensors."""
+    import huggingface_hub
+
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(repo)
+    except Exception:  # what was asked for came from the cache, and the network is away
+        names = []
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        return (
+            f"the repository {repo} has its weights as pickles only ({', '.join(pickles[:3])}), which can run any code "
+            f"when they are opened, so clip_jax does not read them. If you trust them, `hf download {repo} "
+            f"{pickles[0]}`, and give that path: the message then says how to convert it"
+        )
+    holds = f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it holds nothing"
+    return f"the repository {repo} has no {OPEN_CLIP_WEIGHTS} or {HF_WEIGHTS}: {holds}"

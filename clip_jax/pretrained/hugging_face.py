@@ -24,8 +24,12 @@ HF_TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def config_from_hf(json: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[ModelConfig, ImageTransform]:
-    """From transformers' config.json and preprocessor_config.json, {} without one.
+def config_from_hf(
+    json: Mapping[str, Any], images: Mapping[str, Any], source: str = "preprocessor_config.json"
+) -> tuple[ModelConfig, ImageTransform]:
+    """From transformers' config.json and the settings of its image processor, {} without any.
+
+    source: the file that these settings are from.
 
     Raises:
       ValueError: neither CLIPModel nor SiglipModel, or something these models do not have.
@@ -66,11 +70,11 @@ def config_from_hf(json: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[
         image_mean=mean,
         image_std=std,
     )
-    return config, _transform_from_hf(images, config.vision.image_size, is_clip)
+    return config, _transform_from_hf(images, config.vision.image_size, is_clip, source)
 
 
-def _transform_from_hf(images: Mapping[str, Any], image_size: int, is_clip: bool) -> ImageTransform:
-    """From preprocessor_config.json; in older ones sizes are plain numbers."""
+def _transform_from_hf(images: Mapping[str, Any], image_size: int, is_clip: bool, source: str) -> ImageTransform:
+    """From the image processor's settings; in older ones sizes are plain numbers."""
     needed = {"do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
     unknown = [f"{key}={images[key]!r}" for key, value in needed.items() if images.get(key, value) != value]
     square = {"height": image_size, "width": image_size}
@@ -82,7 +86,7 @@ def _transform_from_hf(images: Mapping[str, Any], image_size: int, is_clip: bool
         unknown.append(f"size={size!r}")
     if unknown:
         raise ValueError(
-            f"preprocessor_config.json has {', '.join(unknown)}; clip_jax resizes bicubically to the model's "
+            f"{source} has {', '.join(unknown)}; clip_jax resizes bicubically to the model's "
             f"{image_size} pixels, the shorter side with the centre cut out or both, and normalises"
         )
     return ImageTransform(resize_mode="squash" if size == square else "shortest")
@@ -134,6 +138,8 @@ def hf_json(config: ModelConfig) -> dict[str, Any]:
                             "eos_token_id": text.eot_token},
             "vision_config": {"model_type": "siglip_vision_model", **sizes[0], **pixels, **shared},
         }  # fmt: skip
+    # Of a vocabulary that may be padded: 2, for which transformers, too, reads the highest id.
+    eos = 2 if text.reads_highest and text.vocab_size != HF_TEXT_DEFAULTS["clip"]["vocab_size"] else text.eot_token
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -142,7 +148,7 @@ def hf_json(config: ModelConfig) -> dict[str, Any]:
         "logit_scale_init_value": math.log(config.logit_scale_init),
         "text_config": {"model_type": "clip_text_model", **sizes[1], **tokens, **shared,
                         "projection_dim": config.embed_dim, "pad_token_id": 0,
-                        "bos_token_id": max(text.eot_token - 1, 0), "eos_token_id": text.eot_token},
+                        "bos_token_id": max(text.eot_token - 1, 0), "eos_token_id": eos},
         "vision_config": {"model_type": "clip_vision_model", **sizes[0], **pixels, **shared,
                           "projection_dim": config.embed_dim},
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """The weights that train.init_from names: opened, compared with the config's model, put into a new state."""
 
 from clip_jax.config.experiment import Config
-from clip_jax.inference.load import open_model
+from clip_jax.inference.load import open_model, with_end_token
 from clip_jax.models import ModelConfig
 from clip_jax.models.variables import tower_variables
 from clip_jax.training.state import TrainState, with_variables
@@ -33,7 +33,8 @@ class InitialWeights:
 
         model: the run's, with its end token. tokenizer: the run's.
         """
-        if differing := self._pretrained.config.differences(model, self._towers):
+        given = with_end_token(self._pretrained.config, tokenizer)
+        if differing := given.differences(model, self._towers):
             raise ValueError(f"train.init_from={self._name} is not the config's model: {'; '.join(differing)}")
         if self.tokenizer and self.tokenizer.fingerprint() != tokenizer.fingerprint():
             raise ValueError(

@@ -155,6 +155,12 @@ class ProgressLog:
         self._bar = progress_bar(total=total_steps, initial=resume_step, unit="step", disable=silent)
         self._last_time = time.perf_counter()
         self._waited_s = 0.0
+        if resume_step < total_steps:
+            self.show("compiling the step")
+
+    def show(self, what: str) -> None:
+        """Says on the bar what is done now, until the next step's numbers replace it."""
+        self._bar.set_postfix_str(what)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:

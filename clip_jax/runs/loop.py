@@ -16,6 +16,7 @@ from clip_jax.distributed.sharding import local_rows, place_batch
 from clip_jax.distributed.watchdog import hang_watch
 from clip_jax.evaluation.in_training import Results, as_row, as_table
 from clip_jax.plots.training import plot_curves
+from clip_jax.runs.finished import keep_results, kept_results
 from clip_jax.runs.logging import NonFiniteLossError, ProgressLog, read_metrics, summary_table
 from clip_jax.runs.setup import TrainingRun, prepare_run
 from clip_jax.runs.stopping import EVALUATION_S, Stopped, Stopping, stop_signals
@@ -64,7 +65,7 @@ def _train(run: TrainingRun) -> int:
         return 128 + results
     data_state = _data_state(run)  # by all processes
     if first:
-        write_json(workdir / "evaluation.json", results)
+        keep_results(workdir, run.config, results)
         if rows := read_metrics(workdir):
             plot_curves(rows, workdir / "curves.png")
         seen, seconds = run.batches.samples_seen(data_state["next_batch"]), time.perf_counter() - start
@@ -85,6 +86,7 @@ def _train_and_evaluate(run: TrainingRun) -> Results | signal.Signals:
     log = ProgressLog(run.workdir, first_step, last_step, batch_size, silent=not processes.is_first())
 
     def evaluate(step: int, pictures: Path | None = None) -> Results:
+        log.show("evaluating")
         stopping.report_progress(EVALUATION_S)
         results = run.evaluator(run.state.variables, pictures)
         stopping.report_progress()
@@ -155,8 +157,13 @@ def _train_and_evaluate(run: TrainingRun) -> Results | signal.Signals:
                     _save_alone(run, log, stopping, step, used)
                     return received[0]
         run.checkpointer.wait()
+        kept: Results | None = None
+        if first_step == last_step and evaluated:
+            kept = processes.from_first("the results", lambda: kept_results(run.workdir, run.config))
+        if kept and processes.is_first():
+            print("evaluation.json has the results of the last step by these settings: nothing is measured again")
         try:
-            results = evaluate(last_step, pictures=run.workdir if processes.is_first() else None)
+            results = kept or evaluate(last_step, pictures=run.workdir if processes.is_first() else None)
         except Stopped:
             return received[0]
         return received[0] if received else results

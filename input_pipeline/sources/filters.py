@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from input_pipeline.ranges import COUNT_OR_0, NOT_NEGATIVE, check_ranges
 from input_pipeline.sources import opener
 from input_pipeline.sources.base import BrokenRecordError, Record, Source, as_broken, check_index
 from input_pipeline.sources.index_file import load_index, save_index
@@ -36,18 +37,16 @@ class Filters:
       caption_must_match, caption_must_not_match: regular expressions, searched for anywhere in the caption.
     """
 
-    min_side: int = 0
-    max_aspect: float = 0.0
-    min_caption_length: int = 0
-    max_caption_length: int = 0
+    min_side: Annotated[int, COUNT_OR_0] = 0
+    max_aspect: Annotated[float, NOT_NEGATIVE] = 0.0
+    min_caption_length: Annotated[int, COUNT_OR_0] = 0
+    max_caption_length: Annotated[int, COUNT_OR_0] = 0
     caption_must_match: str = ""
     caption_must_not_match: str = ""
 
     def check(self, prefix: str) -> None:
         """Raises ValueError that names the value out of range, after a prefix such as data. or --."""
-        for name in ("min_side", "min_caption_length", "max_caption_length"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{prefix}{name}={getattr(self, name)} must be at least 0")
+        check_ranges(self, prefix)
         if self.max_aspect != 0 and self.max_aspect < 1:
             raise ValueError(f"{prefix}max_aspect={self.max_aspect} must be at least 1, or 0 for any")
         if 0 < self.max_caption_length < self.min_caption_length:

@@ -99,8 +99,11 @@ def test_numbers_become_what_their_section_declares():
     [
         (
             {"optimizer__learning_rat": 1e-3},
-            "unknown optimizer.learning_rat; optimizer has b1, b2, ema_decay, eps, first_",
+            "unknown optimizer.learning_rat (did you mean learning_rate?); optimizer has b1, b2, ema_decay",
         ),
+        ({"train__learning_rate": 1e-3}, "unknown train.learning_rate: did you mean optimizer.learning_rate?"),
+        ({"model__patch_size": 7}, "unknown model.patch_size: did you mean vision.patch_size?"),
+        ({"loss__seed": 7}, "unknown loss.seed: did you mean data.seed or train.seed?"),
         ({"text__eot_token": 5}, "unknown text.eot_token; text has causal, context_length, depth"),
         ({"model__vision": {}}, "unknown model.vision; model has activation, compute_dtype"),
         ({"train__total_steps": "7"}, "train.total_steps='7' must be int, not str"),
@@ -127,7 +130,8 @@ def test_numbers_become_what_their_section_declares():
             {"vision__image_size": 33, "vision__patch_size": 8},
             "vision.image_size=33 is not divisible by vision.patch_size=8: use an image_size",
         ),
-        ({"vision__patch_dropout": 1}, "vision.patch_dropout=1.0 must lie in [0, 1) and leave at least one of the 16"),
+        ({"vision__patch_dropout": 1}, "vision.patch_dropout=1.0 must lie in [0, 1)"),
+        ({"vision__patch_dropout": 0.99}, "vision.patch_dropout=0.99 must leave at least one of the 16 patches"),
         ({"optimizer__frozen": ("image",)}, "optimizer.frozen[0]='image' must be one of 'visual', 'text'"),
         ({"optimizer__first_moment_dtype": 16}, "optimizer.first_moment_dtype=16 must be one of 'param_dtype', 'bf"),
         ({"train__num_microbatches": 0}, "train.num_microbatches=0 must be at least 1"),
@@ -190,7 +194,9 @@ def test_every_missing_key_is_named(section):
 def test_unknown_and_missing_sections_are_named_together():
     given = sections()
     given["optimiser"] = given.pop("optimizer")
-    with pytest.raises(ValueError, match=r"^unknown config.optimiser, missing config.optimizer; config has data, "):
+    with pytest.raises(
+        ValueError, match=r"^unknown config.optimiser \(did you mean optimizer\?\), missing config.optimizer; "
+    ):
         make_config(given)
 
 
@@ -289,7 +295,7 @@ def test_a_mixture_stands_in_the_config_or_in_a_file(tmp_path):
         ("[3]", r"^data.mixture\[0\]=3 must be a dict$"),
         (
             '[{"kind": "table", "nam": "a"}]',
-            r"^unknown data.mixture\[0\].nam, missing data.mixture\[0\].name; data.mixture\[",
+            r"^unknown data.mixture\[0\].nam \(did you mean name\?\), missing data.mixture\[0\].name; data.mixture\[",
         ),
         ('[{"kind": "hdf5", "name": "a"}]', r"^data.mixture\[0\].kind='hdf5' must be one of 'scenes', 'webdataset', "),
         ('[{"kind": "table", "name": "a", "weight": "x"}]', r"^data.mixture\[0\].weight='x' must be float, not str$"),

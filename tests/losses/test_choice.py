@@ -60,5 +60,5 @@ def test_chance_is_the_least_loss_of_a_single_answer(kind, dense, N):
 
 
 def test_a_block_size_below_zero_is_refused():
-    with pytest.raises(ValueError, match=r"loss.block_size=-1 must be rows computed at once, or 0"):
+    with pytest.raises(ValueError, match=r"loss.block_size=-1 must be at least 0"):
         LossConfig(block_size=-1)

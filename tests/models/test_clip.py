@@ -288,7 +288,7 @@ def test_bfloat16_computes_close_to_float32_and_stores_float32(params):
         (
             "vision",
             {"num_heads": 4},
-            "width=15 is not divisible by num_heads=4: use width=12 or 16, or num_heads=3 or 5",
+            "vision.width=15 is not divisible by vision.num_heads=4: use width=12 or 16, or num_heads=3 or 5",
         ),
         ("vision", {"depth": 0}, "depth=0 must be at least 1"),
         (

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tarfile
@@ -201,6 +202,33 @@ def test_the_last_evaluation_is_written_and_logged(finished):
     last = [row for row in read_metrics(finished) if "loss" not in row][-1]
     assert last["evaluation/scenes/digit/top1"] == digits["top1"]
     assert last["evaluation/retrieval/text_to_image_r@5"] == retrieval["text_to_image_r@5"]
+
+
+def test_a_finished_run_that_is_entered_again_measures_nothing_twice(
+    finished, tmp_path, no_pictures, monkeypatch, capsys
+):
+    workdir = tmp_path / "again"
+    shutil.copytree(finished, workdir)
+    measured: list[int] = []
+    measure = in_training.Evaluator.__call__
+
+    def counted(self, *args):
+        measured.append(1)
+        return measure(self, *args)
+
+    monkeypatch.setattr(in_training.Evaluator, "__call__", counted)
+    before = (workdir / "evaluation.json").read_bytes()
+    assert loop.train(miniature(), workdir) == 0
+    assert measured == []
+    assert (workdir / "evaluation.json").read_bytes() == before
+    assert "evaluation.json has the results of the last step by these settings: nothing is" in capsys.readouterr().out
+    (workdir / "evaluation.json").write_bytes(before[:-5])  # damaged
+    assert loop.train(miniature(), workdir) == 0
+    assert (measured, (workdir / "evaluation.json").read_bytes()) == ([1], before)
+    fewer = miniature()
+    fewer["evaluation"]["num_examples"] = 7
+    assert loop.train(fewer, workdir) == 0
+    assert measured == [1, 1]
 
 
 def test_evaluate_gives_the_numbers_of_the_end_of_the_run(finished, tmp_path):

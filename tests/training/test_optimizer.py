@@ -67,9 +67,9 @@ def test_warm_up_must_end_before_the_run(total_steps):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.0}, "optimizer.learning_rate=0.0 must be positive"),
+        ({"learning_rate": 0.0}, "optimizer.learning_rate=0.0 must be above 0"),
         ({"max_logit_scale": 0.5}, "optimizer.max_logit_scale=0.5 must be at least 1"),
-        ({"ema_decay": 1.0}, r"optimizer.ema_decay=1.0 must lie in \[0, 1\); 0 keeps no average"),
+        ({"ema_decay": 1.0}, r"optimizer.ema_decay=1.0 must lie in \[0, 1\)$"),
         ({"first_moment_dtype": "float16"}, "optimizer.first_moment_dtype='float16' must be 'param_dtype' or 'bfl"),
         ({"frozen": ("visual", "text")}, r"optimizer.frozen=\('visual', 'text'\) must be \(\), \('visual',\) or"),
     ],

@@ -1,13 +1,13 @@
 """A suite's config file to frozen dataclasses: which data sets, which measures, and how."""
 
-import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from clip_jax.config.experiment import check_names, make_section
+from clip_jax.config.experiment import check_sections, make_section
 from clip_jax.evaluation.prompts import template_names
+from input_pipeline.ranges import BATCH, COUNT, COUNT_OR_0, SEED, Range, check_ranges
 
 Measure = Literal["zero_shot", "linear_probe", "few_shot", "retrieval", "robustness", "overlap", "bias"]
 OWN = "own"  # the data set's prompts
@@ -33,10 +33,10 @@ class SuiteSection:
     datasets: tuple[str, ...]
     measures: tuple[Measure, ...]
     data_dir: str
-    num_examples: int
-    batch_size: int
+    num_examples: Annotated[int, COUNT_OR_0]
+    batch_size: Annotated[int, BATCH]
     compute_dtype: Literal["float32", "bfloat16"]
-    seed: int
+    seed: Annotated[int, SEED]
     link_root: str = ""
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class SuiteSection:
             raise ValueError(f"suite.datasets names {', '.join(repeated)} twice")
         if not self.measures:
             raise ValueError(f"suite.measures is empty: name some of {', '.join(typing.get_args(Measure))}")
-        _at_least("suite", self, num_examples=0, batch_size=1, seed=0)
+        check_ranges(self, "suite.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,9 @@ class ZeroShotSection:
     prompts: tuple[str, ...]
     headline: str
     templates: tuple[str, ...]
-    num_resamples: int
-    confidence: float
-    num_mistakes: int
+    num_resamples: Annotated[int, COUNT]
+    confidence: Annotated[float, Range(above=0, below=1)]
+    num_mistakes: Annotated[int, COUNT_OR_0]
 
     def __post_init__(self) -> None:
         known = (OWN, *template_names())
@@ -72,9 +72,7 @@ class ZeroShotSection:
                 raise ValueError(
                     f"zero_shot.templates has {template!r}: each needs exactly one {{}} for the class name"
                 )
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"zero_shot.confidence={self.confidence} must lie within (0, 1)")
-        _at_least("zero_shot", self, num_resamples=1, num_mistakes=0)
+        check_ranges(self, "zero_shot.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +83,23 @@ class LinearProbeSection:
 
     features: Literal["pooled", "joint"]
     full_sweep: bool
-    num_parallel: int
+    num_parallel: Annotated[int, COUNT]
 
     def __post_init__(self) -> None:
-        _at_least("linear_probe", self, num_parallel=1)
+        check_ranges(self, "linear_probe.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotSection:
     """shots: labels a class, ascending. num_seeds: draws of each."""
 
-    shots: tuple[int, ...]
-    num_seeds: int
+    shots: tuple[Annotated[int, COUNT], ...]
+    num_seeds: Annotated[int, Range(2, COUNT.most)]
 
     def __post_init__(self) -> None:
-        if not self.shots or self.shots[0] < 1 or list(self.shots) != sorted(set(self.shots)):
+        check_ranges(self, "few_shot.")
+        if not self.shots or list(self.shots) != sorted(set(self.shots)):
             raise ValueError(f"few_shot.shots={self.shots} must be numbers of at least 1, ascending")
-        _at_least("few_shot", self, num_seeds=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +108,11 @@ class RetrievalSection:
     before each caption."""
 
     source: str
-    num_examples: int
+    num_examples: Annotated[int, COUNT_OR_0]
     prompt_prefix: str
 
     def __post_init__(self) -> None:
-        _at_least("retrieval", self, num_examples=0)
+        check_ranges(self, "retrieval.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +134,13 @@ class OverlapSection:
     is measured by. threshold: in it, a duplicate's least. num_pairs: drawn around it."""
 
     training: str
-    num_training: int
+    num_training: Annotated[int, COUNT_OR_0]
     embedding: Literal["perceptual", "model"]
-    threshold: float
-    num_pairs: int
+    threshold: Annotated[float, Range(-1, 1)]  # a cosine similarity
+    num_pairs: Annotated[int, COUNT]
 
     def __post_init__(self) -> None:
-        if not -1 <= self.threshold <= 1:
-            raise ValueError(f"overlap.threshold={self.threshold} is a cosine similarity: it must lie in [-1, 1]")
-        _at_least("overlap", self, num_training=0, num_pairs=1)
+        check_ranges(self, "overlap.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +186,5 @@ class SuiteConfig:
 def make_suite_config(sections: Mapping[str, Mapping[str, Any]]) -> SuiteConfig:
     """Checks and freezes the sections of a suite's config file; ValueError that names what is wrong."""
     classes = typing.get_type_hints(SuiteConfig)
-    check_names("config", set(sections), {field.name for field in dataclasses.fields(SuiteConfig)})
+    check_sections(sections, classes)
     return SuiteConfig(**{name: make_section(name, cls, sections[name]) for name, cls in classes.items()})
-
-
-def _at_least(section: str, values: Any, **least: int) -> None:
-    for name, number in least.items():
-        if getattr(values, name) < number:
-            raise ValueError(f"{section}.{name}={getattr(values, name)} must be at least {number}")
