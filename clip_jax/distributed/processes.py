@@ -21,6 +21,7 @@ import jax
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 
+from clip_jax.distributed import lifeline
 from clip_jax.distributed.rendezvous import HostsError, wait_for_processes
 from clip_jax.distributed.watchdog import NO_PROGRESS
 from input_pipeline.storage import digest, digest_json
@@ -34,6 +35,7 @@ GRACE_S = 3.0  # after another process failed: time for this one to report its o
 LEAVE_TIMEOUT_S = 15.0
 REMIND_S = 60.0
 HAS_ENDED = " has ended: "
+LOST = "it was killed, or its host is gone"
 SHOWN = 120  # characters of a value that a message shows whole
 
 _hosts: list[str] = []  # of each process, in JAX's numbering; empty with one process
@@ -135,6 +137,10 @@ def _start(
     global _hosts
     _hosts = hosts
     _hosts = gather("host names", hosts[process_id])  # a TPU's runtime may number its processes differently
+    ports = gather("the lifelines", lifeline.listen(_report_lost) if process_id == 0 else 0)
+    if process_id:
+        host, first = coordinator.rpartition(":")[0].strip("[]"), ports.index(max(ports))
+        lifeline.connect(host, max(ports), jax.process_index(), lambda: _end_without_coordinator(first))
     return True
 
 
@@ -279,6 +285,22 @@ def _watch_others() -> None:
             end_all(cause)
     time.sleep(LEAVE_TIMEOUT_S)  # by now the process has ended, unless a thread waits for another one
     _leave()
+
+
+def _report_lost(process: int) -> None:
+    """On the coordinator: reports a process that is gone without a word, in its name."""
+    if _finished.wait(POLL_S) or _leaving.is_set() or _failure_of_others():  # it has ended with all, or has reported
+        return
+    with suppress(jax.errors.JaxRuntimeError):
+        for kind, text in (("failed", f"{describe(process)}{HAS_ENDED}{LOST}"), ("gone", "")):
+            _client().key_value_set(f"clip_jax/{kind}/{process}", text)
+
+
+def _end_without_coordinator(process: int) -> None:
+    """Ends this process at once when the coordinator is gone: JAX would abort it with pages of text."""
+    if not _finished.is_set() and not _leaving.is_set():
+        print(f"clip-jax: error: {describe(process)}{HAS_ENDED}{LOST}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _failure_of_others(timeout_s: float = 0) -> str:

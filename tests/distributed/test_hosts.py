@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ from PIL import Image
 from processes import Processes, free_port
 
 import clip_jax
+from clip_jax.distributed import lifeline
 from clip_jax.distributed.processes import (
     OPEN_MPI,
     check_equal,
@@ -386,6 +388,47 @@ def test_the_failure_of_one_process_ends_all_and_names_it(start, tmp_path):
     # Heads are split over both: each needs every row.
     assert notes(job, "index", 0)[:3] == notes(job, "index", 1)[:3]
     assert len(notes(job, "index")[0]["index"]) == 8
+
+
+def test_a_lifeline_breaks_with_its_process_and_names_it():
+    lost = queue.SimpleQueue()
+    port = lifeline.listen(lost.put)
+    code = (
+        "import sys; from clip_jax.distributed import lifeline\n"
+        f"lifeline.connect('localhost', {port}, 3, lambda: None); print(); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert lost.empty()
+        other.kill()
+        assert lost.get(timeout=10) == 3
+    with socket.create_server(("localhost", 0)) as server:
+        lifeline.connect("localhost", server.getsockname()[1], 1, lambda: lost.put("first"))
+        connection, _ = server.accept()
+        assert json.loads(connection.makefile("rb").readline()) == {"process": 1}
+        connection.close()
+        assert lost.get(timeout=10) == "first"
+    lifeline.connect("localhost", free_port(), 1, lambda: lost.put("unreachable"))
+    assert lost.empty()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_is_named_in_one_line_by_the_other(start, tmp_path, killed):
+    job = start(2, 1, sections(sharding__fsdp=1), tmp_path, SLOWLY)
+    while not any("loss" in row for row in read_metrics(tmp_path)):
+        time.sleep(0.05)
+    os.kill(job.hosts[killed].pid, signal.SIGKILL)
+    started = time.monotonic()
+    assert job.hosts[1 - killed].code() == 1
+    assert time.monotonic() - started < 10
+    err = job.hosts[1 - killed].err()
+    message = (
+        f"clip-jax: error: process {killed} ({socket.gethostname()}) has ended: it was killed, or its host is gone"
+    )
+    assert err.splitlines().count(message) == 1
+    assert "Traceback" not in err
 
 
 def test_a_process_without_progress_shows_its_threads_and_all_end(start, tmp_path):
