@@ -110,7 +110,7 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 1000  # steps
     config.train.evaluate_every = 10_000  # steps
     config.train.keep_checkpoints = 3
-    config.train.hang_timeout_s = 1800  # seconds without a step, on several hosts
+    config.train.hang_timeout_s = 1800  # seconds without a step, after which the run ends
     config.train.init_from = ""  # random parameters
     config.train.init_towers = ("visual", "text")  # that init_from gives
     config.train.seed = 0
