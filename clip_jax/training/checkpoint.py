@@ -1,6 +1,7 @@
 """Checkpoints by orbax: the train state and the position in the data, saved together or not at all."""
 
 import asyncio
+import shutil
 import sys
 import weakref
 from collections.abc import Sequence
@@ -118,8 +119,13 @@ class Checkpointer:
         return None
 
     def move_newer_than(self, step: int) -> None:
-        """Moves the checkpoints newer than `step`, which could not be read, to workdir/unreadable_STEP."""
+        """Moves the checkpoints newer than `step`, which could not be read, to workdir/unreadable_STEP.
+
+        Removes what killed saves left: only for the owner of the workdir.
+        """
         newer_steps = [s for s in self.steps() if s > step]
+        for unfinished in self.directory.glob("*.orbax-checkpoint-tmp") if processes.is_first() else []:
+            shutil.rmtree(unfinished)
         for newer in newer_steps if processes.is_first() else []:
             target = self.directory.parent / f"unreadable_{newer}"
             while target.exists():

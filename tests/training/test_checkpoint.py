@@ -181,8 +181,10 @@ def test_a_damaged_newest_step_falls_back_to_the_one_before(saved, target, tmp_p
     assert_identical(state, some_state(target, seed=10))
     assert data == data_state(10)
     # The run goes on from step 10 and writes step 20 again.
+    (unfinished := tmp_path / "checkpoints" / "15.orbax-checkpoint-tmp").mkdir()  # as a killed save leaves it
     reader.move_newer_than(10)
     assert reader.steps() == [10]
+    assert not unfinished.exists()
     assert (tmp_path / "unreadable_20").is_dir()
     moved = f"the checkpoint of step 20, which cannot be read, is now {tmp_path}/unreadable_20\n"
     assert moved in capsys.readouterr().err
