@@ -87,8 +87,8 @@ class TrainConfig:
       checkpoint_every, evaluate_every: in steps; 0 only at the end.
       keep_checkpoints: how many of the newest are kept.
       hang_timeout_s: seconds without a step (or a batch of an evaluation) after which a process shows where it is stuck
-        and ends, a process alone after it has saved the steps before the data that does not come; longer than compilation, the first index of the data and a save; 0 waits
-        forever.
+        and ends, a process alone after it has saved the steps before the data that does not come; longer than
+        compilation, the first index of the data and a save; 0 waits forever.
       init_from: weights to start from, a name or path as `clip_jax.load` takes; position embeddings are interpolated to
         the config's image_size and context_length. Empty starts from random parameters.
       init_towers: what is taken from init_from: both towers and the temperature, or one tower alone, ("visual",) or
