@@ -180,7 +180,7 @@ def test_sizes_that_no_memory_holds(goldens, tmp_path):
     state_dict["text_model.embeddings.position_embedding.weight"] = np.empty((2**40, 0), np.float32)
     save_file(state_dict, folder / "model.safetensors")
     edited(folder / "config.json", max_position_embeddings=2**40)
-    with pytest.raises(ValueError, match="text.context_length=1099511627776 must be at most 1048576"):
+    with pytest.raises(ValueError, match=r"text.context_length=1099511627776 must be at most 1048576"):
         load_pretrained(folder)
 
 
