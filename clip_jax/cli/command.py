@@ -52,7 +52,7 @@ def _run() -> None:
     if sys.argv[1:2] == ["completion"]:
         from clip_jax.cli.completion import main as complete
 
-        return complete(sys.argv[2:])
+        return complete(sys.argv[2:], COMMANDS)
     name = _choose("clip-jax", "command", COMMANDS, sys.argv[1:])
     skip_missing_tpu()
     words = [sys.argv[0], name]

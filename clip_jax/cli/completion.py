@@ -16,10 +16,10 @@ complete -o default -F _clip_jax clip-jax"""
 SHELLS = {"bash": BASH, "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{BASH}"}
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], commands: Iterable[str]) -> None:
     """Prints the script of a shell, or with --words the completions of a line, one each; raises SystemExit."""
     if len(arguments) == 2 and arguments[0] == "--words":
-        print("\n".join(completions(arguments[1])))
+        print("\n".join(completions(arguments[1], commands)))
     elif len(arguments) == 1 and arguments[0] in SHELLS:
         print(SHELLS[arguments[0]])
     else:
@@ -27,19 +27,17 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(0 if arguments in ([], ["--help"], ["-h"]) else 1)
 
 
-def completions(line: str) -> list[str]:
+def completions(line: str, commands: Iterable[str]) -> list[str]:
     """What may follow or end the last word of a line; as bash wants it, without what stands before a "=" in it."""
-    from clip_jax.cli.command import COMMANDS
-
     *before, last = line.split(" ")
     words = [word for word in before[1:] if word]
     module = None
     for word in words:
-        names = COMMANDS if module is None else getattr(module, "KINDS", {})
+        names = commands if module is None else getattr(module, "KINDS", {})
         if word in names:
             module = importlib.import_module(f"{module.__name__ if module else 'clip_jax.cli'}.{word}")
     if module is None:
-        return _starting([*COMMANDS, "completion", "--version", "--help"], last)
+        return _starting([*commands, "completion", "--version", "--help"], last)
     if kinds := getattr(module, "KINDS", None):
         return _starting(kinds, last)
     from clip_jax.cli.common_flags import own_flags, shipped_configs

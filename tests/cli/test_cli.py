@@ -582,6 +582,16 @@ def test_each_command_runs_as_a_module(command, arguments, message):
     assert ran.stderr.startswith(f"clip-jax: error: {message}\n")
 
 
+def test_help_shows_defaults(outcomes):
+    lines = outcomes["prepare help"].out.splitlines()
+    shown = {
+        line.split(":")[0].strip(" -"): re.search(r"\(default (.*)\)$", line) for line in lines if line[:4] == "  --"
+    }
+    defaults = {name: match[1] for name, match in shown.items() if match}
+    assert (defaults["image_size"], defaults["quality"], defaults["runner"]) == ("256", "90", "local")
+    assert "output" not in defaults
+
+
 def test_traceback_shows_where_a_mistake_was_found(outcomes, place):
     outcome = outcomes["traceback"]
     assert outcome.code == 1

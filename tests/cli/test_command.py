@@ -57,17 +57,17 @@ KEYS = [f"--config.{section}.{key}=" for section, keys in get_config().to_dict()
     ],
 )
 def test_completions_of_a_line(line, expected):
-    assert completion.completions(line) == expected
+    assert completion.completions(line, command.COMMANDS) == expected
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)
 def test_the_script_of_a_shell(shell, capsys):
-    completion.main([shell])
+    completion.main([shell], command.COMMANDS)
     script = capsys.readouterr().out
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
     with pytest.raises(SystemExit, match="1"):
-        completion.main(["fish"])
+        completion.main(["fish"], command.COMMANDS)
 
 
 def test_no_libtpu_on_a_machine_without_tpu(monkeypatch):
