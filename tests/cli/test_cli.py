@@ -223,7 +223,7 @@ def commands(place: Path) -> dict[str, list[str]]:
         "nothing to inspect": ["inspect"],
         "data to inspect": ["inspect", "/nowhere"],
         "flag of another command": classify(photo, "--shard_size=5"),
-        "shared flag of other commands": embed("--captions_field=alt"),
+        "shared flag of other commands": embed("--num_records=3"),
         "vocabulary of nothing": ["tokenizer", f"--output={place / 'v.model'}"],
         "vocabulary that exists": ["tokenizer", "--path=p", f"--output={place / 'tokenizer.model'}"],
         "pieces": [
@@ -342,7 +342,7 @@ MESSAGES = {
     "nowhere to embed to": "--output is missing: for instance --output=embeddings",
     "no model to embed with": "--model is missing: for instance --model=ViT-B/32",
     "folder to embed": "no data at '{place}/photos', which does not exist: expected a folder of pictures",
-    "empty folder to embed": "no usable record in {place}/empty: expected pictures (jpg, jpeg, png, webp, gif, bmp, ",
+    "empty folder to embed": "no usable record in {place}/empty: expected pictures (jpg, jpeg, png, webp, jpe, jfif, ",
     "source to embed": "--source=scenes must be one of folder, webdataset, tfds, array_record, table\n",
     "tfds to embed": "tfds needs a path and a split such as train; got path '{place}/photo' and split ''",
     "tar to embed": "no data at '/nowhere/at.tar', which does not exist: expected a tar",
@@ -366,7 +366,7 @@ MESSAGES = {
     "nothing to inspect": "give one data set, not 0: for instance clip-jax inspect photos",
     "data to inspect": "no data at '/nowhere': give a folder, tars, ArrayRecord files, a .csv or .parquet, or scenes",
     "flag of another command": "Unknown command line flag 'shard_size'",
-    "shared flag of other commands": "--captions_field is not a flag of this command\n--help lists the flags",
+    "shared flag of other commands": "--num_records is not a flag of this command\n--help lists the flags",
     "vocabulary of nothing": "--path is missing: for instance --path=DIR",
     "vocabulary that exists": "--output={place}/tokenizer.model exists: a run may depend on it, so name another file",
     "nothing to convert": "--model is missing: for instance --model=runs/tiny",
@@ -529,18 +529,31 @@ def test_ablate_lists_what_there_is_and_its_runs(outcomes, place):
                     "part",
                     "batch_size",
                 ),
-                *("texts", "max_broken_share", "traceback", *HOST_FLAGS),
+                *(
+                    "texts",
+                    "captions_field",
+                    "image_field",
+                    "separator",
+                    "link_root",
+                    "max_broken_share",
+                    "traceback",
+                    *HOST_FLAGS,
+                ),
             },
         ),
         ("classify", {"activation", "model", "labels", "template", "top", "json", "traceback"}),
         (
             "prepare",
             {"source", "path", "split", "output", "num_scenes", "seed", "name", "image_size", "quality", "shard_size"}
-            | {"captions_field", "orient"}
+            | {"captions_field", "image_field", "separator", "link_root", "orient"}
             | {"num_workers", "max_broken_share", "min_side", "max_aspect", "min_caption_length", "max_caption_length"}
             | {"caption_must_match", "caption_must_not_match", "runner", "beam_options", "traceback"},
         ),
-        ("inspect", {"source", "split", "captions_field", "output", "num_records", "num_tiles", "seed", "traceback"}),
+        (
+            "inspect",
+            {"source", "split", "captions_field", "image_field", "separator", "link_root", "output", "num_records"}
+            | {"num_tiles", "seed", "traceback"},
+        ),
         (
             "ablate",
             {"workdir", "config", "scale", "seeds", "shard", "report_only", "dry_run", "topology", "data_dir"}
