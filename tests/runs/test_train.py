@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
@@ -345,8 +346,24 @@ def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_
         release.wait(60)
         raise ValueError("nobody waits for this any more")
 
+    watch = loop.hang_watch
+
+    @contextmanager
+    def watch_after_compilation(timeout_s, on_hang):
+        with ExitStack() as stack:
+            reports: list = []
+
+            def report_progress(where):
+                if where == "step 13":
+                    reports.append(stack.enter_context(watch(timeout_s, on_hang)))
+                for report in reports:
+                    report(where)
+
+            yield report_progress
+
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_next_batch", stall)
+        patch.setattr(loop, "hang_watch", watch_after_compilation)
         start = time.monotonic()
         if end == "error":
             with pytest.raises(ValueError, match="the shard is gone"):
