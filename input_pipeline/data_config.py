@@ -22,7 +22,7 @@ from input_pipeline.sources import (
 from input_pipeline.sources.guess import guess_kind
 from input_pipeline.tokenizers import Tokenizer
 
-Kind = Literal["auto", "scenes", "webdataset", "tfds", "array_record", "table", "folder", "mixture"]
+Kind = Literal["auto", "scenes", "webdataset", "tfds", "array_record", "table", "folder", "mixture", ""]
 FEW_RECORDS = 1000  # the share of broken records is not judged on fewer
 
 
@@ -156,11 +156,12 @@ def resolve_source(source: Kind, path: str) -> Kind:
 
     Raises ValueError where nothing lies there that can be read.
     """
-    if source != "auto":
+    if source not in ("auto", ""):
         return source
     if not path:
         raise ValueError("data.path is empty: data.source='auto' needs one, as --config.data.path=DIR")
-    return cast(Kind, guess_kind(os.path.expanduser(path)))
+    path = os.path.expanduser(path)
+    return cast(Kind, guess_kind(f"./{path}" if path == "scenes" else path))  # the word alone would mean drawn ones
 
 
 def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:

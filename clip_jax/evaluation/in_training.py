@@ -54,6 +54,7 @@ class Evaluator:
         self.encoder = encoder
         self._tokenizer, self._validation = tokenizer, validation
         self._image_size, self._limit = image_size, config.num_examples
+        self.num_pairs = config.num_examples  # of the records for retrieval, 0 for all
         opened = (
             open_labelled_set(name, Path(config.data_dir), image_size, config.num_examples, config.link_root)
             for name in config.zero_shot
@@ -77,7 +78,7 @@ class Evaluator:
         self.encoder.variables = variables
         results: Results = {"zero_shot": {name: self._zero_shot(of, pictures) for name, of in self._sets.items()}}
         if not isinstance(self.encoder, CaptionScorer):
-            found = self._encode(self._validation, "held-out pairs")
+            found = self._encode(self._validation, "held-out pairs", self.num_pairs)
             captions_of = [record["captions"] for record in found.records]
             results["retrieval"] = {
                 **retrieval.measure_retrieval(
@@ -94,7 +95,7 @@ class Evaluator:
         return results
 
     def _zero_shot(self, labelled: LabelledSet, pictures: Path | None) -> Results:
-        found = self._encode(labelled.splits["test"], labelled.title)
+        found = self._encode(labelled.splits["test"], labelled.title, self._limit)
         labels = labelled.classes_of("test", found.labels(len(labelled.class_names)).get("labels"), found.index)
         prompts = self._tokenizer, labelled.class_names, self._templates[labelled.name]
         if isinstance(self.encoder, CaptionScorer):
@@ -108,13 +109,13 @@ class Evaluator:
             plot_confusion(confusion(classified), names, file, labelled.name)
         return {**accuracies(classified, names), "skipped": found.skipped}
 
-    def _encode(self, source: Source, title: str) -> Encoded[np.ndarray]:
+    def _encode(self, source: Source, title: str, limit: int) -> Encoded[np.ndarray]:
         """Features [N, E] of the first num_examples records."""
 
         def prepare(record: Record) -> np.ndarray:
             return resize_and_center_crop(load_image(record), self._image_size)
 
-        chosen = range(min(len(source), self._limit or len(source)))
+        chosen = range(min(len(source), limit or len(source)))
         return encode_pictures(self.encoder.images, source, chosen, prepare, title, show_progress=False)
 
 
@@ -137,6 +138,8 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     validation = _validation_source(data, image_size, workdir, int(run.state.step), moved=data_path is not None)
     encoder = make_encoder(config.model, run.mesh, evaluation.batch_size)
     evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
+    if data_path is not None and "num_examples" not in changes:
+        evaluator.num_pairs = 0  # all of it, also where training measures fewer
     first = processes.is_first()
     if first:
         output.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import configs
-from clip_jax.config.experiment import make_config, with_data_path, with_mixture, with_tokenizer
+from clip_jax.config.experiment import make_config, with_data_path, with_found_data, with_mixture, with_tokenizer
 from clip_jax.config.record import environment, load_config, record_config
 from configs import clip_rn50
 from configs.tiny import get_config
@@ -441,3 +441,16 @@ def test_the_commit_is_that_of_the_code():
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     here = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     assert environment()["commit"] == (here.stdout.strip() or None)
+
+
+def test_the_path_of_a_drawn_part_of_a_mixture_is_refused():
+    parts = [MIXTURE[0], {**MIXTURE[1], "path": "photos"}]
+    with pytest.raises(ValueError, match=r"data\.mixture\[1\]\.kind='scenes' draws its own pictures"):
+        with_found_data(sections(data__source="mixture", data__mixture=parts))
+
+
+@pytest.mark.parametrize("source", ["auto", ""])
+def test_a_folder_that_is_called_scenes_is_a_folder(source, tmp_path, monkeypatch):
+    (tmp_path / "scenes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert with_found_data(sections(data__source=source, data__path="scenes"))["data"]["source"] == "folder"

@@ -250,7 +250,7 @@ def test_evaluate_takes_other_sets_and_sizes(finished, tmp_path, no_pictures):
 
 def test_evaluate_measures_all_of_other_data_and_the_held_out_part_of_its_own(tmp_path, no_pictures, capsys):
     write_tar(tmp_path / "a.tar", 17, cut=(), uncaptioned=())
-    write_tar(tmp_path / "test.tar", 5, cut=(), uncaptioned=())
+    write_tar(tmp_path / "test.tar", 15, cut=(), uncaptioned=())
     changes = {"data__source": "auto", "data__path": str(tmp_path / "a.tar"), "data__num_validation": 6}
     sections = miniature(**changes, train__total_steps=1, optimizer__warmup_steps=0, evaluation__zero_shot=())
     assert loop.train(sections, tmp_path / "run") == 0
@@ -261,8 +261,8 @@ def test_evaluate_measures_all_of_other_data_and_the_held_out_part_of_its_own(tm
     moved = evaluate(tmp_path / "run", tmp_path / "out", str(tmp_path / "moved" / "a.tar"))
     assert moved["retrieval"]["images"] == 6
     other = evaluate(tmp_path / "run", tmp_path / "out", str(tmp_path / "test.tar"))
-    assert other["retrieval"]["images"] == 5
-    assert "test.tar (webdataset) is not the run's data: all 5 records are measured" in capsys.readouterr().out
+    assert other["retrieval"]["images"] == 15  # more than evaluation.num_examples
+    assert "test.tar (webdataset) is not the run's data: all 15 records are measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
