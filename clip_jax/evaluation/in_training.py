@@ -135,10 +135,10 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     config, image_size = run.config, run.config.model.vision.image_size
     data = config.data if data_path is None else with_data_path(config.data, data_path)
     evaluation = dataclasses.replace(config.evaluation, **changes)
-    validation = _validation_source(data, image_size, workdir, int(run.state.step), moved=data_path is not None)
+    validation, is_own = _validation_source(data, image_size, workdir, int(run.state.step), moved=data_path is not None)
     encoder = make_encoder(config.model, run.mesh, evaluation.batch_size)
     evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
-    if data_path is not None and "num_examples" not in changes:
+    if not is_own and "num_examples" not in changes:
         evaluator.num_pairs = 0  # all of it, also where training measures fewer
     first = processes.is_first()
     if first:
@@ -150,15 +150,15 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     return results
 
 
-def _validation_source(data: DataConfig, image_size: int, workdir: Path, step: int, moved: bool) -> Source:
-    """The held-out part of the run's data, moved or not; all of other data, by the checkpoint's fingerprint."""
+def _validation_source(data: DataConfig, image_size: int, workdir: Path, step: int, moved: bool) -> tuple[Source, bool]:
+    """The held-out part of the run's data and True; of data that the checkpoint was not trained on all, and False."""
     if not moved:
-        return make_sources(data, image_size)[1]
+        return make_sources(data, image_size)[1], True
     position = json.loads((workdir / "checkpoints" / str(step) / "data" / "metadata").read_text())
     try:
         train, validation = make_sources(data, image_size)
         if json.loads(json.dumps(train.fingerprint())) == position["fingerprint"]["source"]:
-            return validation
+            return validation, True
     except ValueError:  # too few records to hold some out
         pass
     try:
@@ -171,7 +171,7 @@ def _validation_source(data: DataConfig, image_size: int, workdir: Path, step: i
         whole = open_all(data, image_size)
     if processes.is_first():
         print(f"{data.path} ({data.source}) is not the run's data: all {len(whole)} records are measured")
-    return whole
+    return whole, False
 
 
 def as_row(results: Results) -> dict[str, float]:
