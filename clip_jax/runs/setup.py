@@ -99,7 +99,7 @@ def _prepare_run(sections: dict[str, dict[str, Any]], workdir: Path, owned: Exit
             f"--workdir={workdir}: a run cannot write to {scheme[0]}/...; give a folder, for instance of the bucket "
             "mounted by gcsfuse"
         )
-    guessed = sections.get("data", {}).get("source") == "auto"
+    guessed = sections.get("data", {}).get("source") in ("auto", "")
     sections = with_found_data(sections)  # so that the record in the workdir is whole
     if processes.process_count() > 1:
         preflight.check_programs(sections)
