@@ -59,8 +59,8 @@ class DataConfig(Filters):
     The filters apply to all records, see `Filters`; what they leave out is no part of an epoch.
 
     Attributes:
-      source: "scenes" (drawn, takes no path), "webdataset", "tfds", "array_record", "table", "folder" or "mixture";
-        "auto" takes the kind that the files at the path have, see `resolve_source`.
+      source: "scenes" (drawn; with a path as "auto"), "webdataset", "tfds", "array_record", "table", "folder" or
+        "mixture"; "auto" takes the kind that the files at the path have, see `resolve_source`.
       path: tar, folder, table or pattern of the source, local or a URL; for tfds the data set's folder, DATA_DIR/NAME;
         for a mixture without entries a JSON file with the list of them.
       split: of a tfds data set; unused elsewhere.

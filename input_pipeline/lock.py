@@ -43,8 +43,16 @@ def lock_folder(folder: Path, *, doing: str, fix: str, beats: bool = False) -> I
         if unknown and owner and "beat" in owner:
             is_taken = _beats(file, owner)
         if is_taken or (unknown and owner and "beat" not in owner):
+            is_own = owner is not None and (owner["host"], owner["pid"]) == (here, os.getpid())
             who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-            wait = "wait for it" if is_taken else f"if that one is dead, remove {file}"
+            who = "this process itself" if is_own else who
+            wait = (
+                "close what holds it"
+                if is_own
+                else "wait for it"
+                if is_taken
+                else f"if that one is dead, remove {file}"
+            )
             raise ValueError(f"{who} is {doing} {folder}: {wait}, or {fix}")
         record = {"host": here, "pid": os.getpid(), **({"beat": 0} if beats else {})}
         os.truncate(descriptor, 0)

@@ -82,6 +82,9 @@ def eventually(true: Callable[[], Any], timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
+SLURM_PORTS = range(2**16 - 2**12, 2**16)  # of which JAX takes one by the job's number
+
+
 def free_port(ports: Sequence[int] = (0,)) -> int:
     for port in random.sample(ports, len(ports)):
         with socket.socket() as listener, contextlib.suppress(OSError):

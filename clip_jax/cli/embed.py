@@ -6,11 +6,12 @@ Processes of a cluster find their parts by themselves, as in training; with --pa
 the processes do not wait for each other. Each encodes with all devices of its own. Finished shards are skipped, so the
 same command continues where it was stopped.
 
-parquet: part-00000-of-00012.parquet with the columns id, image_embedding, captions, label (null where there is none)
-and text_embeddings, one for each caption; `pandas.read_parquet(FOLDER)` reads them all. npy:
-image_embeddings-00000-of-00012.npy [n, E], text_embeddings-....npy [m, E] and ids-....jsonl, a line an image: id,
-captions, label, and `texts`, [start, stop) of its rows of text_embeddings. Records that cannot be used are left out and
-listed, [id, reason], in _broken-00000-of-00012.json.
+parquet: part-00000-of-00012.parquet with the columns id, path, image_embedding, captions, label (null where there is
+none) and text_embeddings, one for each caption; `pandas.read_parquet(FOLDER)` reads them all. npy:
+image_embeddings-00000-of-00012.npy [n, E], text_embeddings-....npy [m, E] and ids-....jsonl, a line an image: id, path,
+captions, label, and `texts`, [start, stop) of its rows of text_embeddings. `path` is the picture's file as a table or a
+tfds set names it, else the id, which is a folder's file, or a tar and the member's key. Records that cannot be used are
+left out and listed, [id, reason], in _broken-00000-of-00012.json.
 """
 
 import re

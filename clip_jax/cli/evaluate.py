@@ -23,7 +23,9 @@ common_flags.declare("output")  # by default WORKDIR/evaluation, of a suite WORK
 ZERO_SHOT = flags.DEFINE_list("zero_shot", None, "Labelled sets, as scenes/shape, folder:DIR; by default the run's.")
 TEMPLATES = flags.DEFINE_string("templates", None, "A prompt set of clip_jax/evaluation/prompts; by default the run's.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared tfds sets; by default the run's.")
-DATA_PATH = flags.DEFINE_string("data_path", None, "Present path of the run's data, if it has moved.")
+DATA_PATH = flags.DEFINE_string(
+    "data_path", None, "Present path of the run's data, if it has moved; or other data, all of which is measured."
+)
 STRICT = flags.DEFINE_bool("strict", False, "Fail when a data set of the suite is missing.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Pictures of each set, 0 for all; by default the run's.")
 

@@ -223,12 +223,12 @@ def make_config(sections: Mapping[str, Mapping[str, Any]]) -> Config:
 def with_found_data(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The sections with what lies at data.path: data.source where it is "auto" or "", and data.mixture.
 
-    The mixture is that of `with_mixture`.
+    Drawn scenes take no path, so that a path beside them is guessed, too. The mixture is that of `with_mixture`.
 
-    Raises ValueError where nothing that can be read is there, and for a path that drawn scenes would not read.
+    Raises ValueError where nothing that can be read is there, and for a drawn part of a mixture with a path.
     """
     data = dict(sections.get("data", {}))
-    if data.get("source") in ("auto", ""):
+    if data.get("source") in ("auto", "") or (data.get("source") == "scenes" and data.get("path")):
         data["source"] = resolve_source("auto", data.get("path", ""))
     for i, part in enumerate(data.get("mixture") or ()):
         if isinstance(part, Mapping) and part.get("kind") == "scenes" and part.get("path"):
@@ -236,11 +236,6 @@ def with_found_data(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
                 f"data.mixture[{i}].kind='scenes' draws its own pictures and would not read its path={part['path']!r}: "
                 "give the kind of what lies there, or leave the path empty"
             )
-    if data.get("source") == "scenes" and data.get("path"):
-        raise ValueError(
-            f"data.source='scenes' draws its own pictures and would not read data.path={data['path']!r}: "
-            "set data.source='auto' to train on what lies there, or leave the path empty"
-        )
     return with_mixture({**sections, "data": data})
 
 

@@ -4,7 +4,6 @@ A small suite: its data sets, its numbers without intervals, nothing kept on the
 """
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax.config.experiment import EvaluationConfig, with_data_path
+from clip_jax.config.experiment import EvaluationConfig
 from clip_jax.distributed import processes
 from clip_jax.evaluation import retrieval
 from clip_jax.evaluation.metrics.classification import accuracies, classify, classify_scores, confusion
@@ -20,6 +19,7 @@ from clip_jax.evaluation.metrics.zero_shot import class_embeddings, class_scores
 from clip_jax.evaluation.pictures import Encoded, encode_pictures
 from clip_jax.evaluation.prompts import load_templates
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet, open_labelled_set
+from clip_jax.evaluation.suite.sources import open_run_sources
 from clip_jax.inference.caption_scorer import CaptionScorer
 from clip_jax.inference.encoder import Encoder
 from clip_jax.inference.load import restore_run
@@ -27,7 +27,6 @@ from clip_jax.models import ModelConfig
 from clip_jax.models.variables import Variables
 from clip_jax.plots.training import plot_confusion
 from clip_jax.tables import format_table
-from input_pipeline.data_config import DataConfig, make_sources, open_all, resolve_source
 from input_pipeline.examples import load_image
 from input_pipeline.sources import Record, Source
 from input_pipeline.storage import write_json
@@ -133,12 +132,15 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     """
     run = restore_run(workdir)
     config, image_size = run.config, run.config.model.vision.image_size
-    data = config.data if data_path is None else with_data_path(config.data, data_path)
     evaluation = dataclasses.replace(config.evaluation, **changes)
-    validation, is_own = _validation_source(data, image_size, workdir, int(run.state.step), moved=data_path is not None)
+    sources = open_run_sources(workdir, image_size, data_path)
     encoder = make_encoder(config.model, run.mesh, evaluation.batch_size)
-    evaluator = Evaluator(evaluation, encoder, run.tokenizer, validation, image_size)
-    if not is_own and "num_examples" not in changes:
+    evaluator = Evaluator(evaluation, encoder, run.tokenizer, sources.validation, image_size)
+    if data_path is not None and isinstance(encoder, CaptionScorer):
+        raise ValueError(
+            f"--data_path={data_path} would not be read: a model that predicts captions is not measured in retrieval"
+        )
+    if not sources.is_own and "num_examples" not in changes:
         evaluator.num_pairs = 0  # all of it, also where training measures fewer
     first = processes.is_first()
     if first:
@@ -148,30 +150,6 @@ def evaluate(workdir: Path, output: Path, data_path: str | None = None, **change
     if first:
         write_json(output / "evaluation.json", results)
     return results
-
-
-def _validation_source(data: DataConfig, image_size: int, workdir: Path, step: int, moved: bool) -> tuple[Source, bool]:
-    """The held-out part of the run's data and True; of data that the checkpoint was not trained on all, and False."""
-    if not moved:
-        return make_sources(data, image_size)[1], True
-    position = json.loads((workdir / "checkpoints" / str(step) / "data" / "metadata").read_text())
-    try:
-        train, validation = make_sources(data, image_size)
-        if json.loads(json.dumps(train.fingerprint())) == position["fingerprint"]["source"]:
-            return validation, True
-    except ValueError:  # too few records to hold some out
-        pass
-    try:
-        whole = open_all(data, image_size)
-    except ValueError:
-        kind = resolve_source("auto", data.path)
-        if kind == data.source:
-            raise
-        data = dataclasses.replace(data, source=kind)
-        whole = open_all(data, image_size)
-    if processes.is_first():
-        print(f"{data.path} ({data.source}) is not the run's data: all {len(whole)} records are measured")
-    return whole, False
 
 
 def as_row(results: Results) -> dict[str, float]:

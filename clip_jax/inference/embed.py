@@ -201,12 +201,17 @@ def _encode(
             image = np.stack([record["image"] for record in batch])
             text = tokenize(names) if names else None
             pending.append(device.submit(encode, [record["id"] for record in batch], image, names, text))
-            rows += [{name: value for name, value in record.items() if name != "image"} for record in batch]
+            rows += [_row(**record) for record in batch]
             if len(pending) > BATCHES_AHEAD:
                 pending.popleft().result()
         while pending:
             pending.popleft().result()
     return rows, np.concatenate(images), np.concatenate(captions)
+
+
+def _row(*, id: str, image: Any, path: str = "", **rest: Any) -> Row:
+    """A record without its image; its path is its id where the source has no other name of the file."""
+    return {"id": id, "path": path or id, **rest}
 
 
 def _normalise(features: Any, names: Sequence[str]) -> np.ndarray:

@@ -17,7 +17,7 @@ from input_pipeline.prepare.folder import LocalFolder, ShardedFolder
 from input_pipeline.storage import atomic_file, write_text
 
 MANIFEST = "_manifest.json"  # readers of a folder of Parquet files pass over such names
-Row = Mapping[str, Any]  # a record without its image: id, captions and, if it has one, label
+Row = Mapping[str, Any]  # a record without its image: id, path, captions and, if it has one, label
 Broken = Sequence[tuple[str, str]]  # (id, reason)
 
 
@@ -95,6 +95,7 @@ def _make_table(rows: Sequence[Row], image: np.ndarray, text: np.ndarray, stops:
 
     columns = {
         "id": pa.array([row["id"] for row in rows], pa.string()),
+        "path": pa.array([row["path"] for row in rows], pa.string()),
         "image_embedding": vectors(image),
         "captions": pa.array([list(row["captions"]) for row in rows], pa.list_(pa.string())),
         "label": pa.array([row.get("label") for row in rows], pa.int64()),

@@ -1,6 +1,7 @@
 """Opens a trained model: a run's workdir, an exported folder, a name on the Hub."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import PUBLISHED, ModelConfig
 from clip_jax.pretrained import VOCABULARY_FILES, ImageTransform, Pretrained, load_pretrained, resize_positions
+from clip_jax.training.checkpoint import saved_steps
 from clip_jax.training.state import TrainState
 from clip_jax.training.training import Training
 from input_pipeline.tokenizers import Tokenizer, make_tokenizer
@@ -38,6 +40,12 @@ def restore_run(workdir: Path, mesh: Mesh | None = None) -> RestoredRun:
     tokenizer = make_tokenizer(config.data.tokenizer, workdir / TOKENIZER_FILE, config.model.text.context_length)
     training = Training(config, mesh or make_mesh(config.sharding)).with_tokenizer(tokenizer)
     return RestoredRun(training.config, training.mesh, tokenizer, training.restore(workdir))
+
+
+def trained_on(workdir: Path) -> Any:
+    """The fingerprint of the records that a run with checkpoints was trained on, as JSON gives it back."""
+    data = workdir / "checkpoints" / str(max(saved_steps(workdir))) / "data"  # it is the same in every checkpoint
+    return json.loads((data / "metadata").read_text())["fingerprint"]["source"]
 
 
 def open_model(name_or_path: str | os.PathLike[str], **options: Any) -> tuple[Pretrained, Tokenizer | None]:

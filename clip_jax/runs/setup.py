@@ -51,6 +51,10 @@ class TrainingRun:
     batches: BatchIterator
     owned: ExitStack  # the lock of the workdir, on the first process; closed at the run's end
 
+    def close(self) -> None:
+        """Leaves the workdir to another run; `train` does so at its end."""
+        self.owned.close()
+
     @property
     def first_step(self) -> int:
         """How many steps have been taken."""
@@ -99,14 +103,13 @@ def _prepare_run(sections: dict[str, dict[str, Any]], workdir: Path, owned: Exit
             f"--workdir={workdir}: a run cannot write to {scheme[0]}/...; give a folder, for instance of the bucket "
             "mounted by gcsfuse"
         )
-    guessed = sections.get("data", {}).get("source") in ("auto", "")
-    sections = with_found_data(sections)  # so that the record in the workdir is whole
+    asked, sections = sections, with_found_data(sections)  # so that the record in the workdir is whole
     if processes.process_count() > 1:
         preflight.check_programs(sections)
     config = make_config(sections)
     training = Training(config, make_mesh(config.sharding))
     training.check()  # before any work
-    if guessed and processes.is_first():
+    if asked.get("data", {}).get("source") != config.data.source and processes.is_first():
         print(f"data.source={config.data.source!r}, guessed from the files at {config.data.path}")
 
     source, validation = _open_data(config)

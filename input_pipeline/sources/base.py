@@ -54,7 +54,8 @@ class Source(Protocol):
     """Random access to records; picklable, safe to read from several threads and after a fork.
 
     A record is {"id": str, "image": encoded bytes or uint8 [H, W, 3], "captions": tuple of str} and, in a labelled
-    source, "label": int. Captions are stripped and none is empty; only labelled records may have none.
+    source, "label": int. Captions are stripped and none is empty; only labelled records may have none. "path" names the
+    picture's file as the source does, where its id does not.
 
     Attributes:
       broken: (id, reason) of what was found unusable while indexing; len() does not count it.

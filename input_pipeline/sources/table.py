@@ -157,6 +157,8 @@ class TableSource(FilesSource):
         captions = self.captions(index)
         row = self._row(index)
         record: Record = {"id": row["id"], "image": self._read_image(row, 2**62), "captions": captions}
+        if path := row.get("image") or row.get("path"):
+            record["path"] = path
         return record | {"label": row["label"]} if "label" in row else record
 
     def find_image_size(self, index: int) -> tuple[int, int]:

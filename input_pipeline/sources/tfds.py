@@ -12,6 +12,8 @@ from input_pipeline.sources.base import FilesSource, Record
 from input_pipeline.sources.remote import is_remote
 from input_pipeline.storage import digest
 
+FILE_NAMES = ("file_name", "filename", "image/filename", "image/file_name", "image_name")
+
 
 class NotPreparedError(ValueError):
     """The data set is not there, or not whole, or in another form; the message says the command that prepares it."""
@@ -23,7 +25,8 @@ class TfdsSource(FilesSource):
     The dataset must have a feature `image` and one of `captions`, `caption`, `text` (a text, a list of them or, as in
     COCO, of {"text"}), `label` and `labels`. With `labels`, several an image, a record has "labels" and "difficult",
     tuples of int; the latter are those that `labels_no_difficult`, as VOC has it, lacks. Images stay encoded. The id of
-    a record is NAME/VERSION/SPLIT/index; broken records show when they are read.
+    a record is NAME/VERSION/SPLIT/index, its path one of the features `FILE_NAMES`; broken records show when they are
+    read.
 
     Args:
       name: such as "cifar10", "cifar10:3.0.2" or "coco_captions/2014".
@@ -74,6 +77,9 @@ class TfdsSource(FilesSource):
         label: Any = info.features[labels] if labels else None
         names = getattr(label.feature if labels == "labels" else label, "names", None)
         self.multi_label = labels == "labels"
+        self._file_name = next((key for key in FILE_NAMES if key in info.features), "")
+        if self._file_name and not isinstance(info.features[self._file_name], tfds.features.Text):
+            self._file_name = ""
         self.class_names = tuple(names) if names else None
         super().__init__(sorted(set(files)), captions_field)
         self._name = f"{info.full_name}/{split}"
@@ -91,6 +97,8 @@ class TfdsSource(FilesSource):
         with base.as_broken(record_id, Exception):  # RuntimeError of the reader, KeyError, DecodeError, ... of parsers
             example = self._reader.get()[index]
             record: Record = {"id": record_id, "image": example["image"], "captions": ()}
+            if self._file_name:
+                record["path"] = example[self._file_name].decode(errors="replace")
             if self._captions_key:
                 captions = example[self._captions_key]
                 captions = captions["text"] if isinstance(captions, Mapping) else captions

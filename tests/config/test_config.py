@@ -449,7 +449,7 @@ def test_the_path_of_a_drawn_part_of_a_mixture_is_refused():
         with_found_data(sections(data__source="mixture", data__mixture=parts))
 
 
-@pytest.mark.parametrize("source", ["auto", ""])
+@pytest.mark.parametrize("source", ["auto", "", "scenes"])  # drawn scenes take no path
 def test_a_folder_that_is_called_scenes_is_a_folder(source, tmp_path, monkeypatch):
     (tmp_path / "scenes").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 from miniature import miniature, picture
 from PIL import Image
-from processes import Processes, free_port
+from processes import SLURM_PORTS, Processes, free_port
 
 import clip_jax
 from clip_jax.distributed import lifeline
@@ -189,9 +189,6 @@ def start(ask, tmp_path_factory):
         return SimpleNamespace(hosts=started, notes=notes, workdir=workdir)
 
     return start
-
-
-SLURM_PORTS = range(2**16 - 2**12, 2**16)  # of which JAX takes one by the job's number
 
 
 def notes(job, kind: str, process: int = 0) -> list[dict]:

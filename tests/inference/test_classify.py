@@ -175,7 +175,7 @@ def test_what_is_no_picture_is_named_before_the_model_is_loaded(pictures, comman
     for name, message in {
         "missing.png": "{} does not exist",
         "": "{} is a folder: clip-jax embed is for folders, this command for single pictures",
-        "text.png": "{}: not an image of a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF); 10 bytes",
+        "text.png": "{}: not an image of a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF, JPEG2000); 10 ",
         "cut.png": "{}: truncated or broken image: ",
     }.items():
         path = str(tmp_path / name)

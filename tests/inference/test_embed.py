@@ -134,6 +134,7 @@ def test_parquet_holds_what_encoding_one_by_one_gives(photos, tmp_path):
     for table in tables:
         assert dict(zip(table.column_names, table.schema.types)) == {
             "id": pa.string(),
+            "path": pa.string(),
             "image_embedding": vector,
             "captions": pa.list_(pa.string()),
             "label": pa.int64(),
@@ -178,10 +179,10 @@ def test_without_texts_no_text_is_encoded(photos, tmp_path, file_format):
     assert summary.captions == 0
     if file_format == "parquet":
         table = pq.read_table(tmp_path / "out" / "part-00001-of-00005.parquet")
-        assert table.column_names == ["id", "image_embedding", "captions", "label"]
+        assert table.column_names == ["id", "path", "image_embedding", "captions", "label"]
     else:
         line = json.loads((tmp_path / "out" / "ids-00001-of-00005.jsonl").read_text().splitlines()[0])
-        assert line == {"id": "05.png", "captions": ["5 cat", "5 cats"]}
+        assert line == {"id": "05.png", "path": "05.png", "captions": ["5 cat", "5 cats"]}
         assert not list((tmp_path / "out").glob("text*"))
 
 
@@ -211,7 +212,7 @@ def test_labels_and_class_names(photos, tmp_path):
     assert [row["label"] for row in rows] == [0] * 12 + [1] * 11
     assert json.loads((tmp_path / "table" / "_manifest.json").read_text())["class_names"] == ["even", "odd"]
     line = json.loads((tmp_path / "npy" / "ids-00004-of-00005.jsonl").read_text().splitlines()[0])
-    assert line == {"id": "odd/17.png", "captions": [], "label": 1, "texts": [0, 0]}
+    assert line == {"id": "odd/17.png", "path": "odd/17.png", "captions": [], "label": 1, "texts": [0, 0]}
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "npy"])

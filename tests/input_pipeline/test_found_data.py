@@ -256,6 +256,7 @@ def test_pictures_as_the_hub_stores_them(folder):
     features = {"label": {"names": ["ant", "bee"], "_type": "ClassLabel"}}
     source = write_parquet(folder, columns, {"huggingface": json.dumps({"info": {"features": features}})})
     assert (source.class_names, source[0]["image"], source[1]["image"]) == (("ant", "bee"), jpeg(0), jpeg(1))
+    assert [source[i]["path"] for i in range(2)] == ["x.jpg", "img/1.jpg"]
     with pytest.raises(ValueError, match="empty image"):
         source[2]
 

@@ -545,6 +545,7 @@ def test_tfds_several_labels_an_image(tmp_path):
                 "image": tfds.features.Image(encoding_format="jpeg"),
                 "labels": labels,
                 "labels_no_difficult": labels,
+                "image/filename": tfds.features.Text(),
             }
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -554,7 +555,8 @@ def test_tfds_several_labels_an_image(tmp_path):
         def _generate_examples(self):
             for i, (every, sure) in enumerate([([0, 2], [2]), ([1], [1]), ([], [])]):
                 image = io.BytesIO(jpeg(i))
-                yield i, {"image": image, "labels": every, "labels_no_difficult": sure}
+                names = {"image/filename": f"{len(every)}.jpg"}
+                yield i, {"image": image, "labels": every, "labels_no_difficult": sure, **names}
 
     SeveralLabels(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     source = TfdsSource("several_labels", "test", str(tmp_path))
@@ -563,6 +565,7 @@ def test_tfds_several_labels_an_image(tmp_path):
     found = {(record["labels"], record["difficult"]) for record in records}
     assert found == {((2,), (0,)), ((1,), ()), ((), ())}
     assert all("label" not in record and record["captions"] == () for record in records)
+    assert all(record["path"] == f"{len(record['labels'] + record['difficult'])}.jpg" for record in records)
 
 
 def test_tfds_errors_name_the_fix(tfds_dir, tmp_path):
@@ -615,8 +618,8 @@ def test_csv_records(tmp_path):
     text = 'id,image,caption,width\n007,a.jpg," 12, with ""quotes"" and\na line ",3\n008,b.jpg,42,4\n'
     source = TableSource(write_csv(tmp_path, text))
     assert read_all(source) == [
-        {"id": "007", "image": jpeg(0), "captions": ('12, with "quotes" and\na line',)},
-        {"id": "008", "image": jpeg(1), "captions": ("42",)},
+        {"id": "007", "image": jpeg(0), "captions": ('12, with "quotes" and\na line',), "path": "a.jpg"},
+        {"id": "008", "image": jpeg(1), "captions": ("42",), "path": "b.jpg"},
     ]
     assert source.class_names is None
 

@@ -18,8 +18,7 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from processes import Processes, eventually, kill
-from test_hosts import SLURM_PORTS, free_port
+from processes import SLURM_PORTS, Processes, eventually, free_port, kill
 
 from clip_jax.runs.logging import read_metrics
 

@@ -290,7 +290,7 @@ def test_images_of_another_size_are_refused():
         ({"image_size": 70}, "vision.image_size=70 is not a multiple of 32, the stride of a ResNet: use 64 or 96"),
         ({"image_size": 31}, "vision.image_size=31 is not a multiple of 32, the stride of a ResNet: use 32 or 64"),
         ({"stages": (1, 2, 3)}, r"vision.stages=\(1, 2, 3\) must be the number of blocks, at least 1, of four stages"),
-        ({"stages": (1, 0, 3, 1)}, r"vision.stages=\(1, 0, 3, 1\) must be the number of blocks"),
+        ({"stages": (1, 0, 3, 1)}, r"vision.stages\[1\]=0 must be at least 1"),
         (
             {"stem_width": 7},
             "vision.stem_width=7 must be even, and 32 times it divisible by vision.num_heads=12: "

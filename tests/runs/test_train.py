@@ -29,6 +29,7 @@ from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.evaluation.in_training import evaluate
+from clip_jax.evaluation.suite.sources import open_run_sources
 from clip_jax.runs import loop, setup, stopping
 from clip_jax.runs.logging import read_metrics, source_cells, summary_table
 from clip_jax.training import training
@@ -263,18 +264,16 @@ def test_evaluate_measures_all_of_other_data_and_the_held_out_part_of_its_own(tm
     other = evaluate(tmp_path / "run", tmp_path / "out", str(tmp_path / "test.tar"))
     assert other["retrieval"]["images"] == 15  # more than evaluation.num_examples
     assert "test.tar (webdataset) is not the run's data: all 15 records are measured" in capsys.readouterr().out
+    sources = open_run_sources(tmp_path / "run", 32, str(tmp_path / "test.tar"))  # of a suite
+    assert (len(sources.validation), sources.is_own) == (15, False)
+    with pytest.raises(ValueError, match="no data at"):
+        sources.open_train()  # it has moved, too
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data__path": "photos"}, "data.source='scenes' draws its own pictures and would not read data.path='photos'"),
-        ({"data__num_examples": 7}, "train.global_batch_size=8 is larger than the 7 records to train on, so that a "),
-    ],
-)
-def test_data_that_would_not_be_what_was_meant_is_refused(tmp_path, changes, message):
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    message = "train.global_batch_size=8 is larger than the 7 records to train on, so that a "
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        loop.train(miniature(**changes), tmp_path)
+        loop.train(miniature(data__num_examples=7), tmp_path)
     assert not (tmp_path / "config.json").exists()
 
 
@@ -427,12 +426,12 @@ def test_a_step_that_never_ends_is_not_waited_for_after_a_signal(monkeypatch):
 
 
 def test_a_second_process_is_refused_and_nothing_of_the_lock_is_left(finished, tmp_path, no_pictures):
-    message = f"^process {os.getpid()} on .* is training into {tmp_path}: wait for it, or use another --workdir$"
-    with (
-        lock_folder(tmp_path, doing="training into", fix="use another --workdir", beats=True),
-        pytest.raises(ValueError, match=message),
-    ):
-        loop.train(miniature(), tmp_path)
+    message = f"^process 1 on .* is training into {tmp_path}: wait for it, or use another --workdir$"
+    with lock_folder(tmp_path, doing="training into", fix="use another --workdir", beats=True):
+        record = json.loads((tmp_path / LOCK).read_text())
+        (tmp_path / LOCK).write_text(json.dumps({**record, "pid": 1}))
+        with pytest.raises(ValueError, match=message):
+            loop.train(miniature(), tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert not (finished / LOCK).exists()
 

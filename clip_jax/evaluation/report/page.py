@@ -1,4 +1,4 @@
-"""report.html: one evaluation in one page, which needs no network and no scripts."""
+"""report.html: one evaluation in one page, which needs no network; its one script sorts tables."""
 
 import shlex
 from collections.abc import Callable, Mapping

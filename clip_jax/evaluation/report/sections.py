@@ -20,7 +20,6 @@ from clip_jax.evaluation.report.values import (
     table,
 )
 
-WORST = 8  # classes listed of a set
 PROMPTS = {
     "bare": "bare name",
     "one": "a photo of a {}.",
@@ -95,7 +94,7 @@ def prompts(page: Page) -> Section:
 
 
 def zero_shot(page: Page) -> Section:
-    """Each set with its numbers, pictures, worst classes and most confident mistakes."""
+    """Each set with its numbers, pictures, classes and most confident mistakes."""
     sets = []
     for row in page.measured("zero_shot"):
         found = row["zero_shot"]
@@ -111,8 +110,7 @@ def zero_shot(page: Page) -> Section:
             {
                 "row": row,
                 "numbers": table(["", "", "interval"], lines),
-                "classes_title": "Classes" if len(known) <= WORST else f"The {WORST} worst of {len(known)} classes",
-                "classes": table(header, [[name, percent(share), counts[name]] for share, name in known[:WORST]]),
+                "classes": table(header, [[name, percent(share), counts[name]] for share, name in known]),
                 "empty": [name for name, share in found["per_class"].items() if share is None],
             }
         )
@@ -153,7 +151,7 @@ def few_shot(page: Page) -> Section:
     for row in rows:
         found = {shot["labels_per_class"]: shot for shot in row["few_shot"]["shots"]}
         curve = [_mean_and_half(found[number]) if number in found else "-" for number in shots]
-        zero, whole = row.get("zero_shot", {}).get("value"), row.get("linear_probe", {}).get("score")
+        zero, whole = row["few_shot"]["zero_shot"], row.get("linear_probe", {}).get("score")
         cells.append([row["title"], percent(zero), *curve, percent(whole), matching_labels(row["few_shot"])])
     header = ["data set", "zero-shot", *(f"{number:g}" for number in shots), "all labels", "labels a class to match"]
     return {"table": table(header, cells), "rows": rows} if rows else None

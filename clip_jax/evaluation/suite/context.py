@@ -12,6 +12,7 @@ from clip_jax.evaluation.suite.config import OWN, SuiteConfig
 from clip_jax.evaluation.suite.feature_store import FeatureStore, ImageFeatures
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
 from clip_jax.evaluation.suite.result_store import ResultStore
+from clip_jax.evaluation.suite.splits import draw_splits
 from clip_jax.inference.api import Model
 from input_pipeline.sources import Source
 
@@ -26,6 +27,21 @@ class LabelledFeatures:
     features: ImageFeatures
     labels: np.ndarray
     difficult: np.ndarray | None
+
+    def select(self, rows: np.ndarray) -> "LabelledFeatures":
+        """Those of some pictures, by a bool [N], with one label each; what was skipped is not among them."""
+        of, names = self.features, np.array([self.features.ids, self.features.paths], object)[:, rows]
+        features = dataclasses.replace(
+            of,
+            pooled=of.pooled[rows],
+            embeddings=of.embeddings[rows],
+            index=of.index[rows],
+            ids=tuple(names[0]),
+            paths=tuple(names[1]),
+            labels=None if of.labels is None else of.labels[rows],
+            skipped=(),
+        )
+        return LabelledFeatures(features=features, labels=self.labels[rows], difficult=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +78,17 @@ class SuiteContext:
         if difficult is not None:
             difficult = labelled.classes_of(split, difficult, features.index)
         return LabelledFeatures(features=features, labels=labels, difficult=difficult)
+
+    def probe_features(self, labelled: LabelledSet) -> dict[str, LabelledFeatures]:
+        """Features and labels by split; an undivided set's splits are drawn by the suite's seed.
+
+        Raises ValueError as `labelled_features` and, of an undivided set, as `draw_splits`.
+        """
+        if not labelled.undivided:
+            return {split: self.labelled_features(labelled, split) for split in labelled.splits}
+        whole = self.labelled_features(labelled, "test")
+        drawn = draw_splits(whole.labels, self.config.suite.seed)
+        return {split: whole.select(rows) for split, rows in drawn.items()}
 
     def data_key(self, labelled: LabelledSet, splits: Sequence[str]) -> dict[str, Any]:
         """What decides the features and labels of some splits, ready for JSON."""

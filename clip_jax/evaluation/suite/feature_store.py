@@ -20,7 +20,7 @@ from input_pipeline.sources import BrokenRecordError, Record, Source
 from input_pipeline.storage import digest, digest_json
 from input_pipeline.tokenizers import Tokenizer
 
-FORMAT = 1  # of the cached files: raise it when the same key would mean other numbers
+FORMAT = 2  # of the cached files: raise it when the same key would mean other numbers
 MANY = 2048  # prompts, above which their progress is shown
 NOT_FINITE = "its weights are damaged, or compute_dtype is too narrow for them"
 SAMPLED = 64  # pictures of a source that its id reads
@@ -31,7 +31,8 @@ class ImageFeatures:
     """Features of the pictures of a source that could be used.
 
     pooled: float32 [N, D], before the projection. embeddings: float32 [N, E], of unit length.
-    index: int64 [N], their records' positions in the source. skipped: (id, reason) of the others.
+    index: int64 [N], their records' positions in the source. ids, paths: N of each, the path the id where the source
+    has no other name of the file. skipped: (id, reason) of the others.
     labels: int64 [N] of labelled records; of records with several, bool [N, C], and `difficult`, bool [N, C], says
     which of them count neither way. None where the source has no labels.
     """
@@ -39,6 +40,8 @@ class ImageFeatures:
     pooled: np.ndarray
     embeddings: np.ndarray
     index: np.ndarray
+    ids: tuple[str, ...]
+    paths: tuple[str, ...]
     labels: np.ndarray | None
     difficult: np.ndarray | None
     skipped: tuple[tuple[str, str], ...]
@@ -92,12 +95,14 @@ class FeatureStore:
         chosen = _spread(len(source), num_examples)
         key = {**self.model_id, "source": self.source_id(source), "count": len(chosen)}
         arrays = self.cached("images", key, title, lambda: self._encode(source, title, chosen))
-        skipped = json.loads(str(arrays.pop("skipped")))
+        skipped, ids, paths = (json.loads(str(arrays[name])) for name in ("skipped", "ids", "paths"))
         broken = [(str(name), str(reason)) for name, reason in [*source.broken, *skipped]]
         return ImageFeatures(
             pooled=arrays["pooled"],
             embeddings=arrays["embeddings"],
             index=arrays["index"],
+            ids=tuple(ids),
+            paths=tuple(paths),
             labels=arrays.get("labels"),
             difficult=arrays.get("difficult"),
             skipped=tuple(broken),
@@ -151,6 +156,8 @@ class FeatureStore:
             "embeddings": embeddings,
             "index": found.index,
             "skipped": np.array(json.dumps(found.skipped)),
+            "ids": np.array(json.dumps([record["id"] for record in found.records])),
+            "paths": np.array(json.dumps([record.get("path", record["id"]) for record in found.records])),
             **found.labels(len(source.class_names or ())),
         }
 

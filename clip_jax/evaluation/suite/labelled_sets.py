@@ -1,39 +1,37 @@
 """Labelled data sets by name: class names, prompts, splits, and how to prepare what is absent."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from clip_jax.evaluation.datasets import ClassName, DatasetCard, MetricName, dataset_names, load_card
-from clip_jax.evaluation.suite.splits import by_split, find_splits, with_test
+from clip_jax.evaluation.suite.splits import (
+    SPLITS,
+    AbsentError,
+    OwnSplits,
+    find_splits,
+    folder_splits,
+    open_splits,
+    table_splits,
+)
 from input_pipeline.scenes import LabelledScenes
 from input_pipeline.sources import (
     DigitsSource,
-    FolderSource,
     NotPreparedError,
     Source,
     SubsetSource,
-    TableSource,
     TfdsSource,
 )
-from input_pipeline.sources.table import TABLE_SUFFIX
-from input_pipeline.sources.unread import remarks
 
 NUM_SCENES = 1024  # of a drawn set, which has no end of its own
-SPLITS = ("train", "validation", "test")
 # Shares of a set without splits of its own, in its order: train, validation, test.
 SHARES = (0.6, 0.2, 0.2)
 KINDS = (
     "a name of the paper's sets, 'scenes/NAME', 'sklearn/digits', 'tfds/NAME/TEST', 'tfds/NAME/TEST/TRAIN', "
     "'folder:DIR' or 'table:FILE'"
 )
-
-
-class AbsentError(ValueError):
-    """A data set that is absent; the message says how to prepare it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,7 @@ class LabelledSet:
       splits: {"test": source} and, where there are any, "train" and "validation".
       class_of: {split: int array}, the class of each of the source's own labels.
       multi_label: images have any number of labels.
+      undivided: its owner made no splits: probes draw theirs from "test", see `splits.draw_splits`.
       note: what differs from the paper, and what the data was taken for.
       remarks: what was decided about the data, and what of it is not read, in lines for people.
     """
@@ -61,6 +60,7 @@ class LabelledSet:
     splits: dict[str, Source]
     class_of: dict[str, np.ndarray]
     multi_label: bool = False
+    undivided: bool = False
     note: str = ""
     remarks: tuple[str, ...] = ()
 
@@ -132,9 +132,9 @@ def open_labelled_set(
     if kind == "tfds" and rest:
         return _without_card(name, _tfds_splits(rest, name, data_dir), ())
     if name.startswith("folder:"):
-        return _without_card(name, _folder_splits(Path(name.removeprefix("folder:")), link_root), ())
+        return _without_card(name, folder_splits(Path(name.removeprefix("folder:")), link_root), ())
     if name.startswith("table:"):
-        return _without_card(name, _table_splits(Path(name.removeprefix("table:")), link_root), ())
+        return _without_card(name, table_splits(Path(name.removeprefix("table:")), link_root), ())
     if name in dataset_names():
         return _with_card(load_card(name), data_dir, link_root)
     raise ValueError(f"data set {name!r} is unknown: use {KINDS}; the paper's sets are {', '.join(dataset_names())}")
@@ -147,7 +147,7 @@ def _with_card(card: DatasetCard, data_dir: Path, link_root: str) -> LabelledSet
     remarks: tuple[str, ...] = ()
     found = find_splits(folder, link_root) if folder.is_dir() else {}
     if {"test", "validation"} & set(found):
-        splits, remarks = _open_splits(found, link_root)
+        splits, remarks, _ = open_splits(found, link_root)
         class_of = {split: _classes_of_folders(card, split, source) for split, source in splits.items()}
     elif card.tfds is None:
         raise AbsentError(
@@ -210,10 +210,12 @@ def _classes_of_folders(card: DatasetCard, split: str, source: Source) -> np.nda
 
 
 def _without_card(
-    name: str, opened: dict[str, Source] | tuple[dict[str, Source], tuple[str, ...]], templates: tuple[str, ...]
+    name: str,
+    opened: dict[str, Source] | OwnSplits,
+    templates: tuple[str, ...],
 ) -> LabelledSet:
-    """A set whose class names are its labels; splits may lack some classes. opened: splits, perhaps with remarks."""
-    splits, remarks = opened if isinstance(opened, tuple) else (opened, ())
+    """A set whose class names are its labels; splits may lack some classes."""
+    splits, remarks, undivided = opened if isinstance(opened, OwnSplits) else OwnSplits(opened)
     labels = sorted({label for source in splits.values() for label in source.class_names or ()})
     test_names = splits["test"].class_names
     if test_names and set(test_names) == set(labels):
@@ -233,6 +235,7 @@ def _without_card(
             split: np.array([labels.index(label) for label in source.class_names or ()])
             for split, source in splits.items()
         },
+        undivided=undivided,
         note="; ".join(remarks),
         remarks=remarks,
     )
@@ -263,43 +266,6 @@ def _tfds_splits(rest: str, name: str, data_dir: Path) -> dict[str, Source]:
     if splits["test"].class_names is None:
         raise ValueError(f"data set {name!r} has no labels: it cannot be classified")
     return splits
-
-
-def _folder_splits(folder: Path, link_root: str) -> tuple[dict[str, Source], tuple[str, ...]]:
-    if not folder.is_dir():
-        raise AbsentError(f"there is no folder {folder}: put a folder a class into it, or into {folder}/test")
-    found = find_splits(folder, link_root)
-    if not found:
-        source = FolderSource(str(folder), class_folders=True, link_root=link_root)
-        return {"test": source}, tuple(remarks(source))
-    return _open_splits(found, link_root)
-
-
-def _open_splits(found: Mapping[str, Path], link_root: str) -> tuple[dict[str, Source], tuple[str, ...]]:
-    found, said = with_test(found)
-    splits: dict[str, Source] = {}
-    for split, path in found.items():
-        splits[split] = source = FolderSource(str(path), class_folders=True, link_root=link_root)
-        said += [f"{path.name}: {remark}" for remark in remarks(source)]
-    return splits, tuple(said)
-
-
-def _table_splits(path: Path, link_root: str) -> tuple[dict[str, Source], tuple[str, ...]]:
-    if not path.exists():
-        raise AbsentError(f"there is no {path}: write a CSV or Parquet with the columns image and label")
-    if path.is_file():
-        table = TableSource(str(path), link_root=link_root)
-        return {"test": table}, tuple(remarks(table))
-    files = {file.stem: file for file in sorted(path.iterdir()) if re.search(f"{TABLE_SUFFIX}$", file.name)}
-    named = by_split(files, path)
-    if not named:
-        raise ValueError(f"{path} has no test.csv or test.parquet; it has {', '.join(sorted(files)) or 'no tables'}")
-    found, said = with_test(named)
-    splits: dict[str, Source] = {}
-    for split, file in found.items():
-        splits[split] = table = TableSource(str(file), link_root=link_root)
-        said += [f"{file.name}: {remark}" for remark in remarks(table)]
-    return splits, tuple(said)
 
 
 def _cut(source: Source) -> dict[str, Source]:

@@ -1,6 +1,7 @@
 """Zero-shot classification of one labelled set, with its prompts and pictures."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from clip_jax.evaluation.metrics.classification import (
 from clip_jax.evaluation.pictures import thumbnail
 from clip_jax.evaluation.suite.context import THUMBNAIL, LabelledFeatures, SuiteContext
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
+from clip_jax.evaluation.suite.predictions import multi_label_columns, single_label_columns, write_predictions
 from clip_jax.evaluation.suite.result_store import file_name
 from clip_jax.evaluation.suite.results import Absent, ZeroShot, count_skipped
 from clip_jax.plots.probes import plot_reliability
@@ -24,7 +26,7 @@ from clip_jax.plots.training import plot_confusion
 
 
 def zero_shot(context: SuiteContext, labelled: LabelledSet) -> ZeroShot:
-    """The headline's numbers and pictures, and every prompt set's score; kept by the result store."""
+    """The headline's numbers, predictions and pictures, and every prompt set's score; kept by the result store."""
     prompts = context.prompts(labelled)
     key = {
         **context.data_key(labelled, ["test"]),
@@ -45,6 +47,7 @@ def zero_shot(context: SuiteContext, labelled: LabelledSet) -> ZeroShot:
             "prompts": {name: {"templates": len(prompts[name]), **scores[name]} for name in prompts},
             "headline": headline,
             **count_skipped(test.features.skipped),
+            "files": {"predictions": _predictions(context, labelled, test)},
             **({} if labelled.multi_label else _pictures(context, labelled, test, found[headline]["calibration"])),
         }
 
@@ -55,13 +58,29 @@ def zero_shot(context: SuiteContext, labelled: LabelledSet) -> ZeroShot:
 
 def headline_classified(context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures) -> Classified:
     """Zero-shot by the headline's prompts, of a set with one label an image."""
+    return _classify(context, test, _headline_classes(context, labelled))
+
+
+def _headline_classes(context: SuiteContext, labelled: LabelledSet) -> np.ndarray:
     templates = context.prompts(labelled)[context.config.zero_shot.headline]
-    return _classify(context, test, context.features.classes(labelled.class_names, templates, labelled.title))
+    return context.features.classes(labelled.class_names, templates, labelled.title)
 
 
 def _classify(context: SuiteContext, test: LabelledFeatures, classes: np.ndarray) -> Classified:
     model = context.model
     return classify(test.features.embeddings, test.labels, classes, model.logit_scale, model.logit_bias)
+
+
+def _predictions(context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures) -> Path:
+    """The file of the headline's predictions."""
+    names = labelled.shown_names
+    if labelled.multi_label:
+        columns = multi_label_columns(test.features.embeddings @ _headline_classes(context, labelled).T, names)
+    else:
+        columns = single_label_columns(headline_classified(context, labelled, test), names)
+    file = context.results.file("predictions", f"{file_name(labelled.name)}.parquet")
+    write_predictions(file, test, names, columns)
+    return file
 
 
 def _measure(
@@ -90,7 +109,8 @@ def _pictures(
         Image.fromarray(thumbnail(source, index, THUMBNAIL)).save(pictures[what], quality=85)
         mistakes.append(
             {
-                "id": str(source[index]["id"]),
+                "id": test.features.ids[i],
+                "path": test.features.paths[i],
                 "picture": what,
                 "label": names[found.labels[i]],
                 "predicted": names[found.predicted[i]],

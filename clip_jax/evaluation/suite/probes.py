@@ -10,25 +10,33 @@ from clip_jax.evaluation.metrics.classification import measure_scores, metric_sc
 from clip_jax.evaluation.metrics.few_shot import few_shot, labels_to_match
 from clip_jax.evaluation.metrics.linear_probe import Metric, linear_probe, split_off_validation
 from clip_jax.evaluation.metrics.logistic_regression import Split
-from clip_jax.evaluation.suite.context import SuiteContext
+from clip_jax.evaluation.suite.config import SuiteConfig
+from clip_jax.evaluation.suite.context import LabelledFeatures, SuiteContext
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
+from clip_jax.evaluation.suite.measures import headline_classified
 from clip_jax.evaluation.suite.result_store import file_name
 from clip_jax.evaluation.suite.results import Absent, LinearProbe, Measured, ZeroShot
+from clip_jax.evaluation.suite.splits import FEWEST
 from clip_jax.plots.probes import plot_few_shot, plot_sweep
 
 NO_TRAINING = "the set has no training split here"
+DRAWN = (
+    "it has no splits, so probes draw theirs by suite.seed={seed}: of each class a fifth to test, a fifth to validate, "
+    "the rest to train"
+)
 
 
 def probe(context: SuiteContext, labelled: LabelledSet) -> LinearProbe | Absent:
     """The paper's linear probe."""
-    if "train" not in labelled.splits:
+    if "train" not in labelled.splits and not labelled.undivided:
         return Absent(absent=NO_TRAINING)
     settings, resampling = context.config.linear_probe, context.resampling()
     key = {**context.data_key(labelled, sorted(labelled.splits)), "settings": dataclasses.asdict(settings)}
     key |= {"resampling": resampling}
 
     def make() -> dict[str, Any]:
-        found = {split: context.labelled_features(labelled, split) for split in labelled.splits}
+        if reason := _too_few(context, labelled):
+            return {"absent": reason}
         splits = _splits(context, labelled)
         if reason := _untrained(labelled, splits["train"]):
             return {"absent": reason}
@@ -45,7 +53,9 @@ def probe(context: SuiteContext, labelled: LabelledSet) -> LinearProbe | Absent:
             **result,
             "low": measured["low"],
             "high": measured["high"],
-            "num_skipped": {split: len(features.features.skipped) for split, features in found.items()},
+            "num_skipped": {
+                split: len(context.labelled_features(labelled, split).features.skipped) for split in labelled.splits
+            },
             "features": settings.features,
             "pictures": {"sweep": picture},
         }
@@ -95,7 +105,7 @@ def few_shot_curve(
 
     zero_shot, probed: the set's results; the probe's score stands for all labels.
     """
-    if "train" not in labelled.splits:
+    if "train" not in labelled.splits and not labelled.undivided:
         return Absent(absent=NO_TRAINING)
     if labelled.multi_label:
         return Absent(absent="images with several labels have no number of labels a class")
@@ -110,6 +120,8 @@ def few_shot_curve(
     }
 
     def make() -> dict[str, Any]:
+        if reason := _too_few(context, labelled):
+            return {"absent": reason}
         splits, C = _splits(context, labelled), len(labelled.class_names)
         train, validation = splits["train"], splits.get("validation")
         if validation is None:
@@ -120,6 +132,10 @@ def few_shot_curve(
         shots = [number for number in settings.shots if number <= fewest]
         if not shots:
             return {"absent": f"a class has {fewest} training images, fewer than the fewest shots, {settings.shots[0]}"}
+        zero = zero_shot.value
+        if labelled.undivided:  # of the pictures that the curve is of; such a set's metric is the accuracy
+            part = context.probe_features(labelled)["test"]
+            zero = float((headline_classified(context, labelled, part).rank == 0).mean())
         result = few_shot(
             train,
             validation,
@@ -133,16 +149,34 @@ def few_shot_curve(
         curve = [(float(number), row["score"]) for number, row in zip(shots, result["shots"])]
         end = ((whole.num_train + whole.num_validation) / C, whole.score) if whole else None
         picture = context.results.picture(f"{file_name(labelled.name)}-few-shot.png")
-        plot_few_shot(result["shots"], zero_shot.value, end, picture, labelled.title)
+        plot_few_shot(result["shots"], zero, end, picture, labelled.title)
         return {
             **result,
-            "matches_zero_shot": labels_to_match(zero_shot.value, *zip(*curve, *([end] if end else []))),
+            "zero_shot": zero,
+            "matches_zero_shot": labels_to_match(zero, *zip(*curve, *([end] if end else []))),
             "left_out_shots": [number for number in settings.shots if number > fewest],
             "features": features,
             "pictures": {"few_shot": picture},
         }
 
     return context.results.result(Measured, "few_shot", labelled.name, key, make)
+
+
+def drawn_splits(config: SuiteConfig, labelled: LabelledSet) -> str:
+    """A line that says how probes divide a set which its owner did not, empty where none does."""
+    probed = labelled.undivided and {"linear_probe", "few_shot"} & set(config.suite.measures)
+    return DRAWN.format(seed=config.suite.seed) if probed else ""
+
+
+def _too_few(context: SuiteContext, labelled: LabelledSet) -> str:
+    """Why no splits can be drawn from an undivided set, empty where they can, or need not."""
+    if not labelled.undivided:
+        return ""
+    labels = context.labelled_features(labelled, "test").labels
+    c, count = min(zip(*np.unique(labels, return_counts=True)), key=lambda pair: pair[1])
+    if count >= FEWEST:
+        return ""
+    return f"{NO_TRAINING}, and {labelled.shown_names[c]!r} has {count} of the {FEWEST} pictures to draw one from"
 
 
 def _untrained(labelled: LabelledSet, train: Split) -> str:
@@ -155,12 +189,16 @@ def _untrained(labelled: LabelledSet, train: Split) -> str:
 
 
 def _split(context: SuiteContext, labelled: LabelledSet, split: str) -> Split:
-    found, pooled = context.labelled_features(labelled, split), context.config.linear_probe.features == "pooled"
+    return _as_split(context, context.labelled_features(labelled, split))
+
+
+def _as_split(context: SuiteContext, found: LabelledFeatures) -> Split:
+    pooled = context.config.linear_probe.features == "pooled"
     return Split(found.features.pooled if pooled else found.features.embeddings, found.labels)
 
 
 def _splits(context: SuiteContext, labelled: LabelledSet) -> dict[str, Split]:
-    return {split: _split(context, labelled, split) for split in labelled.splits}
+    return {split: _as_split(context, found) for split, found in context.probe_features(labelled).items()}
 
 
 def _probe(

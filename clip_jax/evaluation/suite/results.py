@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 Result = TypeVar("Result", bound="Measured")
 Skipped = Sequence[tuple[str, str]]  # (id, reason) of each picture that cannot be used
-Pictures = Mapping[str, Path | str]  # files, in JSON relative to the suite's folder
+Files = Mapping[str, Path | str]  # files, in JSON relative to the suite's folder
 SKIPPED_NAMED = 5  # in results; the count is of all
 
 
@@ -43,7 +43,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """metrics: numbers that the suite only passes on to the report. pictures: {what it shows: file}.
+    """metrics: numbers that the suite only passes on to the report. pictures, files: {what it shows: file}.
 
     By itself the result of: `few_shot` with matches_zero_shot (see `labels_to_match`) and left_out_shots, above a
     class's images; `measure_retrieval`, pictures without captions among the skipped; a probe adapted to the reference
@@ -51,7 +51,8 @@ class Measured:
     """
 
     metrics: Mapping[str, Any]
-    pictures: Pictures | None = None
+    pictures: Files | None = None
+    files: Files | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

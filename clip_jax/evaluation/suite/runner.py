@@ -27,7 +27,7 @@ from clip_jax.evaluation.suite.context import SuiteContext
 from clip_jax.evaluation.suite.feature_store import FeatureStore
 from clip_jax.evaluation.suite.labelled_sets import AbsentError, LabelledSet, open_labelled_set
 from clip_jax.evaluation.suite.measures import zero_shot
-from clip_jax.evaluation.suite.probes import adapted, few_shot_curve, probe
+from clip_jax.evaluation.suite.probes import adapted, drawn_splits, few_shot_curve, probe
 from clip_jax.evaluation.suite.result_store import ResultStore
 from clip_jax.evaluation.suite.results import (
     Absent,
@@ -69,7 +69,7 @@ def run_suite(
       output: folder; made when missing. Its finished results and features are used again where weights, data and
         settings are the same.
       is_run: model_name is a run's workdir, whose data retrieval and overlap may use.
-      data_path: the present path of the run's data, if it has moved.
+      data_path: of a run, where its data lies now; or other data, of which retrieval then measures all.
       activation: as for `clip_jax.load`.
       say: takes lines for the user.
 
@@ -94,8 +94,9 @@ def run_suite(
         tokenizer(["a"])  # where there is none, it says so now
     opened = {name: _open(config, name, model.image_size) for name in settings.datasets}
     for name, found in opened.items():
-        for remark in () if isinstance(found, AbsentError) else found.remarks:
-            say(f"{name}: {remark}")
+        for remark in () if isinstance(found, AbsentError) else (*found.remarks, drawn_splits(config, found)):
+            if remark:
+                say(f"{name}: {remark}")
     sources = _open_others(config, Path(model_name) if is_run else None, model.image_size, data_path)
     output.mkdir(parents=True, exist_ok=True)
     context = SuiteContext(
@@ -178,6 +179,11 @@ def _open_others(
     wanted = {measure: value for measure, value in every.items() if measure in config.suite.measures}
     # A run is measured on other data also where its own is not.
     of_run = any(value == RUN for _, value, _ in wanted.values())
+    if data_path is not None and not (workdir and of_run):
+        raise ValueError(
+            f"--data_path={data_path} would not be read: it is of a run's --workdir and the measures retrieval and "
+            f"overlap of 'run'; to classify its pictures, use --config.suite.datasets=\"('folder:{data_path}',)\""
+        )
     run = open_run_sources(workdir, image_size, data_path) if workdir and of_run else None
     found: dict[str, OpenedSource] = {}
     for measure, (key, value, part) in wanted.items():
@@ -227,7 +233,7 @@ def _measure_set(context: SuiteContext, name: str, labelled: Opened, sources: Ma
         state="failed" if reasons else "done",
         reason="; ".join(reasons) or None,
         metric=labelled.metric,
-        note=labelled.note,
+        note="; ".join(filter(None, [labelled.note, drawn_splits(context.config, labelled)])),
         classes=len(labelled.class_names),
         hashes=hashes,
         **found,

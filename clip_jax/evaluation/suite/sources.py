@@ -1,15 +1,18 @@
 """Where a suite's captioned pairs, training images and pictures of people come from."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clip_jax.config.experiment import with_data_path
 from clip_jax.config.record import load_config
+from clip_jax.distributed import processes
 from clip_jax.evaluation.suite.labelled_sets import AbsentError
-from input_pipeline.data_config import make_sources
+from clip_jax.inference.load import trained_on
+from input_pipeline.data_config import make_sources, open_all, resolve_source
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 from input_pipeline.sources.base import check_index, relative_names
 from input_pipeline.storage import digest
@@ -20,19 +23,48 @@ FORMS = "'run' or KIND:PATH, as webdataset:DIR, table:FILE, folder:DIR or tfds:D
 
 @dataclass(frozen=True, kw_only=True)
 class RunSources:
-    """The records a run was trained on, and those it held out."""
+    """The records a run was trained on, and those to measure it on.
 
-    train: Source
+    validation: what the run held out (is_own), or all of other data. open_train raises ValueError where the records are
+    not there any more.
+    """
+
+    open_train: Callable[[], Source]
     validation: Source
+    is_own: bool
 
 
 def open_run_sources(workdir: Path, image_size: int, data_path: str | None = None) -> RunSources:
-    """Those of a run's config, from data_path if the data has moved. Raises ValueError where they are not there."""
-    data = load_config(workdir).data
-    if data_path is not None:
-        data = with_data_path(data, data_path)
-    train, validation = make_sources(data, image_size)
-    return RunSources(train=train, validation=validation)
+    """The sources of a run's config.
+
+    data_path: where the run's data lies now; or other data, which is measured whole, and a line says so.
+
+    Raises ValueError where there is nothing that can be read.
+    """
+    recorded = load_config(workdir).data
+    data = recorded if data_path is None else with_data_path(recorded, data_path)
+    try:
+        train, validation = make_sources(data, image_size)
+        if data_path is None or json.loads(json.dumps(train.fingerprint())) == trained_on(workdir):
+            return RunSources(open_train=lambda: train, validation=validation, is_own=True)
+    except ValueError:  # too few records to hold some out
+        if data_path is None:
+            raise
+    try:
+        whole = open_all(data, image_size)
+    except ValueError:
+        kind = resolve_source("auto", data.path)
+        if kind == data.source:
+            raise
+        data = dataclasses.replace(data, source=kind)
+        whole = open_all(data, image_size)
+    if processes.is_first():
+        print(f"{data.path} ({data.source}) is not the run's data: all {len(whole)} records are measured")
+    return RunSources(
+        open_train=lambda: make_sources(recorded, image_size)[0],
+        validation=whole,
+        is_own=False,
+    )
 
 
 def open_source(key: str, value: str, run: RunSources | None, part: str, link_root: str = "") -> Source:
@@ -52,7 +84,7 @@ def open_source(key: str, value: str, run: RunSources | None, part: str, link_ro
     if value == RUN:
         if run is None:
             raise AbsentError(f"{key}='run' needs --workdir, the run's own data: set {key} to {FORMS}")
-        return getattr(run, part)
+        return run.open_train() if part == "train" else run.validation
     kind, colon, path = value.partition(":")
     if not colon or not path:
         raise ValueError(f"{key}={value!r} must be {FORMS}")

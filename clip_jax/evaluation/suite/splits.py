@@ -1,15 +1,35 @@
-"""Folders and tables that are called as the splits of a data set, and which of them is measured."""
+"""The splits of folders and tables of one's own: found by their names, and drawn where there are none."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from input_pipeline.image_formats import is_picture_name
+from input_pipeline.sources import FolderSource, Source, TableSource
 from input_pipeline.sources.links import Links
-from input_pipeline.sources.unread import is_ignored_folder
+from input_pipeline.sources.table import TABLE_SUFFIX
+from input_pipeline.sources.unread import is_ignored_folder, remarks
 
 T = TypeVar("T")
+SPLITS = ("train", "validation", "test")
+FEWEST = 3  # pictures of a class, of which a split can be drawn
+
+
+class OwnSplits(NamedTuple):
+    """Sources by split, one of them "test"; lines for people; whether nobody has divided the pictures."""
+
+    sources: dict[str, Source]
+    remarks: tuple[str, ...] = ()
+    undivided: bool = False
+
+
+class AbsentError(ValueError):
+    """A data set that is absent; the message says how to prepare it."""
+
 
 # What the folders and tables of a split are called, in any case.
 SPLIT_NAMES = {
@@ -71,3 +91,63 @@ def with_test(found: Mapping[str, Path]) -> tuple[dict[str, Path], list[str]]:
         )
     rest = {split: path for split, path in found.items() if split != "validation"}
     return {"test": found["validation"], **rest}, [f"there is no test split, so {found['validation'].name} is measured"]
+
+
+def folder_splits(folder: Path, link_root: str) -> OwnSplits:
+    """The splits of a folder, or it all as "test". Raises AbsentError where there is none."""
+    if not folder.is_dir():
+        raise AbsentError(f"there is no folder {folder}: put a folder a class into it, or into {folder}/test")
+    found = find_splits(folder, link_root)
+    if not found:
+        source = FolderSource(str(folder), class_folders=True, link_root=link_root)
+        return OwnSplits({"test": source}, tuple(remarks(source)), undivided=True)
+    return open_splits(found, link_root)
+
+
+def open_splits(found: Mapping[str, Path], link_root: str) -> OwnSplits:
+    """The sources of what `find_splits` found."""
+    found, said = with_test(found)
+    splits: dict[str, Source] = {}
+    for split, path in found.items():
+        splits[split] = source = FolderSource(str(path), class_folders=True, link_root=link_root)
+        said += [f"{path.name}: {remark}" for remark in remarks(source)]
+    return OwnSplits(splits, tuple(said))
+
+
+def table_splits(path: Path, link_root: str) -> OwnSplits:
+    """The table of each split in a folder, or a file as "test".
+
+    Raises AbsentError where there is none, ValueError for a folder without such tables.
+    """
+    if not path.exists():
+        raise AbsentError(f"there is no {path}: write a CSV or Parquet with the columns image and label")
+    if path.is_file():
+        table = TableSource(str(path), link_root=link_root)
+        return OwnSplits({"test": table}, tuple(remarks(table)), undivided=True)
+    files = {file.stem: file for file in sorted(path.iterdir()) if re.search(f"{TABLE_SUFFIX}$", file.name)}
+    named = by_split(files, path)
+    if not named:
+        raise ValueError(f"{path} has no test.csv or test.parquet; it has {', '.join(sorted(files)) or 'no tables'}")
+    found, said = with_test(named)
+    splits: dict[str, Source] = {}
+    for split, file in found.items():
+        splits[split] = table = TableSource(str(file), link_root=link_root)
+        said += [f"{file.name}: {remark}" for remark in remarks(table)]
+    return OwnSplits(splits, tuple(said))
+
+
+def draw_splits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """{split: bool [N]}: of each class a fifth to test, a fifth to validate, rounded down, at least one each.
+
+    labels: int [N]. Raises ValueError where a class has fewer than `FEWEST` pictures.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    drawn = {split: np.zeros(len(labels), bool) for split in SPLITS}
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        if len(rows) < FEWEST:
+            raise ValueError(f"a class has {len(rows)} of the {FEWEST} pictures that a split of its own needs")
+        fifth = max(len(rows) // 5, 1)
+        for split, part in zip(SPLITS, np.split(rows, [len(rows) - 2 * fifth, len(rows) - fifth])):
+            drawn[split][part] = True
+    return drawn

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from rigged import NAMES, rigged_model, save_picture
 from test_runner import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of, draw_one_pixel, report_of
@@ -13,6 +14,7 @@ from test_runner import LABELS, PICTURES, RANKS, TOP1, change_labels, config_of,
 from clip_jax.evaluation.suite import comparisons, probes, runner
 from clip_jax.evaluation.suite.results import to_json
 from clip_jax.evaluation.suite.runner import as_table, problems, run_suite
+from clip_jax.evaluation.suite.splits import draw_splits
 from input_pipeline.sources import FolderSource
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -129,11 +131,49 @@ def test_what_fails_of_one_measure_leaves_the_others_and_is_reported(photos, tmp
 
 
 def test_a_set_without_training_split_is_reported(photos, tmp_path):
-    config = config_of(f"folder:{photos}/test", measures=("zero_shot", "linear_probe", "few_shot"))
+    shutil.copytree(photos / "test", tmp_path / "data" / "test")
+    config = config_of(f"folder:{tmp_path}/data", measures=("zero_shot", "linear_probe", "few_shot"))
     row = report_of(config, "model", tmp_path)["sets"][0]
     assert row["state"] == "done"
     assert row["linear_probe"] == row["few_shot"] == {"absent": probes.NO_TRAINING}
     assert "not measured" in (tmp_path / "report.html").read_text()
+
+
+def test_probes_divide_a_folder_without_splits_by_the_seed_and_say_so(photos, tmp_path, capsys):
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        for file in (photos / split).rglob("*.png"):
+            (data / file.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, data / file.parent.name / f"{split}-{file.name}")
+    found = {}
+    for seed in (0, 1):
+        config = config_of(
+            f"folder:{data}", measures=("zero_shot", "linear_probe", "few_shot"), suite__seed=seed,
+            few_shot__shots=(1, 4), few_shot__num_seeds=2,
+        )  # fmt: skip
+        found[seed] = report_of(config, "model", tmp_path / "out")["sets"][0]
+        assert f"so probes draw theirs by suite.seed={seed}: of each class a fifth to test" in capsys.readouterr().out
+        assert f"suite.seed={seed}" in found[seed]["note"]
+    row = found[1]
+    assert row["zero_shot"]["count"] == 48  # all of it: 11 and 5 pictures of each of 3 classes
+    probed = row["linear_probe"]
+    assert (probed["num_train"], probed["num_validation"], probed["count"]) == (30, 9, 9)
+    labels = np.repeat(np.arange(3), 16)
+    drawn = draw_splits(labels, 1)
+    assert np.array_equal(sum(drawn.values()), np.ones(48))
+    assert [np.bincount(labels[rows]).tolist() for rows in drawn.values()] == [[10] * 3, [3] * 3, [3] * 3]
+    assert not np.array_equal(drawn["test"], draw_splits(labels, 0)["test"])
+    rows = pd.read_parquet(tmp_path / "out" / row["zero_shot"]["files"]["predictions"])[drawn["test"]]
+    assert row["few_shot"]["zero_shot"] == pytest.approx((rows.label == rows.prediction).mean())
+
+
+def test_a_class_too_small_to_be_divided_leaves_the_probe_out_with_the_reason(photos, tmp_path):
+    shutil.copytree(photos / "test", tmp_path / "data")
+    for i in range(3):
+        (tmp_path / "data" / NAMES[1] / f"{i}.png").unlink()
+    row = report_of(config_of(f"folder:{tmp_path}/data", measures=("zero_shot", "linear_probe")), "m", tmp_path)["sets"]
+    reason = f"{probes.NO_TRAINING}, and {NAMES[1]!r} has 2 of the 3 pictures to draw one from"
+    assert row[0]["linear_probe"] == {"absent": reason}
 
 
 def test_too_few_images_for_the_fewest_shots_are_reported(photos, tmp_path):
@@ -245,6 +285,12 @@ def test_the_data_of_a_run_is_opened_only_for_what_needs_it(photos, tmp_path, mo
     assert report["sets"][0]["state"] == "done"
     with pytest.raises(ValueError, match="the data has moved"):
         report_of(config_of(data, measures=("retrieval",)), "model", tmp_path / "out", is_run=True)
+
+
+@pytest.mark.parametrize("options", [{"is_run": True}, {}])
+def test_a_data_path_that_no_measure_reads_is_refused(options, photos, tmp_path):
+    with pytest.raises(ValueError, match=r"^--data_path=here would not be read: it is of a run's --workdir"):
+        run_suite(config_of(f"folder:{photos}"), "model", tmp_path / "out", data_path="here", **options)
 
 
 @pytest.mark.parametrize("embedding", ["perceptual", "model"])

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -144,6 +145,17 @@ def test_a_rigged_model_gets_the_known_numbers(name, photos, tmp_path, rigged):
     assert report["model"]["logit_scale"] == pytest.approx(LOGIT_SCALE, rel=1e-6)
 
 
+def test_the_predictions_are_a_table_of_every_picture(photos, output):
+    rows = pd.read_parquet(output / sets_of(output)[0]["zero_shot"]["files"]["predictions"])
+    assert list(rows) == ["id", "path", "label", "prediction", "probability"]
+    expected = {
+        f"{NAMES[label]}/{i:02d}.png": (NAMES[label], NAMES[order[0]]) for i, (label, order) in enumerate(PICTURES)
+    }
+    assert {row.id: (row.label, row.prediction) for row in rows.itertuples()} == expected
+    assert (rows.path == rows.id).all()
+    assert rows.probability.between(1 / 7, 1).all()
+
+
 @pytest.mark.parametrize(
     ("metric", "value", "chance"),
     [("mean_per_class", MEAN_PER_CLASS, 1 / 7), ("mean_top1_top5", (TOP1 + TOP5) / 2, (1 / 7 + 5 / 7) / 2)],
@@ -215,6 +227,10 @@ def test_several_labels_an_image_are_measured_by_mean_average_precision(photos, 
     assert found["value"] == pytest.approx(eleven_point_map(scores, relevant, ignored=difficult))
     assert found["value"] != pytest.approx(eleven_point_map(scores, relevant))
     assert (found["metric"], found["count"]) == ("eleven_point_map", 17)
+    rows = pd.read_parquet(tmp_path / found["files"]["predictions"])
+    assert [row.tolist() for row in rows.label] == [[NAMES[label]] for label in labels]
+    assert rows.prediction.tolist() == [NAMES[c] for c in scores.argmax(axis=1)]
+    assert rows.similarity.to_numpy() == pytest.approx(scores.max(axis=1))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -496,8 +512,9 @@ def test_the_report_is_whole_and_needs_no_network(photos, output, rigged):
     assert "@import" not in html
     assert "url(" not in html
     assert page.loaded
-    assert all(place.startswith(("data:image/", "#")) or place == "report.json" for place in page.loaded)
     found = sets_of(output)[0]["zero_shot"]
+    beside = {"report.json", *found["files"].values()}
+    assert all(place.startswith(("data:image/", "#")) or place in beside for place in page.loaded)
     assert page.counts["img"] == 2 + len(found["mistakes"])
     assert f"{100 * found['value']:.1f} %" in html
     assert f"{100 * found['low']:.1f} to {100 * found['high']:.1f}" in html
