@@ -10,10 +10,10 @@ import shutil
 import signal
 import tempfile
 
+from processes import QUICK, Processes
+
 os.environ["CLIP_JAX_CACHE"] = tempfile.mkdtemp(prefix="clip_jax_cache_")  # of kept indices and copies of data
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from pathlib import Path
@@ -22,7 +22,6 @@ import jax
 import jaxtyping
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from processes import Processes
 
 # Types and shapes in these modules' signatures are checked at run time, in tests only; configs check themselves.
 SHAPES_CHECKED = [

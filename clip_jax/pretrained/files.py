@@ -65,7 +65,7 @@ class StateDict(Mapping[str, np.ndarray]):
             except (SafetensorError, OSError) as error:
                 raise ValueError(
                     f"{file} cannot be read as safetensors; it is truncated, damaged or another format ({error}): "
-                    "download it again"
+                    "download it again, what is in the Hub's cache by `hf download OWNER/NAME --force-download`"
                 ) from None
             for name in handle.keys():  # noqa: SIM118, it is not a dict
                 key = ".".join(part for part in name.split(".") if part not in WRAPPERS)

@@ -14,6 +14,7 @@ from clip_jax.config.record import check_workdir, has_config, record_config
 from clip_jax.distributed import processes
 from clip_jax.distributed.sharding import local_rows, make_mesh
 from clip_jax.evaluation.in_training import Evaluator, make_encoder
+from clip_jax.evaluation.suite.splits import only_splits
 from clip_jax.runs import preflight
 from clip_jax.runs.initial_weights import InitialWeights
 from clip_jax.runs.logging import left_out
@@ -116,6 +117,7 @@ def _prepare_run(sections: dict[str, dict[str, Any]], workdir: Path, owned: Exit
     is_new = _open_workdir(sections, workdir, owned)
     if is_new:
         _check_batch(config, source)
+        _check_splits(config)
     weights = InitialWeights(config) if is_new and config.train.init_from else None
 
     tokenizer = _make_tokenizer(config, source, workdir, weights)
@@ -161,6 +163,16 @@ def _check_batch(config: Config, source: Source) -> None:
         raise ValueError(
             f"train.global_batch_size={size} is larger than the {count} records to train on, so that a batch would "
             f"hold pictures twice, as each other's negatives: set it to at most {count}, or data.repeat=True"
+        )
+
+
+def _check_splits(config: Config) -> None:
+    """ValueError where training would take the splits of others for one heap of records."""
+    path = Path(config.data.path).expanduser()
+    if names := only_splits(path, config.data.source) if config.data.path else []:
+        raise ValueError(
+            f"data.path={path} holds {' and '.join(names)}, and the run would train on all of them: name one, as "
+            f"data.path={path / names[0]}, and to validate on another data.num_validation=0 with data.validation_path"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import Processes
+from processes import QUICK, Processes
 
 from input_pipeline.tokenizers import CLIP_NUM_MERGES
 from input_pipeline.vocabulary import train_sentencepiece
@@ -96,7 +96,7 @@ def reports(tmp_path_factory):
         [str(Path(__file__).parent / kind) if kind.endswith(".py") else kind, *flags, f"--json={folder / kind}.json"]
         for kind, flags in kinds.items()
     ]
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the devices are the commands' own
+    flags = {"XLA_FLAGS": QUICK}  # the devices are the commands' own
     with Processes() as processes:
         command = [sys.executable, "-c", RUNNER, json.dumps(commands)]
         code, _, err = processes.run(command, 600, cwd=ROOT, env={**os.environ, **flags})

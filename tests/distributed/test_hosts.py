@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 from miniature import miniature, picture
 from PIL import Image
-from processes import SLURM_PORTS, Processes, free_port
+from processes import QUICK, SLURM_PORTS, Processes, free_port
 
 import clip_jax
 from clip_jax.distributed import lifeline
@@ -171,7 +171,7 @@ def start(ask, tmp_path_factory):
     def start(count: int, devices: int, sections: dict | list[dict], workdir: Path, patch: str = "", folders=None):
         notes = tmp_path_factory.mktemp("notes")
         port = free_port()
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
         started = []
         for process in range(count):
             options = {"num_processes": count, "process_id": process, "coordinator": f"localhost:{port}"}

@@ -12,7 +12,7 @@ from PIL import Image
 from clip_jax.config.experiment import EvaluationConfig
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.evaluation.in_training import Evaluator, as_row, as_table
-from clip_jax.evaluation.suite import labelled_sets
+from clip_jax.evaluation.suite import labelled_sets, splits
 from clip_jax.inference.encoder import Encoder
 from clip_jax.models import CLIP, ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import init_variables, model_graph
@@ -254,7 +254,7 @@ def test_a_set_of_several_labels_an_image_is_refused(encoder, tokenizer, tmp_pat
     (tmp_path / "voc2007" / "test" / "cat").mkdir(parents=True)
     Image.fromarray(images(1)[0]).save(tmp_path / "voc2007" / "test" / "cat" / "0.png")
     config = settings(zero_shot=("voc2007",), data_dir=str(tmp_path))
-    monkeypatch.setattr(labelled_sets.FolderSource, "multi_label", True, raising=False)
+    monkeypatch.setattr(splits.FolderSource, "multi_label", True, raising=False)
     with pytest.raises(ValueError, match="zero_shot set 'voc2007' has several labels an image: use a suite"):
         Evaluator(config, encoder, tokenizer, SceneSource(0, 7, IMAGE_SIZE, split="validation"), IMAGE_SIZE)
 

@@ -425,8 +425,8 @@ def test_several_tables_need_not_have_the_same_columns(names, tmp_path):
     source = make_source("table", str(tmp_path))
     expected = {
         names[0]: ({"image": jpeg(1), "captions": ("bytes",)}, (7, 5)),
-        names[1]: ({"image": jpeg(0), "captions": ("path",)}, (13, 11)),
-        names[2]: ({"image": jpeg(0), "captions": (), "label": 0}, (13, 11)),
+        names[1]: ({"image": jpeg(0), "captions": ("path",), "path": "0.jpg"}, (13, 11)),
+        names[2]: ({"image": jpeg(0), "captions": (), "label": 0, "path": "0.jpg"}, (13, 11)),
     }
     assert (source.class_names, source.broken) == (("dog",), [])
     for index, name in enumerate("abc"):

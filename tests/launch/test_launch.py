@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from processes import SLURM_PORTS, Processes, eventually, free_port, kill
+from processes import QUICK, SLURM_PORTS, Processes, eventually, free_port, kill
 
 from clip_jax.runs.logging import read_metrics
 
@@ -143,7 +143,7 @@ class Stage:
             "SLICE": str(self.slice),
             "BUCKETS": str(self.buckets),
             "CLIP_JAX": str(CLIP_JAX),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # one device
+            "XLA_FLAGS": QUICK,  # one device
             "MPLCONFIGDIR": matplotlib.get_cachedir(),  # where the fonts are known
         }
         for bucket in ("pairs/all tars", "runs", "small"):

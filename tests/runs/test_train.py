@@ -30,6 +30,7 @@ from clip_jax.distributed.sharding import make_mesh
 from clip_jax.evaluation import in_training
 from clip_jax.evaluation.in_training import evaluate
 from clip_jax.evaluation.suite.sources import open_run_sources
+from clip_jax.evaluation.suite.splits import only_splits
 from clip_jax.runs import loop, setup, stopping
 from clip_jax.runs.logging import read_metrics, source_cells, summary_table
 from clip_jax.training import training
@@ -268,6 +269,25 @@ def test_evaluate_measures_all_of_other_data_and_the_held_out_part_of_its_own(tm
     assert (len(sources.validation), sources.is_own) == (15, False)
     with pytest.raises(ValueError, match="no data at"):
         sources.open_train()  # it has moved, too
+
+
+def test_splits_are_not_trained_on_as_one_heap(tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            (tmp_path / "photos" / name / f"{i}.png").write_bytes(picture(i))
+            (tmp_path / "photos" / name / f"{i}.txt").write_text("a red circle")
+    changes = {"data__source": "auto", "data__num_validation": 0, "data__validation_path": f"{tmp_path}/photos/val"}
+    with pytest.raises(ValueError, match=f"^data.path={tmp_path}/photos holds train and val, and the run would train"):
+        loop.train(miniature(**changes, data__path=f"{tmp_path}/photos"), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+    (tmp_path / "photos" / "more").mkdir()
+    (tmp_path / "photos" / "more" / "0.png").write_bytes(picture(0))
+    assert only_splits(tmp_path / "photos", "folder") == []  # so they are folders of the user's own order
+    assert only_splits(tmp_path, "webdataset") == []
+    for name in ("train.csv", "Test.parquet"):
+        (tmp_path / name).touch()
+    assert only_splits(tmp_path, "table") == ["Test.parquet", "train.csv"]
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):

@@ -62,6 +62,20 @@ def find_splits(folder: Path, link_root: str) -> dict[str, Path]:
     return found
 
 
+def only_splits(path: Path, kind: str) -> list[str]:
+    """The names of several splits, where they are all that a folder of pictures or of tables holds; else none."""
+    if kind not in ("folder", "table") or not path.is_dir():
+        return []
+    entries = [entry for entry in sorted(path.iterdir()) if not is_ignored_folder(entry.name)]
+    if kind == "table":
+        parts = [entry for entry in entries if re.search(f"{TABLE_SUFFIX}$", entry.name)]
+    else:
+        parts = [e for e in entries if (_holds_pictures(e) if e.is_dir() else is_picture_name(e.name))]
+    known = [name for names in SPLIT_NAMES.values() for name in names]
+    are_splits = all(part.stem.lower() in known and part.is_dir() == (kind == "folder") for part in parts)
+    return [part.name for part in parts] if len(parts) > 1 and are_splits else []
+
+
 def by_split(named: Mapping[str, T], folder: Path) -> dict[str, T]:
     """Of what has the name of a split, by split; ValueError where two are one split."""
     found: dict[str, T] = {}
