@@ -1,3 +1,7 @@
+import os
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +24,7 @@ from clip_jax.distributed.sharding import (
 from clip_jax.models import ModelConfig, TextConfig, VisionConfig
 from clip_jax.models.variables import init_variables
 from clip_jax.training.optimizer import make_optimizer
-from clip_jax.training.state import init_state
+from clip_jax.training.state import TrainState, init_state
 
 TINY = ModelConfig(
     embed_dim=7,
@@ -105,21 +109,28 @@ def test_a_parameter_that_two_rules_match_is_refused(params, monkeypatch):
         param_specs(params)
 
 
-@pytest.fixture(scope="module")
-def states():
-    optimizer = make_optimizer(PAPER, optax.constant_schedule(1e-3))
-    return {shape: init_state(TINY, optimizer, 5, mesh_of(*shape)) for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2))}
+def fresh_state(*shape: int) -> TrainState:
+    return init_state(TINY, make_optimizer(PAPER, optax.constant_schedule(1e-3)), 5, mesh_of(*shape))
 
 
-def test_initial_values_do_not_depend_on_the_mesh(states):
-    one, *others = map(jax.device_get, states.values())
+def compare_initial_values() -> None:
+    one, *others = (jax.device_get(fresh_state(*shape)) for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2)))
     assert 0.01 < np.std(one.params["text"]["token_embedding"]["embedding"]) < 0.03
     for other in others:
         jax.tree.map(np.testing.assert_array_equal, other, one)
 
 
-def test_moments_lie_with_their_parameters(states):
-    state = states[2, 2, 2]
+def test_initial_values_do_not_depend_on_the_mesh(processes):
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
+    code = f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+    code += "import test_sharding; test_sharding.compare_initial_values()"
+    # Elsewhere, as without XLA's fusions, as in this process, the last bit would depend on a shard's size.
+    returncode, _, err = processes.run([sys.executable, "-c", code], 120, env={**os.environ, **paths})
+    assert returncode == 0, err
+
+
+def test_moments_lie_with_their_parameters():
+    state = fresh_state(2, 2, 2)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     for moment in ("mu", "nu"):
         assert optax.tree_utils.tree_get(shardings.opt_state, moment) == shardings.params

@@ -349,7 +349,9 @@ def test_an_interrupted_evaluation_is_repeated_when_the_run_resumes(finished, tm
     assert_same_end(tmp_path, finished)
 
 
-@pytest.mark.parametrize("end", ["signal", "second signal", "error", "nothing"])
+@pytest.mark.parametrize(
+    "end", ["signal", "second signal", "error", pytest.param("nothing", marks=pytest.mark.nightly)]
+)
 def test_a_run_without_data_saves_the_steps_it_took(end, finished, tmp_path, no_pictures, monkeypatch, capsys):
     sections = miniature(train__hang_timeout_s=2 if end == "nothing" else 1800)
     read, count, release = loop._next_batch, itertools.count(1), threading.Event()
