@@ -10,12 +10,10 @@ import shutil
 import signal
 import tempfile
 
-from processes import QUICK, UNFUSED, Processes
+from processes import QUICK, Processes
 
 os.environ["CLIP_JAX_CACHE"] = tempfile.mkdtemp(prefix="clip_jax_cache_")  # of kept indices and copies of data
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK} {UNFUSED}"
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from pathlib import Path
@@ -34,9 +32,6 @@ SHAPES_CHECKED = [
     *(f"clip_jax.models.{name}" for name in ("text_transformer", "transformer", "variables", "vision_transformer")),
 ]
 jaxtyping.install_import_hook(SHAPES_CHECKED, "type_checker.check")
-
-jax.devices()  # takes the flags; libtpu, which reads them later, would crash of this one
-os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removesuffix(UNFUSED)
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -104,6 +104,7 @@ def reports(tmp_path_factory):
     return {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in kinds}
 
 
+@pytest.mark.nightly
 def test_a_step_is_measured_for_every_variant(reports):
     report = reports["step"]
     assert (report["batch_size"], report["devices"]) == (32, ["cpu"] * 2)
@@ -127,6 +128,7 @@ def test_a_step_is_measured_for_every_variant(reports):
         assert row["MFU"] == pytest.approx(tflops / (min(table["seconds"][name]) * 2 * peak), rel=1e-9)
 
 
+@pytest.mark.nightly
 def test_encoding_is_measured_for_images_and_texts(reports):
     images, texts = reports["encode"]["tables"]
     assert (images["rates"], texts["rates"]) == ({"images": 32}, {"texts": 32})
@@ -139,12 +141,14 @@ def test_encoding_is_measured_for_images_and_texts(reports):
     )
 
 
+@pytest.mark.nightly
 def test_a_loss_is_measured_in_both_forms(reports):
     (table,) = reports["loss"]["tables"]
     assert list(table["seconds"]) == ["full", "streamed, 16 rows"]
     assert table["title"] == "64 pairs, 8 channels, 2 devices"
 
 
+@pytest.mark.nightly
 def test_the_input_has_stages_and_cores(reports):
     stages, pipeline = reports["input"]["tables"]
     other = "the same, data.decode=exact"
@@ -158,6 +162,7 @@ def test_the_input_has_stages_and_cores(reports):
     assert needs == {"images/s": 700.0, "cores": pytest.approx(700 * seconds / 8)}
 
 
+@pytest.mark.nightly
 def test_tokenizers_are_compared_on_equal_captions(reports):
     (table,) = reports["peers/tokenization.py"]["tables"]
     assert table["title"] == "40 captions, one core"
@@ -165,6 +170,7 @@ def test_tokenizers_are_compared_on_equal_captions(reports):
     assert table["rates"] == {"captions": 40}
 
 
+@pytest.mark.nightly
 def test_both_decoders_are_measured_with_the_difference_of_the_pixels(reports):
     (table,) = reports["decode"]["tables"]
     assert table["title"].endswith("KiB, median 40 x 37, to 24, one core")

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from processes import QUICK
+from processes import FUSED
 
 import clip_jax
 from clip_jax.cli.command import COMMANDS
@@ -212,7 +212,7 @@ def test_a_user_without_the_clone_runs_every_command(wheel, tmp_path):
     folders = [entry for entry in sys.path if Path(entry).name == "site-packages"]
     (site / "dependencies.pth").write_text("\n".join(folders))
     small = [f"--config.{key}={value}" for key, value in SMALL.items()]
-    environment = {**os.environ, "XLA_FLAGS": QUICK}  # one device
+    environment = {**os.environ, "XLA_FLAGS": FUSED}  # one device
     environment.pop("PYTHONPATH", None)
 
     def run(*arguments: str) -> str:

@@ -14,7 +14,7 @@ import jupytext
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from processes import QUICK
+from processes import FUSED
 
 ROOT = Path(__file__).parents[2]
 COLAB = ROOT / "colab"
@@ -70,7 +70,7 @@ def run(name, folder, monkeypatch, asked):
     monkeypatch.setenv("CLIP_JAX_SMALL", "1")
     monkeypatch.setenv("CLIP_JAX_RUNS", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("XLA_FLAGS", QUICK)  # one device
+    monkeypatch.setenv("XLA_FLAGS", FUSED)  # one device
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     notebook = nbformat.read(COLAB / f"{name}.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({asked}))"))

@@ -428,6 +428,7 @@ def test_a_killed_process_is_named_in_one_line_by_the_other(start, tmp_path, kil
     assert "Traceback" not in err
 
 
+@pytest.mark.nightly
 def test_a_process_without_progress_shows_its_threads_and_all_end(start, tmp_path):
     sizes = {"sharding__fsdp": 1, "sharding__tensor": 2, "train__hang_timeout_s": 3}
     job = start(2, 1, sections(**sizes), tmp_path, STUCK)

@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from processes import FUSED
 
 from clip_jax.config.experiment import OptimizerConfig
 from clip_jax.distributed import sharding
@@ -124,8 +125,9 @@ def test_initial_values_do_not_depend_on_the_mesh(processes):
     paths = {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
     code = f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
     code += "import test_sharding; test_sharding.compare_initial_values()"
-    # Elsewhere, as without XLA's fusions, as in this process, the last bit would depend on a shard's size.
-    returncode, _, err = processes.run([sys.executable, "-c", code], 120, env={**os.environ, **paths})
+    # With XLA's fusions, as users compile: without them the last bit depends on a shard's size.
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {FUSED}"}
+    returncode, _, err = processes.run([sys.executable, "-c", code], 120, env={**os.environ, **paths, **flags})
     assert returncode == 0, err
 
 

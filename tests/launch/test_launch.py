@@ -420,6 +420,7 @@ def test_a_pod_is_asked_for_installed_and_trains_detached(pod):
     assert pod.calls("gcloud")[-1][2:] == ["queued-resources", "delete", "clip", POD[1], "--force", "--quiet"]
 
 
+@pytest.mark.nightly
 def test_a_training_on_a_pod_goes_on_after_a_sigterm_a_restart_of_its_hosts_and_the_loss_of_the_slice(pod):
     watch = pod.start("tpu_pod.sh", "watch", *POD_START, "--poll_s=1", "--", *SHORT)
     eventually(lambda: len(steps(pod.workdir)) >= 2)

@@ -61,6 +61,7 @@ def test_the_estimate_is_state_and_what_is_kept(large):
     assert large.estimate(Setting("named", 1, 1), share) == pytest.approx(20 * GIB)
 
 
+@pytest.mark.nightly
 def test_a_resnets_filters_limit_fsdp_and_its_batch_norms_the_parts():
     settings = set(Fitter(RESNET, 2).settings())  # 64 rows a device
     assert {setting.num_microbatches for setting in settings} == {1, 2}

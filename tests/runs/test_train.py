@@ -335,6 +335,7 @@ def test_a_run_killed_and_stopped_ends_as_an_undisturbed_one(stops, processes, f
     assert_same_end(workdir, finished)
 
 
+@pytest.mark.nightly
 def test_an_interrupted_evaluation_is_repeated_when_the_run_resumes(finished, tmp_path, no_pictures, monkeypatch):
     def stop(*args):
         raise RuntimeError("the power failed")

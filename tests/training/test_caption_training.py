@@ -154,6 +154,7 @@ def test_a_run_learns_and_prints_its_summary(finished):
     assert {file.stem for file in workdir.glob("*.png")} == {"curves"}
 
 
+@pytest.mark.nightly
 def test_an_interrupted_run_ends_as_an_undisturbed_one(finished, tmp_path, monkeypatch):
     kind, workdir, _ = finished
     with pytest.raises(ValueError, match=rf"^workdir .* another config: loss.kind was '{kind}', is 'contrastive'"):

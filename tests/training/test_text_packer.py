@@ -135,6 +135,7 @@ def test_a_batch_that_does_not_fit_is_encoded_unpacked_and_counted(unpacked, sha
     assert f"batches that did not fit their packed rows {sum(overflows):.0f}" in out
 
 
+@pytest.mark.nightly
 def test_a_stopped_run_resumes_bit_identically(monkeypatch, tmp_path):
     sections = miniature(pack_text=True)
     assert loop.train(sections, tmp_path / "whole") == 0
