@@ -20,7 +20,7 @@ common_flags.declare("model", "activation")
 LABELS = flags.DEFINE_list("labels", None, "Labels to choose from, as 'a cat,a dog'.")
 TEMPLATE = flags.DEFINE_string("template", "{}", "Sentence around each label, as 'a photo of {}.'.")
 TOP = flags.DEFINE_integer("top", 5, "Number of labels shown for each picture.", lower_bound=1)
-JSON = flags.DEFINE_bool("json", False, "Output of one JSON line per picture instead of a table.")
+JSON = flags.DEFINE_bool("json", False, "Output of one JSON line per picture instead of a table.", allow_override=True)
 
 IMAGES_AT_ONCE = 64
 

@@ -25,7 +25,9 @@ NUM_RUNS = flags.DEFINE_integer(
 MAX_MINUTES = flags.DEFINE_float(
     "max_minutes", 2.0, "Minutes for a table after which a noisy machine is measured no longer.", lower_bound=0
 )
-JSON = flags.DEFINE_string("json", None, "File for settings, versions, all times and the verdict on the noise.")
+JSON = flags.DEFINE_string(
+    "json", None, "File for settings, versions, all times and the verdict on the noise.", allow_override=True
+)
 PUBLISHED_NAME = flags.DEFINE_enum(
     "published", None, list(PUBLISHED), "Published model, in float32 without remat, instead of a config's."
 )
