@@ -10,6 +10,7 @@ from input_pipeline.examples import BLOCK, Decode, Examples, Order
 from input_pipeline.ranges import COUNT_OR_0, EXAMPLES_OR_0, POSITIVE, SEED, Range
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import (
+    OPTION_KINDS,
     FilteredSource,
     Filters,
     FolderSource,
@@ -167,7 +168,9 @@ def resolve_source(source: Kind, path: str) -> Kind:
 def make_sources(config: DataConfig, image_size: int) -> tuple[Source, Source]:
     """The records to train on and those held out for validation."""
     if config.validation_path:
-        return open_all(config, image_size), _open_validation(config, image_size)
+        return open_all(config, image_size), open_other(
+            config, config.validation_path, image_size, "data.validation_path"
+        )[1]
     if config.source == "mixture":
         return _make_mixtures(config, image_size)
     part = _only_part(config)
@@ -201,10 +204,15 @@ def _only_part(config: DataConfig, kind: Kind | None = None) -> MixturePart:
     )
 
 
-def _open_validation(config: DataConfig, image_size: int) -> Source:
-    path = config.validation_path
-    part = dataclasses.replace(_only_part(config, resolve_source("auto", path)), path=path, split="")
-    return _open_part(config, part, image_size, "data.validation_path")
+def open_other(config: DataConfig, path: str, image_size: int, where: str) -> tuple[Kind, Source]:
+    """All records of other data than a config's, and its kind, which its files have.
+
+    Of the config's options it takes those that this kind has. where: the key that names the path, for messages.
+    """
+    kind = resolve_source("auto", path)
+    unread = {name: "" for name, kinds in OPTION_KINDS.items() if kind not in kinds}
+    part = dataclasses.replace(_only_part(config, kind), path=path, **unread)  # type: ignore[arg-type]  # all are str
+    return kind, _open_part(config, part, image_size, where)
 
 
 def _make_mixtures(config: DataConfig, image_size: int) -> tuple[Mixture, Mixture]:

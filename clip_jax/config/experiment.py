@@ -230,13 +230,14 @@ def with_found_data(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
     data = dict(sections.get("data", {}))
     if data.get("source") in ("auto", "") or (data.get("source") == "scenes" and data.get("path")):
         data["source"] = resolve_source("auto", data.get("path", ""))
-    for i, part in enumerate(data.get("mixture") or ()):
+    sections = with_mixture({**sections, "data": data})
+    for i, part in enumerate(sections["data"].get("mixture") or ()):
         if isinstance(part, Mapping) and part.get("kind") == "scenes" and part.get("path"):
             raise ValueError(
                 f"data.mixture[{i}].kind='scenes' draws its own pictures and would not read its path={part['path']!r}: "
                 "give the kind of what lies there, or leave the path empty"
             )
-    return with_mixture({**sections, "data": data})
+    return sections
 
 
 def with_mixture(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

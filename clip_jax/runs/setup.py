@@ -168,12 +168,16 @@ def _check_batch(config: Config, source: Source) -> None:
 
 def _check_splits(config: Config) -> None:
     """ValueError where training would take the splits of others for one heap of records."""
-    path = Path(config.data.path).expanduser()
-    if names := only_splits(path, config.data.source) if config.data.path else []:
-        raise ValueError(
-            f"data.path={path} holds {' and '.join(names)}, and the run would train on all of them: name one, as "
-            f"data.path={path / names[0]}, and to validate on another data.num_validation=0 with data.validation_path"
-        )
+    data = config.data
+    parts = [(f"data.mixture[{i}]", part.kind, part.path) for i, part in enumerate(data.mixture)]
+    for where, kind, name in [("data", data.source, data.path), *parts]:
+        path = Path(name).expanduser()
+        if names := only_splits(path, kind) if name else []:
+            raise ValueError(
+                f"{where}.path={path} holds {' and '.join(names)}, and the run would train on all of them: name one, "
+                f"as {where}.path={path / names[0]}, and to validate on another data.num_validation=0 with "
+                "data.validation_path"
+            )
 
 
 def _open_workdir(sections: dict[str, dict[str, Any]], workdir: Path, owned: ExitStack) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 
 from input_pipeline.storage import flush, listed, write_bytes
 
-DIGESTS = "digests.json"
+DIGESTS = "file_digests.json"  # digests.json held other ones: such a checkpoint counts as one without
 BLOCK_BYTES = 2**26
 READ_BYTES = 2**20  # stays in the processor's cache
 ROW_BYTES = 2**12

@@ -38,6 +38,16 @@ __all__ = [
 ]
 
 
+# Options of `make_source`, and the kinds that have them.
+OPTION_KINDS = {
+    "captions_field": ("webdataset", "array_record", "table", "tfds"),
+    "image_field": ("table",),
+    "separator": ("table",),
+    "link_root": ("table", "folder"),
+    "split": ("tfds",),
+}
+
+
 def make_source(
     kind: str,
     path: str,
@@ -85,12 +95,9 @@ def make_source(
         raise ValueError(
             f"captions_field={captions_field!r}: the captions of a folder are in .txt files; leave it empty"
         )
-    for name, value, kinds in (
-        ("image_field", image_field, ("table",)),
-        ("separator", separator, ("table",)),
-        ("link_root", link_root, ("table", "folder")),
-    ):
-        if value and kind not in kinds:
+    given = {"image_field": image_field, "separator": separator, "link_root": link_root}
+    for name, value in given.items():
+        if value and kind not in (kinds := OPTION_KINDS[name]):
             raise ValueError(f"{name}={value!r} is for a {' or a '.join(kinds)}, not for {kind}: leave it empty")
     return makers[kind](path)
 

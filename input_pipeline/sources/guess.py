@@ -25,7 +25,7 @@ def guess_kind(path: str) -> str:
             return kind
     if not is_folder:
         raise ValueError(f"no data at {path!r}: give a folder, tars, ArrayRecord files, a .csv or .parquet, or scenes")
-    names = opener.list_names(path)
+    names = [name for name in opener.list_names(path) if not name.startswith(".")]
     info = "dataset_info.json"
     if info in names:
         return "tfds"

@@ -443,10 +443,12 @@ def test_the_commit_is_that_of_the_code():
     assert environment()["commit"] == (here.stdout.strip() or None)
 
 
-def test_the_path_of_a_drawn_part_of_a_mixture_is_refused():
+def test_the_path_of_a_drawn_part_of_a_mixture_is_refused(tmp_path):
     parts = [MIXTURE[0], {**MIXTURE[1], "path": "photos"}]
-    with pytest.raises(ValueError, match=r"data\.mixture\[1\]\.kind='scenes' draws its own pictures"):
-        with_found_data(sections(data__source="mixture", data__mixture=parts))
+    (tmp_path / "parts.json").write_text(json.dumps(parts))
+    for given in ({"data__mixture": parts}, {"data__path": str(tmp_path / "parts.json")}):
+        with pytest.raises(ValueError, match=r"data\.mixture\[1\]\.kind='scenes' draws its own pictures"):
+            with_found_data(sections(data__source="mixture", **given))
 
 
 @pytest.mark.parametrize("source", ["auto", "", "scenes"])  # drawn scenes take no path

@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 
 from configs.clip_vit_b32 import get_config
-from input_pipeline.data_config import DataConfig, MixturePart, make_examples, make_sources, open_all, resolve_source
+from input_pipeline.data_config import (
+    DataConfig,
+    MixturePart,
+    make_examples,
+    make_sources,
+    open_all,
+    open_other,
+    resolve_source,
+)
 from input_pipeline.sources import write_array_record
 from input_pipeline.tokenizers import Tokenizer
 
@@ -51,6 +59,24 @@ def test_the_kind_is_guessed_from_the_files(photos):
         make_sources(config(), 8)
     with pytest.raises(ValueError, match="no data at "):
         resolve_source("auto", str(photos / "nothing"))
+
+
+def test_other_data_of_another_kind_is_read_without_options_that_it_does_not_have(photos):
+    (photos / "t.csv").write_text("image,words\n" + "".join(f"train/{i}.png,word {i}\n" for i in range(5)))
+    options = {"captions_field": "words", "separator": ",", "link_root": str(photos)}
+    table = config(path=str(photos / "t.csv"), validation_path=str(photos / "test"), num_validation=0, **options)
+    train, validation = make_sources(table, 8)
+    assert (len(train), captions(validation)) == (5, [f"test {i}" for i in range(3)])
+    kind, whole = open_other(table, str(photos / "t.csv"), 8, "data")
+    assert (kind, captions(whole)) == ("table", [f"word {i}" for i in range(5)])
+
+
+def test_files_that_a_system_hides_do_not_decide_the_kind(photos):
+    (photos / "train" / "._a.tar").touch()
+    assert resolve_source("auto", str(photos / "train")) == "folder"
+    (photos / "t.csv").write_text("image,caption\ntrain/0.png,a\n")
+    (photos / "._x.png").touch()
+    assert resolve_source("auto", str(photos)) == "table"
 
 
 def test_another_kind_than_the_files_have_is_refused_and_theirs_named(photos):

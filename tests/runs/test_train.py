@@ -280,6 +280,10 @@ def test_splits_are_not_trained_on_as_one_heap(tmp_path):
     changes = {"data__source": "auto", "data__num_validation": 0, "data__validation_path": f"{tmp_path}/photos/val"}
     with pytest.raises(ValueError, match=f"^data.path={tmp_path}/photos holds train and val, and the run would train"):
         loop.train(miniature(**changes, data__path=f"{tmp_path}/photos"), tmp_path / "run")
+    parts = [{"name": n, "kind": "folder", "path": f"{tmp_path}/photos{p}"} for n, p in (("a", "/val"), ("b", ""))]
+    mixed = miniature(data__source="mixture", data__mixture=parts, data__num_validation=4)
+    with pytest.raises(ValueError, match=rf"^data.mixture\[1\].path={tmp_path}/photos holds train and val"):
+        loop.train(mixed, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
     (tmp_path / "photos" / "more").mkdir()
     (tmp_path / "photos" / "more" / "0.png").write_bytes(picture(0))

@@ -82,7 +82,7 @@ class SuiteContext:
     def probe_features(self, labelled: LabelledSet) -> dict[str, LabelledFeatures]:
         """Features and labels by split; an undivided set's splits are drawn by the suite's seed.
 
-        Raises ValueError as `labelled_features` and, of an undivided set, as `draw_splits`.
+        Raises ValueError as `labelled_features`.
         """
         if not labelled.undivided:
             return {split: self.labelled_features(labelled, split) for split in labelled.splits}

@@ -132,9 +132,9 @@ def open_labelled_set(
     if kind == "tfds" and rest:
         return _without_card(name, _tfds_splits(rest, name, data_dir), ())
     if name.startswith("folder:"):
-        return _without_card(name, folder_splits(Path(name.removeprefix("folder:")), link_root), ())
+        return _without_card(name, folder_splits(Path(name.removeprefix("folder:")).expanduser(), link_root), ())
     if name.startswith("table:"):
-        return _without_card(name, table_splits(Path(name.removeprefix("table:")), link_root), ())
+        return _without_card(name, table_splits(Path(name.removeprefix("table:")).expanduser(), link_root), ())
     if name in dataset_names():
         return _with_card(load_card(name), data_dir, link_root)
     raise ValueError(f"data set {name!r} is unknown: use {KINDS}; the paper's sets are {', '.join(dataset_names())}")

@@ -1,6 +1,7 @@
 """Zero-shot classification of one labelled set, with its prompts and pictures."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from clip_jax.evaluation.metrics.classification import (
 from clip_jax.evaluation.pictures import thumbnail
 from clip_jax.evaluation.suite.context import THUMBNAIL, LabelledFeatures, SuiteContext
 from clip_jax.evaluation.suite.labelled_sets import LabelledSet
-from clip_jax.evaluation.suite.predictions import multi_label_columns, single_label_columns, write_predictions
+from clip_jax.evaluation.suite.predictions import write_predictions
 from clip_jax.evaluation.suite.result_store import file_name
 from clip_jax.evaluation.suite.results import Absent, ZeroShot, count_skipped
 from clip_jax.plots.probes import plot_reliability
@@ -37,18 +38,17 @@ def zero_shot(context: SuiteContext, labelled: LabelledSet) -> ZeroShot:
 
     def make() -> dict[str, Any]:
         test, headline = context.labelled_features(labelled, "test"), context.config.zero_shot.headline
-        found = {}
-        for name, templates in prompts.items():
-            classes = context.features.classes(labelled.class_names, templates, labelled.title)
-            found[name] = _measure(context, labelled, test, classes)
+        scored = {name: _score(context, labelled, test, templates) for name, templates in prompts.items()}
+        found = {name: _measure(context, labelled, test, of_prompts) for name, of_prompts in scored.items()}
+        best = scored[headline]
         scores = {name: {key: found[name][key] for key in ("value", "low", "high")} for name in prompts}
         return {
             **found[headline],
             "prompts": {name: {"templates": len(prompts[name]), **scores[name]} for name in prompts},
             "headline": headline,
             **count_skipped(test.features.skipped),
-            "files": {"predictions": _predictions(context, labelled, test)},
-            **({} if labelled.multi_label else _pictures(context, labelled, test, found[headline]["calibration"])),
+            "files": {"predictions": _predictions(context, labelled, test, best)},
+            **(_pictures(context, labelled, test, best, found[headline]) if isinstance(best, Classified) else {}),
         }
 
     found = context.results.result(ZeroShot, "zero_shot", labelled.name, key, make)
@@ -58,50 +58,52 @@ def zero_shot(context: SuiteContext, labelled: LabelledSet) -> ZeroShot:
 
 def headline_classified(context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures) -> Classified:
     """Zero-shot by the headline's prompts, of a set with one label an image."""
-    return _classify(context, test, _headline_classes(context, labelled))
-
-
-def _headline_classes(context: SuiteContext, labelled: LabelledSet) -> np.ndarray:
     templates = context.prompts(labelled)[context.config.zero_shot.headline]
-    return context.features.classes(labelled.class_names, templates, labelled.title)
+    found = _score(context, labelled, test, templates)
+    assert isinstance(found, Classified)
+    return found
 
 
-def _classify(context: SuiteContext, test: LabelledFeatures, classes: np.ndarray) -> Classified:
-    model = context.model
+def _score(
+    context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures, templates: Sequence[str]
+) -> Classified | np.ndarray:
+    """What a prompt set makes of the pictures; of images with several labels the scores, [N, C]."""
+    classes, model = context.features.classes(labelled.class_names, templates, labelled.title), context.model
+    if labelled.multi_label:
+        return test.features.embeddings @ classes.T
     return classify(test.features.embeddings, test.labels, classes, model.logit_scale, model.logit_bias)
 
 
-def _predictions(context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures) -> Path:
+def _predictions(
+    context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures, found: Classified | np.ndarray
+) -> Path:
     """The file of the headline's predictions."""
-    names = labelled.shown_names
-    if labelled.multi_label:
-        columns = multi_label_columns(test.features.embeddings @ _headline_classes(context, labelled).T, names)
-    else:
-        columns = single_label_columns(headline_classified(context, labelled, test), names)
     file = context.results.file("predictions", f"{file_name(labelled.name)}.parquet")
-    write_predictions(file, test, names, columns)
+    write_predictions(file, test, labelled.shown_names, found)
     return file
 
 
 def _measure(
-    context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures, classes: np.ndarray
+    context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures, found: Classified | np.ndarray
 ) -> dict[str, Any]:
     names, resampling = labelled.shown_names, context.resampling()
-    if labelled.multi_label:
-        scores = test.features.embeddings @ classes.T
-        return multi_label_metrics(scores, test.labels, test.difficult, names, resampling)
-    return single_label_metrics(_classify(context, test, classes), names, labelled.metric, resampling)
+    if isinstance(found, Classified):
+        return single_label_metrics(found, names, labelled.metric, resampling)
+    return multi_label_metrics(found, test.labels, test.difficult, names, resampling)
 
 
 def _pictures(
-    context: SuiteContext, labelled: LabelledSet, test: LabelledFeatures, calibration: dict[str, Any]
+    context: SuiteContext,
+    labelled: LabelledSet,
+    test: LabelledFeatures,
+    found: Classified,
+    metrics: dict[str, Any],
 ) -> dict[str, Any]:
     """Confusion matrix, reliability diagram, and thumbnails of the most confident mistakes with their predictions."""
-    found = headline_classified(context, labelled, test)
     name, names, source = file_name(labelled.name), labelled.shown_names, labelled.splits["test"]
     pictures = {what: context.results.picture(f"{name}-{what}.png") for what in ("confusion", "reliability")}
     plot_confusion(confusion(found), names, pictures["confusion"], labelled.title)
-    plot_reliability(calibration, pictures["reliability"], labelled.title)
+    plot_reliability(metrics["calibration"], pictures["reliability"], labelled.title)
     mistakes = []
     for number, i in enumerate(confident_mistakes(found, context.config.zero_shot.num_mistakes).tolist()):
         what, index = f"mistake {number}", int(test.features.index[i])

@@ -118,6 +118,9 @@ def few_shot_curve(
         "zero_shot": zero_shot.value,
         "probe": whole and whole.score,
     }
+    if labelled.undivided:  # zero-shot is measured on a part of it, too
+        headline = context.prompts(labelled)[context.config.zero_shot.headline]
+        key |= {"headline": list(headline), "tokenizer": context.features.tokenizer_id}
 
     def make() -> dict[str, Any]:
         if reason := _too_few(context, labelled):

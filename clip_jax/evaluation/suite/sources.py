@@ -1,6 +1,5 @@
 """Where a suite's captioned pairs, training images and pictures of people come from."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from clip_jax.config.record import load_config
 from clip_jax.distributed import processes
 from clip_jax.evaluation.suite.labelled_sets import AbsentError
 from clip_jax.inference.load import trained_on
-from input_pipeline.data_config import make_sources, open_all, resolve_source
+from input_pipeline.data_config import make_sources, open_all, open_other
 from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
 from input_pipeline.sources.base import check_index, relative_names
 from input_pipeline.storage import digest
@@ -42,29 +41,26 @@ def open_run_sources(workdir: Path, image_size: int, data_path: str | None = Non
     Raises ValueError where there is nothing that can be read.
     """
     recorded = load_config(workdir).data
-    data = recorded if data_path is None else with_data_path(recorded, data_path)
-    try:
-        train, validation = make_sources(data, image_size)
-        if data_path is None or json.loads(json.dumps(train.fingerprint())) == trained_on(workdir):
-            return RunSources(open_train=lambda: train, validation=validation, is_own=True)
-    except ValueError:  # too few records to hold some out
-        if data_path is None:
-            raise
-    try:
-        whole = open_all(data, image_size)
-    except ValueError:
-        kind = resolve_source("auto", data.path)
-        if kind == data.source:
-            raise
-        data = dataclasses.replace(data, source=kind)
-        whole = open_all(data, image_size)
+    if data_path is None:
+        train, validation = make_sources(recorded, image_size)
+        return RunSources(open_train=lambda: train, validation=validation, is_own=True)
+    is_list = recorded.source == "mixture" and data_path.endswith(".json")
+    if recorded.source != "mixture" or is_list:
+        data = with_data_path(recorded, data_path)
+        try:
+            train, validation = make_sources(data, image_size)
+        except ValueError:  # of another kind, or too few records to hold some out
+            pass
+        else:
+            if json.loads(json.dumps(train.fingerprint())) == trained_on(workdir):
+                return RunSources(open_train=lambda: train, validation=validation, is_own=True)
+    if is_list:
+        kind, whole = recorded.source, open_all(data, image_size)
+    else:
+        kind, whole = open_other(recorded, data_path, image_size, "data")
     if processes.is_first():
-        print(f"{data.path} ({data.source}) is not the run's data: all {len(whole)} records are measured")
-    return RunSources(
-        open_train=lambda: make_sources(recorded, image_size)[0],
-        validation=whole,
-        is_own=False,
-    )
+        print(f"{data_path} ({kind}) is not the run's data: all {len(whole)} records are measured")
+    return RunSources(open_train=lambda: make_sources(recorded, image_size)[0], validation=whole, is_own=False)
 
 
 def open_source(key: str, value: str, run: RunSources | None, part: str, link_root: str = "") -> Source:

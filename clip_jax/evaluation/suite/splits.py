@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from input_pipeline.sources.links import Links
 from input_pipeline.sources.table import TABLE_SUFFIX
 from input_pipeline.sources.unread import is_ignored_folder, remarks
 
-T = TypeVar("T")
-SPLITS = ("train", "validation", "test")
 FEWEST = 3  # pictures of a class, of which a split can be drawn
 
 
@@ -37,6 +35,7 @@ SPLIT_NAMES = {
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+SPLITS = tuple(SPLIT_NAMES)
 
 
 def find_splits(folder: Path, link_root: str) -> dict[str, Path]:
@@ -45,9 +44,11 @@ def find_splits(folder: Path, link_root: str) -> dict[str, Path]:
     ValueError where one is called test and others hold pictures, for either could be meant, or two are one split.
     """
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_ignored_folder(path.name)]
-    named = {path.name: path for path in folders if any(path.name.lower() in names for names in SPLIT_NAMES.values())}
-    others = [path for path in folders if path.name not in named and _holds_pictures(path)]
-    if not named or (others and not any(name.lower() in SPLIT_NAMES["test"] for name in named)):
+    named = [path for path in folders if _split_of(path)]
+    if not named:
+        return {}
+    others = [path for path in folders if path not in named and _holds_pictures(path)]
+    if others and "test" not in map(_split_of, named):
         return {}
     found = by_split(named, folder)
     if others:
@@ -71,26 +72,38 @@ def only_splits(path: Path, kind: str) -> list[str]:
         parts = [entry for entry in entries if re.search(f"{TABLE_SUFFIX}$", entry.name)]
     else:
         parts = [e for e in entries if (_holds_pictures(e) if e.is_dir() else is_picture_name(e.name))]
-    known = [name for names in SPLIT_NAMES.values() for name in names]
-    are_splits = all(part.stem.lower() in known and part.is_dir() == (kind == "folder") for part in parts)
+    are_splits = all(_split_of(part) and part.is_dir() == (kind == "folder") for part in parts)
     return [part.name for part in parts] if len(parts) > 1 and are_splits else []
 
 
-def by_split(named: Mapping[str, T], folder: Path) -> dict[str, T]:
+def by_split(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
     """Of what has the name of a split, by split; ValueError where two are one split."""
-    found: dict[str, T] = {}
-    for split, names in SPLIT_NAMES.items():
-        matches = [name for name in named if name.lower() in names]
+    found: dict[str, Path] = {}
+    for split in SPLITS:
+        matches = [path for path in paths if _split_of(path) == split]
         if len(matches) > 1:
-            raise ValueError(f"{folder} holds {' and '.join(matches)}, which are both the {split} split: leave one")
+            names = " and ".join(path.name for path in matches)
+            raise ValueError(f"{folder} holds {names}, which are both the {split} split: leave one")
         if matches:
-            found[split] = named[matches[0]]
+            found[split] = matches[0]
     return found
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a folder or a table is called as, if any."""
+    name = (path.name if path.is_dir() else path.stem).lower()
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
 def _holds_pictures(folder: Path) -> bool:
     """Whether pictures lie below a folder; a linked one, which may not be entered, is taken to hold some."""
-    return folder.is_symlink() or any(is_picture_name(name) for _, _, names in os.walk(folder) for name in names)
+    if folder.is_symlink():
+        return True
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_ignored_folder(name)]
+        if any(is_picture_name(name) and not name.startswith(".") for name in names):
+            return True
+    return False
 
 
 def with_test(found: Mapping[str, Path]) -> tuple[dict[str, Path], list[str]]:
@@ -113,19 +126,25 @@ def folder_splits(folder: Path, link_root: str) -> OwnSplits:
         raise AbsentError(f"there is no folder {folder}: put a folder a class into it, or into {folder}/test")
     found = find_splits(folder, link_root)
     if not found:
-        source = FolderSource(str(folder), class_folders=True, link_root=link_root)
+        source = _open(folder, link_root)
         return OwnSplits({"test": source}, tuple(remarks(source)), undivided=True)
     return open_splits(found, link_root)
 
 
 def open_splits(found: Mapping[str, Path], link_root: str) -> OwnSplits:
-    """The sources of what `find_splits` found."""
+    """The sources of folders or tables by split."""
     found, said = with_test(found)
     splits: dict[str, Source] = {}
     for split, path in found.items():
-        splits[split] = source = FolderSource(str(path), class_folders=True, link_root=link_root)
+        splits[split] = source = _open(path, link_root)
         said += [f"{path.name}: {remark}" for remark in remarks(source)]
     return OwnSplits(splits, tuple(said))
+
+
+def _open(path: Path, link_root: str) -> Source:
+    if path.is_dir():
+        return FolderSource(str(path), class_folders=True, link_root=link_root)
+    return TableSource(str(path), link_root=link_root)
 
 
 def table_splits(path: Path, link_root: str) -> OwnSplits:
@@ -136,31 +155,25 @@ def table_splits(path: Path, link_root: str) -> OwnSplits:
     if not path.exists():
         raise AbsentError(f"there is no {path}: write a CSV or Parquet with the columns image and label")
     if path.is_file():
-        table = TableSource(str(path), link_root=link_root)
+        table = _open(path, link_root)
         return OwnSplits({"test": table}, tuple(remarks(table)), undivided=True)
-    files = {file.stem: file for file in sorted(path.iterdir()) if re.search(f"{TABLE_SUFFIX}$", file.name)}
+    files = [file for file in sorted(path.iterdir()) if re.search(f"{TABLE_SUFFIX}$", file.name)]
     named = by_split(files, path)
     if not named:
-        raise ValueError(f"{path} has no test.csv or test.parquet; it has {', '.join(sorted(files)) or 'no tables'}")
-    found, said = with_test(named)
-    splits: dict[str, Source] = {}
-    for split, file in found.items():
-        splits[split] = table = TableSource(str(file), link_root=link_root)
-        said += [f"{file.name}: {remark}" for remark in remarks(table)]
-    return OwnSplits(splits, tuple(said))
+        names = ", ".join(file.stem for file in files)
+        raise ValueError(f"{path} has no test.csv or test.parquet; it has {names or 'no tables'}")
+    return open_splits(named, link_root)
 
 
 def draw_splits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """{split: bool [N]}: of each class a fifth to test, a fifth to validate, rounded down, at least one each.
 
-    labels: int [N]. Raises ValueError where a class has fewer than `FEWEST` pictures.
+    labels: int [N], each at least `FEWEST` times.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     drawn = {split: np.zeros(len(labels), bool) for split in SPLITS}
     for label in np.unique(labels):
         rows = order[labels[order] == label]
-        if len(rows) < FEWEST:
-            raise ValueError(f"a class has {len(rows)} of the {FEWEST} pictures that a split of its own needs")
         fifth = max(len(rows) // 5, 1)
         for split, part in zip(SPLITS, np.split(rows, [len(rows) - 2 * fifth, len(rows) - fifth])):
             drawn[split][part] = True

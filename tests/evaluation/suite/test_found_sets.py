@@ -55,6 +55,22 @@ def test_splits_that_could_mean_two_things_are_errors(tmp_path, names, message):
         opened(f"folder:{put_pictures(tmp_path, *names)}")
 
 
+def test_two_tables_of_one_split_are_an_error_and_none_is_dropped(tmp_path):
+    put_pictures(tmp_path, "0.png", "1.png")
+    (tmp_path / "test.csv").write_text("image,label\n0.png,cat\n1.png,dog\n")
+    (tmp_path / "test.tsv").write_text("image\tlabel\n0.png\tcat\n1.png\tdog\n")
+    with pytest.raises(ValueError, match=r"holds test.csv and test.tsv, which are both the test split: leave one"):
+        opened(f"table:{tmp_path}")
+
+
+def test_hidden_pictures_and_a_systems_folders_make_no_class_of_a_split(tmp_path, monkeypatch):
+    names = [f"{split}/{name}/0.png" for split in ("train", "val") for name in ("cat", "dog")]
+    put_pictures(tmp_path / "data", *names, "notes/._x.png", "more/@eaDir/0.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = opened("folder:~/data")
+    assert (found.class_names, set(found.splits)) == (("cat", "dog"), {"test", "train"})
+
+
 def test_a_linked_class_is_followed_where_the_user_allows_it_and_never_lost(tmp_path):
     put_pictures(tmp_path, "store/dogs/0.png", "data/cat/0.png", "data/fox/0.png")
     (tmp_path / "data" / "dog").symlink_to("../store/dogs")
