@@ -31,7 +31,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, me
 MODEL = flags.DEFINE_string(
     "model", None, "Name or path of the weights, as clip_jax.load takes them.", allow_override=True
 )
-OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.", allow_override=True)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for the results; of tokenizer the file of the vocabulary.", allow_override=True
+)
 ACTIVATION = flags.DEFINE_string(
     "activation", None, "Activation of weights without a config: quick_gelu, gelu or gelu_tanh."
 )

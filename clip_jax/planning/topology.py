@@ -82,7 +82,7 @@ def topology_devices(name: str) -> list[jax.Device]:
     except Exception as error:
         if "libtpu" in str(error) and "lockfile" not in str(error):
             raise ValueError(
-                f"to compile for {name} takes libtpu, which is not installed: pip install -e '.[tpu]'"
+                f"to compile for {name} takes libtpu, which is not installed: pip install 'jax-clip[tpu]'"
             ) from error
         raise ValueError(f"topology {name!r} is not one that libtpu knows ({error}): use {_known()}") from error
 
