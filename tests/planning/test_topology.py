@@ -74,5 +74,5 @@ def test_without_libtpu_the_error_says_how_to_install_it(monkeypatch):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology. libtpu is missing")
 
     monkeypatch.setattr(topologies, "get_topology_desc", fail)
-    with pytest.raises(ValueError, match=r"to compile for v5e:16x16 takes libtpu.*: pip install -e '.\[tpu\]'$"):
+    with pytest.raises(ValueError, match=r"to compile for v5e:16x16 takes libtpu.*: pip install 'jax-clip\[tpu\]'$"):
         topology_devices("v5e:16x16")
