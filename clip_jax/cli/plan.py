@@ -16,10 +16,12 @@ from absl import flags
 
 from clip_jax.cli import common_flags
 from clip_jax.config.experiment import make_config
+from clip_jax.distributed.sharding import make_abstract_mesh
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.planning.plan import as_record, describe, plan, plan_fitting
 from clip_jax.planning.topology import topology_devices
 from clip_jax.plots.planning import plot_memory
+from clip_jax.training.training import Training
 from input_pipeline.storage import write_json
 
 common_flags.declare("config")
@@ -37,7 +39,8 @@ def main() -> int:
     config = make_config(sections)
     if PARAMS.value:
         num_devices = NUM_DEVICES.value or len(topology_devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices())
-        print(as_table(param_table(config.model, config.optimizer, config.sharding, num_devices)))
+        mesh = make_abstract_mesh(config.sharding, num_devices)
+        print(as_table(param_table(Training(config, mesh).abstract())))
         return 0
     if NUM_DEVICES.value:
         raise ValueError("--num_devices is for --params; a step is compiled for a --topology")

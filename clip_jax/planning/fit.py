@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from clip_jax.config.experiment import Config
+from clip_jax.distributed.sharding import make_abstract_mesh
 from clip_jax.models import ModelConfig, ResNetConfig
 from clip_jax.planning.params import param_table
 from clip_jax.planning.step import Towers
+from clip_jax.training.training import Training
 
 REMATS = ("none", "dots", "named", "attention", "full")
 HEADROOM = 0.95  # of a device's memory
@@ -106,7 +108,8 @@ class Fitter:
         """Parameters, moments and, with microbatches, the sum of gradients."""
         if setting.fsdp not in self._state_by_fsdp:
             config = setting.apply(self._config)
-            rows = param_table(config.model, config.optimizer, config.sharding, self._num_devices)
+            mesh = make_abstract_mesh(config.sharding, self._num_devices)
+            rows = param_table(Training(config, mesh).abstract())
             self._state_by_fsdp[setting.fsdp] = sum(r.param_bytes for r in rows), sum(r.optimizer_bytes for r in rows)
         params, moments = self._state_by_fsdp[setting.fsdp]
         return params * (2 if setting.num_microbatches > 1 else 1) + moments

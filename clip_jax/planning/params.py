@@ -7,13 +7,9 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.config.experiment import OptimizerConfig
-from clip_jax.distributed.sharding import ShardingConfig, make_abstract_mesh
-from clip_jax.models import ModelConfig
 from clip_jax.models.variables import join_variables
 from clip_jax.tables import format_table
-from clip_jax.training.optimizer import make_optimizer
-from clip_jax.training.state import abstract_state
+from clip_jax.training.state import TrainState
 
 
 class ParamRow(NamedTuple):
@@ -27,16 +23,8 @@ class ParamRow(NamedTuple):
     optimizer_bytes: int
 
 
-def param_table(
-    model: ModelConfig, optimizer: OptimizerConfig, sharding: ShardingConfig, num_devices: int
-) -> list[ParamRow]:
-    """Every parameter, by name; nothing is allocated, and the devices need not exist.
-
-    Raises ValueError for a mesh that does not multiply to the devices or does not divide a parameter.
-    """
-    mesh = make_abstract_mesh(sharding, num_devices)
-    adamw = make_optimizer(optimizer, lambda step: optimizer.learning_rate)
-    state = abstract_state(model, adamw, mesh, frozen=optimizer.frozen, has_ema=optimizer.has_ema)
+def param_table(state: TrainState) -> list[ParamRow]:
+    """Every parameter by name; of the state only shapes and shardings are read, see `Training.abstract`."""
     params = flatten_dict(join_variables(state.params, state.frozen), sep="/")
     moments: dict[str, int] = dict.fromkeys(params, 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):

@@ -22,7 +22,7 @@ from clip_jax.models import ModelConfig
 from clip_jax.models.variables import init_variables, model_graph, split_variables, tower_variables
 from clip_jax.planning.flops import count_flops
 from clip_jax.planning.hlo import Collective, Program
-from clip_jax.planning.params import param_table
+from clip_jax.planning.params import ParamRow, param_table
 from clip_jax.planning.topology import CHIPS, Chip
 from clip_jax.training.step import encode
 from clip_jax.training.training import Training
@@ -123,10 +123,10 @@ def compile_step(config: Config, devices: list[jax.Device]) -> StepPlan:
     with jax.set_mesh(mesh):
         model_flops = count_flops(model_step, state, batch)
     program = Program(text)
-    memory = _memory(config, mesh, batch, compiled.memory_analysis())
+    rows = param_table(state)
+    memory = _memory(config, mesh, rows, batch, compiled.memory_analysis())
     if chip and memory["peak"] > chip.memory_bytes:  # a GPU's compiler does not check
         raise DoesNotFitError(memory["peak"], chip.memory_bytes)
-    rows = param_table(config.model, config.optimizer, config.sharding, mesh.size)
     return StepPlan(
         num_devices=mesh.size,
         chip=chip,
@@ -168,8 +168,7 @@ def _rows(model: ModelConfig, count: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _memory(config: Config, mesh: Mesh, batch: Any, analysis: Any) -> dict[str, int]:
-    rows = param_table(config.model, config.optimizer, config.sharding, mesh.size)
+def _memory(config: Config, mesh: Mesh, rows: list[ParamRow], batch: Any, analysis: Any) -> dict[str, int]:
     arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     local = config.train.global_batch_size // batch_shards(mesh) // config.train.num_microbatches
     kept = min(Towers(config).kept_bytes(config.model.remat, local), temporaries)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from clip_jax.config.experiment import Config, with_tokenizer
 from clip_jax.distributed.sharding import batch_shards
@@ -28,7 +28,7 @@ class Training:
     Args:
       config: of the run. To encode text its model must know the tokenizer's end token, see `with_tokenizer`; shapes
         and shardings do not depend on it.
-      mesh: of the state and the batches.
+      mesh: of the state and the batches; of an abstract one there are shapes alone, see `abstract`.
       schedule: step to learning rate; by default the config's warm-up and cosine.
 
     Attributes: config, mesh, schedule, and optimizer, an optax transformation.
@@ -36,9 +36,9 @@ class Training:
     Raises ValueError for more warm-up steps than steps.
     """
 
-    def __init__(self, config: Config, mesh: Mesh, schedule: optax.Schedule | None = None):
+    def __init__(self, config: Config, mesh: Mesh | AbstractMesh, schedule: optax.Schedule | None = None):
         self.config = config
-        self.mesh = mesh
+        self.mesh: Mesh = mesh  # type: ignore[assignment]  # who gives an abstract one asks for shapes alone
         self.schedule = schedule or make_schedule(config.optimizer, config.train.total_steps)
         self.optimizer = make_optimizer(config.optimizer, self.schedule)
         self._parts: dict[str, Any] = {"frozen": config.optimizer.frozen, "has_ema": config.optimizer.has_ema}

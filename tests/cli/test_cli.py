@@ -21,8 +21,10 @@ from clip_jax.cli.bench import KINDS
 from clip_jax.cli.common_flags import HOST_FLAGS
 from clip_jax.config.experiment import make_config
 from clip_jax.config.record import record_config
+from clip_jax.distributed.sharding import make_abstract_mesh
 from clip_jax.planning.params import as_table, param_table
 from clip_jax.pretrained import load_pretrained
+from clip_jax.training.training import Training
 from configs.tiny import get_config
 from input_pipeline.vocabulary import train_sentencepiece
 
@@ -455,8 +457,8 @@ def test_plan_lists_every_parameter(outcomes):
     outcome = outcomes["parameters"]
     assert (outcome.code, outcome.err) == (0, "")
     config = make_config(get_config().to_dict())
-    sharding = dataclasses.replace(config.sharding, fsdp=2)
-    assert outcome.out == as_table(param_table(config.model, config.optimizer, sharding, 64)) + "\n"
+    mesh = make_abstract_mesh(dataclasses.replace(config.sharding, fsdp=2), 64)
+    assert outcome.out == as_table(param_table(Training(config, mesh).abstract())) + "\n"
 
 
 def test_help_lists_the_commands(outcomes):

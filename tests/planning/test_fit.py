@@ -5,12 +5,14 @@ import jax
 import pytest
 
 from clip_jax.config.experiment import make_config
+from clip_jax.distributed.sharding import make_abstract_mesh
 from clip_jax.models import ResNetConfig
 from clip_jax.planning import plan as plan_module
 from clip_jax.planning.fit import HEADROOM, Fitter, Setting
 from clip_jax.planning.params import param_table
 from clip_jax.planning.plan import plan, plan_fitting
 from clip_jax.planning.step import DoesNotFitError
+from clip_jax.training.training import Training
 from configs import clip_vit_l14, tiny
 
 TINY = make_config(tiny.get_config().to_dict())
@@ -50,7 +52,7 @@ def test_settings_come_by_their_flops(large):
 
 
 def test_the_estimate_is_state_and_what_is_kept(large):
-    rows = param_table(LARGE.model, LARGE.optimizer, LARGE.sharding, 256)
+    rows = param_table(Training(LARGE, make_abstract_mesh(LARGE.sharding, 256)).abstract())
     state = sum(row.param_bytes + row.optimizer_bytes for row in rows)
     whole, halved, sharded = (large.estimate(Setting("named", f, m)) for f, m in ((1, 1), (1, 2), (16, 1)))
     params = sum(row.param_bytes for row in rows)

@@ -6,29 +6,34 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.config.experiment import OptimizerConfig, make_config
-from clip_jax.distributed.sharding import ShardingConfig, make_mesh
+from clip_jax.distributed.sharding import ShardingConfig, make_abstract_mesh, make_mesh
 from clip_jax.models import PUBLISHED
 from clip_jax.planning.params import as_table, param_table
-from clip_jax.training.optimizer import make_optimizer
-from clip_jax.training.state import init_state
+from clip_jax.training.training import Training
 from configs import clip_vit_l14
 from configs.tiny import get_config
 
+CONFIG = make_config(get_config().to_dict())
 OPTIMIZER = OptimizerConfig(
     learning_rate=5e-4, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6, warmup_steps=7, max_logit_scale=100.0
 )
 
 
+def rows_of(model, optimizer, sharding, num_devices):
+    train = dataclasses.replace(CONFIG.train, total_steps=100_000, init_from="released", init_towers=("visual",))
+    config = dataclasses.replace(CONFIG, model=model, optimizer=optimizer, sharding=sharding, train=train)
+    return param_table(Training(config, make_abstract_mesh(sharding, num_devices)).abstract())
+
+
 def rows_by_name(*args):
-    return {row.name: row for row in param_table(*args)}
+    return {row.name: row for row in rows_of(*args)}
 
 
 def test_the_bytes_are_those_of_a_real_state():
-    config = make_config(get_config().to_dict())
     sharding = ShardingConfig(data=2, fsdp=2, tensor=2)
-    model = dataclasses.replace(config.model, param_dtype="bfloat16")
-    rows = param_table(model, config.optimizer, sharding, 8)
-    state = init_state(model, make_optimizer(config.optimizer, lambda step: 1e-3), 0, make_mesh(sharding))
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, param_dtype="bfloat16"))
+    rows = rows_of(config.model, config.optimizer, sharding, 8)
+    state = Training(config, make_mesh(sharding)).init(0)
     device = jax.devices()[3]
 
     def held(tree):
@@ -72,7 +77,7 @@ def test_a_moving_average_is_counted():
 
 def test_the_table_ends_with_sums():
     config = make_config(clip_vit_l14.get_config().to_dict())
-    lines = as_table(param_table(config.model, config.optimizer, config.sharding, 4)).splitlines()
+    lines = as_table(rows_of(config.model, config.optimizer, config.sharding, 4)).splitlines()
     assert lines[0].split()[:3] == ["parameter", "shape", "partition"]
     assert len(lines) == 38 + 3
     assert lines[-1].split() == ["38", "parameters", "427,616,513", "numbers", "1,710,466,052", "3,420,932,104"]
@@ -91,4 +96,4 @@ def test_the_table_ends_with_sums():
 )
 def test_what_does_not_divide_is_refused(sharding, num_devices, message):
     with pytest.raises(ValueError, match=message):
-        param_table(PUBLISHED["RN50"], OPTIMIZER, sharding, num_devices)
+        rows_of(PUBLISHED["RN50"], OPTIMIZER, sharding, num_devices)
