@@ -25,8 +25,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 # Types and shapes in these modules' signatures are checked at run time, in tests only; configs check themselves.
 SHAPES_CHECKED = [
-    *(f"clip_jax.evaluation.metrics.{name}" for name in ("classification", "logistic_regression", "overlap")),
-    *(f"clip_jax.evaluation.metrics.{name}" for name in ("retrieval", "zero_shot")),
+    *(f"clip_jax.evaluation.metrics.{name}" for name in ("bias", "binomial", "classification", "few_shot")),
+    *(f"clip_jax.evaluation.metrics.{name}" for name in ("linear_probe", "logistic_regression", "overlap")),
+    *(f"clip_jax.evaluation.metrics.{name}" for name in ("retrieval", "robustness", "statistics", "zero_shot")),
     *(f"clip_jax.losses.{name}" for name in ("blockwise", "captions", "contrastive", "sigmoid", "streamed")),
     *(f"clip_jax.models.{name}" for name in ("batch_norm", "caption_models", "clip", "modified_resnet")),
     *(f"clip_jax.models.{name}" for name in ("text_transformer", "transformer", "variables", "vision_transformer")),
@@ -65,6 +66,14 @@ def x64():
     """float64 for tests that compare with float64 references."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def shapes_unchecked():
+    """Signatures are not checked, as where users run: a function's own message about a shape is seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class Classified:
     num_classes: int
 
 
-def ranks(scores: np.ndarray, labels: np.ndarray) -> Int[np.ndarray, "N"]:
+def ranks(scores: Num[np.ndarray, "N C"], labels: Shaped[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
     """Of each example the number of other classes that score at least as high as its own, int64 [N].
 
     Args:
@@ -73,9 +73,9 @@ def check_labels(labels: np.ndarray, N: int, C: int) -> None:
 
 
 def classify(
-    image_embeddings: np.ndarray,
-    labels: np.ndarray,
-    class_embeddings: np.ndarray,
+    image_embeddings: Float[np.ndarray, "N E"],
+    labels: Shaped[np.ndarray, "N"],
+    class_embeddings: Float[np.ndarray, "C E"],
     logit_scale: float = 1.0,
     logit_bias: float | None = None,
 ) -> Classified:
@@ -102,7 +102,10 @@ def classify(
 
 
 def classify_scores(
-    scores: np.ndarray, labels: np.ndarray, logit_scale: float = 1.0, logit_bias: float | None = None
+    scores: Float[np.ndarray, "N C"],
+    labels: Shaped[np.ndarray, "N"],
+    logit_scale: float = 1.0,
+    logit_bias: float | None = None,
 ) -> Classified:
     """The images' ranks, predictions and confidences.
 

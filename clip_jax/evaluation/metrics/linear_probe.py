@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float32, Shaped
 
 from clip_jax.evaluation.metrics.logistic_regression import (
     Split,
@@ -24,7 +25,7 @@ STRENGTHS = tuple(10.0 ** (step / 8 - 6) for step in range(97))
 FIRST_STEP = 16  # of the search over STRENGTHS: two decades, halved down to one
 
 # labels as in `Split`, logits float32 [N, C] -> a score, higher is better.
-Metric = Callable[[np.ndarray, np.ndarray], float]
+Metric = Callable[[Shaped[np.ndarray, "N *C"], Float32[np.ndarray, "N C"]], float]
 
 
 def linear_probe(

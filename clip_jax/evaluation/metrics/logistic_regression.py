@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
 from clip_jax.distributed.sharding import batch_shards, constrain_batch, make_mesh, place_whole_batch
 
@@ -28,19 +28,19 @@ LINE_SEARCH_STEPS = 20
 class Split(NamedTuple):
     """Features, float [N, D], and their labels: int [N] in 0..C-1, or of several classes an image, bool [N, C]."""
 
-    features: np.ndarray
-    labels: np.ndarray
+    features: Float[np.ndarray, "N D"]
+    labels: Shaped[np.ndarray, "N *C"]
 
 
 class LogisticFit(NamedTuple):
     """S fits: weights float32 [S, D, C], biases float32 [S, C], and for each the objective where it stopped, float [S],
     iterations, int [S], and whether its gradient came below the tolerance, bool [S]."""
 
-    weights: np.ndarray
-    biases: np.ndarray
-    objective: np.ndarray
-    iterations: np.ndarray
-    converged: np.ndarray
+    weights: Float32[np.ndarray, "S D C"]
+    biases: Float32[np.ndarray, "S C"]
+    objective: Float[np.ndarray, "S"]
+    iterations: Int[np.ndarray, "S"]
+    converged: Bool[np.ndarray, "S"]
 
 
 def logistic_objective(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int, Shaped
 from PIL import Image
 from scipy.fft import dctn
 
@@ -26,7 +26,7 @@ PERCEPTUAL_SIZE = 3 * (FREQUENCIES**2 - 1)
 CHUNK_SIZE = 1024  # a tile of float32 similarities is 4 MB
 
 
-def perceptual_embedding(image: np.ndarray) -> Float32[np.ndarray, "E"]:
+def perceptual_embedding(image: Shaped[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "E"]:
     """A perceptual hash as a vector: near-duplicates have a high cosine similarity.
 
     The lowest frequencies of the cosine transform of brightness and colour, of the picture reduced to 32×32, without
@@ -59,7 +59,7 @@ def perceptual_embedding(image: np.ndarray) -> Float32[np.ndarray, "E"]:
 
 
 def nearest_images(
-    evaluation: np.ndarray, training: np.ndarray, chunk_size: int = CHUNK_SIZE
+    evaluation: Float[np.ndarray, "N E"], training: Float[np.ndarray, "M E"], chunk_size: int = CHUNK_SIZE
 ) -> tuple[Int[np.ndarray, "N"], Float32[np.ndarray, "N"]]:
     """The training image most similar to each evaluation image; neither N×M matrix nor copies of `training` are held.
 
@@ -115,7 +115,7 @@ def _nearest(
     return jax.lax.map(nearest, tiles)
 
 
-def pairs_around(similarity: np.ndarray, threshold: float, count: int = 12) -> Int[np.ndarray, "K"]:
+def pairs_around(similarity: Float[np.ndarray, "N"], threshold: float, count: int = 12) -> Int[np.ndarray, "K"]:
     """The evaluation images to inspect when choosing a threshold: half at or above it, half below, the nearest to it.
 
     Args:
@@ -140,7 +140,7 @@ def pairs_around(similarity: np.ndarray, threshold: float, count: int = 12) -> I
 
 
 def contamination(
-    correct: np.ndarray, similarity: np.ndarray, threshold: float, confidence: float = 0.995
+    correct: Shaped[np.ndarray, "N"], similarity: Float[np.ndarray, "N"], threshold: float, confidence: float = 0.995
 ) -> dict[str, Any]:
     """Accuracy over all images, over those with a near-duplicate in the training data, and over the clean rest.
 

@@ -12,7 +12,7 @@ from math import comb
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int, Num
+from jaxtyping import Float32, Int, Num, Shaped
 
 CHUNK_SIZE = 1024  # a tile of float32 scores is 4 MB
 LANES = 128  # tiles of small sets are filled up to multiples of this: few shapes to compile, no ragged edges
@@ -43,9 +43,9 @@ def caption_embeddings(
 
 
 def recall_at_k(
-    image_embeddings: np.ndarray,
-    text_embeddings: np.ndarray,
-    image_of_text: np.ndarray,
+    image_embeddings: Num[np.ndarray, "N E"],
+    text_embeddings: Num[np.ndarray, "M E"],
+    image_of_text: Shaped[np.ndarray, "M"],
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int = CHUNK_SIZE,
 ) -> dict[str, float]:

@@ -14,19 +14,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Float64, Int, Num, Shaped
 
 RESAMPLED_AT_ONCE = 2**22  # weights, 32 MB
 
 
-def mean_accuracy(correct: Num[np.ndarray, "N"], weights: Num[np.ndarray, "*R N"] | None = None) -> np.ndarray:
+def mean_accuracy(
+    correct: Shaped[np.ndarray, "N"], weights: Num[np.ndarray, "*R N"] | None = None
+) -> Float64[np.ndarray | np.float64, "*R"]:
     """Weighted mean of `correct`, bool or float [N]: float64 [...]."""
     correct = np.asarray(correct, np.float64)
     weights = np.ones(len(correct)) if weights is None else weights
     return weights @ correct / weights.sum(axis=-1)
 
 
-def mean_per_class(correct: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def mean_per_class(
+    correct: Shaped[np.ndarray, "N"], labels: Int[np.ndarray, "N"], weights: Num[np.ndarray, "*R N"] | None = None
+) -> Float64[np.ndarray | np.float64, "*R"]:
     """The mean over classes of the share that is right, float64 [...]; classes without weight are excluded.
 
     Args:
@@ -45,8 +49,11 @@ def mean_per_class(correct: np.ndarray, labels: np.ndarray, weights: np.ndarray 
 
 
 def eleven_point_map(
-    scores: np.ndarray, relevant: np.ndarray, weights: np.ndarray | None = None, ignored: np.ndarray | None = None
-) -> np.ndarray:
+    scores: Num[np.ndarray, "N C"],
+    relevant: Shaped[np.ndarray, "N C"],
+    weights: Num[np.ndarray, "*R N"] | None = None,
+    ignored: Shaped[np.ndarray, "N C"] | None = None,
+) -> Float64[np.ndarray | np.float64, "*R"]:
     """Mean over classes of VOC 2007's average precision, float64 [...].
 
     Of each class the precision is read at the recalls 0, 0.1, ..., 1, each time the highest one at that recall or a
@@ -67,8 +74,11 @@ def eleven_point_map(
 
 
 def average_precisions(
-    scores: np.ndarray, relevant: np.ndarray, weights: np.ndarray | None = None, ignored: np.ndarray | None = None
-) -> np.ndarray:
+    scores: Num[np.ndarray, "N C"],
+    relevant: Shaped[np.ndarray, "N C"],
+    weights: Num[np.ndarray, "*R N"] | None = None,
+    ignored: Shaped[np.ndarray, "N C"] | None = None,
+) -> Float64[np.ndarray, "*R C"]:
     """Of each class, [..., C], NaN where nothing is relevant; arguments and errors as for `eleven_point_map`."""
     scores, relevant = np.asarray(scores), np.asarray(relevant, bool)
     if scores.shape != relevant.shape or scores.ndim != 2:
@@ -99,7 +109,9 @@ def _average_precision(scores: np.ndarray, relevant: np.ndarray, weights: np.nda
     return np.where(total[..., 0] > 0, np.mean(best, axis=0), np.nan)
 
 
-def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def roc_auc(
+    scores: Num[np.ndarray, "N"], positive: Shaped[np.ndarray, "N"], weights: Num[np.ndarray, "*R N"] | None = None
+) -> Float64[np.ndarray | np.float64, "*R"]:
     """Area under the ROC curve: the chance that a positive outscores a negative, a tie worth one half; float64 [...].
 
     Args:
@@ -142,7 +154,9 @@ class Calibration:
     accuracy: Float[np.ndarray, "B"]
 
 
-def calibration(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> Calibration:
+def calibration(
+    confidence: Float[np.ndarray, "N"], correct: Shaped[np.ndarray, "N"], num_bins: int = 15
+) -> Calibration:
     """How far the confidence in a prediction is from how often it is right.
 
     Args:

@@ -26,6 +26,7 @@ def test_ranks_count_ties_and_nan_against_the_model():
     assert ranks(np.array(scores), np.array([0, 1, 2, 1, 3])).tolist() == [0, 2, 3, 3, 1]
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
@@ -160,6 +161,7 @@ def test_a_bootstrap_of_meaningless_input_is_refused():
         bootstrap_interval(lambda w: np.full(len(w), np.nan), 5)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("call", "message"),
     [

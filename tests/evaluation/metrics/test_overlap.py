@@ -134,6 +134,7 @@ def test_what_needs_an_empty_part_is_none():
 NAN = float("nan")
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -164,6 +164,7 @@ def test_top_matches_best_first_ties_to_the_lower_index():
     assert top_matches(np.eye(2), candidates, k=9)[0].shape == (2, 4)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("image_of_text", "options", "message"),
     [
@@ -182,6 +183,7 @@ def test_bad_input_is_refused(image_of_text, options, message):
         recall_at_k(np.ones((3, 2)), np.ones((5, 2)), np.array(image_of_text), **options)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_embeddings_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match=r"embeddings of different sizes: \(3, 2\) and \(3, 7\)"):
         recall_at_k(np.ones((3, 2)), np.ones((3, 7)), np.arange(3))

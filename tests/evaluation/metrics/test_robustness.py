@@ -54,7 +54,7 @@ def test_the_fit_is_that_of_least_squares():
     points = rng.uniform(0.1, 0.9, (11, 2))
     logits = np.log(points / (1 - points))
     expected = np.linalg.lstsq(np.column_stack([logits[:, 0], np.ones(11)]), logits[:, 1], rcond=None)[0]
-    np.testing.assert_allclose(fit_logits(points.tolist()), expected, rtol=1e-12)
+    np.testing.assert_allclose(fit_logits([(x, y) for x, y in points.tolist()]), expected, rtol=1e-12)
 
 
 def test_all_or_nothing_right_on_the_reference_counts_as_half_an_image_less_or_more():
