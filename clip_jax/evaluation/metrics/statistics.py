@@ -12,6 +12,7 @@ Reference: Radford et al. 2021, table 9 (which data set has which metric).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Num, Shaped
@@ -21,7 +22,7 @@ RESAMPLED_AT_ONCE = 2**22  # weights, 32 MB
 
 def mean_accuracy(
     correct: Shaped[np.ndarray, "N"], weights: Num[np.ndarray, "*R N"] | None = None
-) -> Float64[np.ndarray | np.float64, "*R"]:
+) -> Float64[Any, "*R"]:
     """Weighted mean of `correct`, bool or float [N]: float64 [...]."""
     correct = np.asarray(correct, np.float64)
     weights = np.ones(len(correct)) if weights is None else weights
@@ -30,7 +31,7 @@ def mean_accuracy(
 
 def mean_per_class(
     correct: Shaped[np.ndarray, "N"], labels: Int[np.ndarray, "N"], weights: Num[np.ndarray, "*R N"] | None = None
-) -> Float64[np.ndarray | np.float64, "*R"]:
+) -> Float64[Any, "*R"]:
     """The mean over classes of the share that is right, float64 [...]; classes without weight are excluded.
 
     Args:
@@ -53,7 +54,7 @@ def eleven_point_map(
     relevant: Shaped[np.ndarray, "N C"],
     weights: Num[np.ndarray, "*R N"] | None = None,
     ignored: Shaped[np.ndarray, "N C"] | None = None,
-) -> Float64[np.ndarray | np.float64, "*R"]:
+) -> Float64[Any, "*R"]:
     """Mean over classes of VOC 2007's average precision, float64 [...].
 
     Of each class the precision is read at the recalls 0, 0.1, ..., 1, each time the highest one at that recall or a
@@ -111,7 +112,7 @@ def _average_precision(scores: np.ndarray, relevant: np.ndarray, weights: np.nda
 
 def roc_auc(
     scores: Num[np.ndarray, "N"], positive: Shaped[np.ndarray, "N"], weights: Num[np.ndarray, "*R N"] | None = None
-) -> Float64[np.ndarray | np.float64, "*R"]:
+) -> Float64[Any, "*R"]:
     """Area under the ROC curve: the chance that a positive outscores a negative, a tie worth one half; float64 [...].
 
     Args:
