@@ -28,6 +28,10 @@ DEFAULT_CONFIG = "clip_vit_b32"  # whose keys --config.SECTION.KEY=VALUE changes
 ALL = "all"
 
 common_flags.declare("workdir", "config")
+HELP = {
+    "workdir": "Folder of the runs and the reports.",
+    "config": "No file: --config.SECTION.KEY=VALUE changes a key of all runs.",
+}
 SCALE = flags.DEFINE_enum(
     "scale", "mini", ["mini", "full"], "mini: drawn scenes on two cores; full: the paper's settings."
 )

@@ -12,7 +12,8 @@ from typing import NoReturn
 from clip_jax.installation import check_distributions, check_top_level, skip_missing_tpu, version_line
 
 # Each is a module of this name with `main()`, or with `main(arguments)` where POSITIONAL says what they are;
-# DEFAULT_CONFIG names the config whose keys are meant when none is given. A package has several KINDS, a module each.
+# DEFAULT_CONFIG names the config whose keys are meant when none is given; HELP and DEFAULTS say what flags shared with
+# other commands are in this one. A package has several KINDS, a module each.
 COMMANDS = {
     "plan": "predict memory, FLOPs and time of a config's step",
     "train": "train a model from a config",

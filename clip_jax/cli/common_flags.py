@@ -8,7 +8,7 @@ import math
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
@@ -31,9 +31,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, me
 MODEL = flags.DEFINE_string(
     "model", None, "Name or path of the weights, as clip_jax.load takes them.", allow_override=True
 )
-OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the results; of tokenizer the file of the vocabulary.", allow_override=True
-)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.", allow_override=True)
 ACTIVATION = flags.DEFINE_string(
     "activation", None, "Activation of weights without a config: quick_gelu, gelu or gelu_tanh."
 )
@@ -67,9 +65,9 @@ def required(flag: flags.FlagHolder[Any], example: str) -> Any:
     return flag.value
 
 
-def given(flag: flags.FlagHolder[T | None], default: T) -> T:
-    """A flag's value, or the command's own default."""
-    return default if flag.value is None else flag.value
+def given(flag: flags.FlagHolder[T | None], defaults: Mapping[str, T]) -> T:
+    """A flag's value, or the one in the command's own DEFAULTS."""
+    return defaults[flag.name] if flag.value is None else flag.value
 
 
 def config_changes(base: str) -> dict[str, Any]:
@@ -124,16 +122,19 @@ def own_flags(module: ModuleType) -> list[flags.Flag]:
 
 
 def _help(module: ModuleType) -> str:
-    lines = [f"  --{flag.name}: {flag.help}{_default(flag)}" for flag in own_flags(module)]
+    texts, defaults = getattr(module, "HELP", {}), getattr(module, "DEFAULTS", {})
+    lines = [
+        f"  --{flag.name}: {texts.get(flag.name, flag.help)}{_default(flag, defaults)}" for flag in own_flags(module)
+    ]
     return "\n".join([module.__doc__ or "", "", "flags:", *lines])
 
 
-def _default(flag: flags.Flag) -> str:
-    """A flag's default in brackets, where there is one and its help does not say it."""
-    if flag.default in (None, "", []) or "default" in flag.help:
+def _default(flag: flags.Flag, defaults: Mapping[str, Any]) -> str:
+    """A flag's default in brackets, the command's own before the flag's, where its help does not say it."""
+    if flag.name not in defaults and (flag.default in (None, "", []) or "default" in flag.help):
         return ""
-    value = flag.default_as_str.strip("'") if flag.default_as_str else flag.default
-    return f" (default {value})"
+    of_flag = (flag.default_as_str or "").strip("'")
+    return f" (default {defaults.get(flag.name, of_flag)})"
 
 
 def _check_flags(module: ModuleType) -> None:

@@ -1,5 +1,8 @@
 """Flags that name data, of all commands that read some. A command declares those that it has; the defaults that depend
-on the command are None here, and stand in their help."""
+on the command are None here, and stand in its DEFAULTS."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
@@ -8,12 +11,7 @@ from input_pipeline.sources import Source, make_source
 
 KINDS = ("folder", "webdataset", "tfds", "array_record", "table")  # of `make_source`
 
-SOURCE = flags.DEFINE_string(
-    "source",
-    None,
-    f"Form of the data: {', '.join(KINDS)}; for prepare and inspect also scenes, which are drawn. "
-    "By default folder; for tokenizer webdataset; for inspect auto, a guess from the files' names.",
-)
+SOURCE = flags.DEFINE_string("source", None, f"Form of the data: {', '.join(KINDS)}.")
 PATH = flags.DEFINE_string("path", None, "Path of the data: folder, tars, table; of a tfds data set DATA_DIR/NAME.")
 SPLIT = flags.DEFINE_string("split", "", "Split of a tfds data set, such as train.")
 CAPTIONS_FIELD = flags.DEFINE_string("captions_field", "", "Field of the captions, when it is not the usual one.")
@@ -25,33 +23,29 @@ LINK_ROOT = flags.DEFINE_string(
     "link_root", "", "Folder below which links of a folder, and paths of a table, may lead besides their own folder."
 )
 FIELD_FLAGS = ("captions_field", "image_field", "separator", "link_root")
-NUM_RECORDS = flags.DEFINE_integer(
-    "num_records", None, "Number of records to read: inspect 1000 by default, tokenizer 1,000,000.", lower_bound=1
-)
+NUM_RECORDS = flags.DEFINE_integer("num_records", None, "Number of records to read.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the drawn scenes, or of the choice of records.", lower_bound=0)
-SHARD_SIZE = flags.DEFINE_integer(
-    "shard_size", None, "Number of source records of a shard: embed 4096 by default, prepare 1024.", lower_bound=1
-)
+SHARD_SIZE = flags.DEFINE_integer("shard_size", None, "Number of source records of a shard.", lower_bound=1)
 MAX_BROKEN_SHARE = flags.DEFINE_float(
     "max_broken_share",
     None,
-    "Largest share of records that cannot be used, else the command stops: embed 0.01 by default, prepare 0.05.",
+    "Largest share of records that cannot be used, else the command stops.",
     lower_bound=0,
     upper_bound=1,
 )
 
 
-def source_kind(default: str, *others: str) -> str:
+def source_kind(defaults: Mapping[str, Any], *others: str) -> str:
     """--source; raises ValueError when it is none of KINDS and of the `others` that a command knows."""
-    kind, known = given(SOURCE, default), (*KINDS, *others)
+    kind, known = given(SOURCE, defaults), (*KINDS, *others)
     if kind not in known:
         raise ValueError(f"--source={kind} must be one of {', '.join(known)}")
     return kind
 
 
-def open_source(default: str, example: str, require_captions: bool = True) -> Source:
-    """The source that the flags name: by default of kind `default`. ValueError, with the example, for no --path."""
-    return open_path(source_kind(default), required(PATH, example), SPLIT.value, require_captions)
+def open_source(defaults: Mapping[str, Any], example: str, require_captions: bool = True) -> Source:
+    """The source that the flags name. Raises ValueError, with the example, for no --path."""
+    return open_path(source_kind(defaults), required(PATH, example), SPLIT.value, require_captions)
 
 
 def open_path(kind: str, path: str, split: str, require_captions: bool = True) -> Source:

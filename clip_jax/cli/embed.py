@@ -17,7 +17,7 @@ left out and listed, [id, reason], in _broken-00000-of-00012.json.
 import re
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 common_flags.declare("model", "activation", "output", *common_flags.HOST_FLAGS)
 common_flags.declare("source", "path", "split", *data_flags.FIELD_FLAGS, "shard_size", "max_broken_share")
+DEFAULTS: dict[str, Any] = {"source": "folder", "shard_size": 4096, "max_broken_share": 0.01}
 FORMAT = flags.DEFINE_enum(  # `convert` has another --format, and tests import both into one process
     "format", "parquet", ("parquet", "npy"), "File format of the shards: parquet or npy.", allow_override=True
 )
@@ -67,7 +68,7 @@ def main() -> int:
     output = Path(common_flags.required(common_flags.OUTPUT, "embeddings"))
     with processes.joined(**common_flags.host_options()) if PART.value is None else nullcontext():
         part = (jax.process_index(), jax.process_count()) if PART.value is None else parse_part(PART.value)
-        source = data_flags.open_source("folder", "photos", require_captions=TEXTS.value)
+        source = data_flags.open_source(DEFAULTS, "photos", require_captions=TEXTS.value)
         for remark in remarks(source):
             print(remark)
         model, preprocess, tokenize = load(
@@ -85,10 +86,10 @@ def main() -> int:
             texts=TEXTS.value,
             file_format=FORMAT.value,
             dtype=DTYPE.value,
-            shard_size=common_flags.given(data_flags.SHARD_SIZE, 4096),
+            shard_size=common_flags.given(data_flags.SHARD_SIZE, DEFAULTS),
             part=part,
             batch_size=BATCH_SIZE.value,
-            max_broken_share=common_flags.given(data_flags.MAX_BROKEN_SHARE, 0.01),
+            max_broken_share=common_flags.given(data_flags.MAX_BROKEN_SHARE, DEFAULTS),
             about={"model": name, "data": path},
         )
         print(describe(summary, output))

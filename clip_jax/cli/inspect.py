@@ -29,6 +29,7 @@ POSITIONAL = "DATA"
 DRAWN_PIXELS = 128
 
 common_flags.declare("output", "source", "split", *data_flags.FIELD_FLAGS, "num_records", "seed")
+DEFAULTS: dict[str, Any] = {"source": "auto", "num_records": 1000}
 NUM_TILES = flags.DEFINE_integer("num_tiles", 24, "Number of records on the contact sheet.", lower_bound=1)
 
 
@@ -40,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         raise ValueError(f"give one data set, not {len(arguments)}: for instance clip-jax inspect photos")
     path = arguments[0]
-    num_records = common_flags.given(data_flags.NUM_RECORDS, 1000)
-    named = data_flags.source_kind("auto", "auto", "scenes")
+    num_records = common_flags.given(data_flags.NUM_RECORDS, DEFAULTS)
+    named = data_flags.source_kind(DEFAULTS, "auto", "scenes")
     kind = guess_kind(os.path.expanduser(path)) if named == "auto" else named
     source: Source
     if kind == "scenes":

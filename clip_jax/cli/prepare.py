@@ -5,9 +5,10 @@ a fixed range of the source's records, and its bytes do not depend on the number
 same command continues where it was stopped, and does nothing when it is complete. Records that cannot be used, or that
 the filters leave out, are listed with their reasons.
 
---output gets data-00000-of-00012.array_record and beside each a .json of what is in it; settings.json; and, when all
-are there, broken.jsonl, duplicates.jsonl (groups of ids: exact and near), statistics.json, statistics.png and
-manifest.json. Train with --config.data.source=array_record --config.data.path=data_256.
+--source=scenes draws pictures. --output gets data-00000-of-00012.array_record and beside each a .json of what is in
+it; settings.json; and, when all are there, broken.jsonl, duplicates.jsonl (groups of ids: exact and near),
+statistics.json, statistics.png and manifest.json. Train with --config.data.source=array_record
+--config.data.path=data_256.
 
 What does not fit one machine is prepared by Apache Beam (the extra `beam`), with the same bytes:
 --runner=DataflowRunner --output=gs://bucket/data_256 --beam_options='--project=P --region=R --temp_location=gs://...'
@@ -40,6 +41,7 @@ LOCAL = "local"
 common_flags.declare(
     "output", "source", "path", "split", *data_flags.FIELD_FLAGS, "seed", "shard_size", "max_broken_share"
 )
+DEFAULTS: dict[str, Any] = {"source": "folder", "shard_size": 1024, "max_broken_share": 0.05}
 NUM_SCENES = flags.DEFINE_integer("num_scenes", 10_000, "Number of pictures that scenes draws.", lower_bound=1)
 NAME = flags.DEFINE_string("name", "data", "Beginning of the shards' names.")
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -83,9 +85,9 @@ def make_folder(path: str) -> OwnedFolder:
 
 def read_source() -> Source:
     """The source that the flags name; ValueError where they do not fit together."""
-    if data_flags.source_kind("folder", "scenes") == "scenes":
+    if data_flags.source_kind(DEFAULTS, "scenes") == "scenes":
         return SceneSource(data_flags.SEED.value, NUM_SCENES.value, IMAGE_SIZE.value)
-    return data_flags.open_source("folder", "photos")
+    return data_flags.open_source(DEFAULTS, "photos")
 
 
 def with_bar(maker: ShardMaker, num_workers: int) -> Callable[[Sequence[int], Callable[[int], None]], None]:
@@ -124,7 +126,7 @@ def main() -> int:
         folder=folder,
         settings=settings,
         name=NAME.value,
-        shard_size=common_flags.given(data_flags.SHARD_SIZE, 1024),
+        shard_size=common_flags.given(data_flags.SHARD_SIZE, DEFAULTS),
     )
     if RUNNER.value == LOCAL:
         make = with_bar(maker, NUM_WORKERS.value)
@@ -136,7 +138,9 @@ def main() -> int:
     def draw(statistics: Statistics, path: str) -> None:
         plot_statistics(statistics.named(maker.source.class_names), path)
 
-    manifest, made = prepare(maker, make, draw, max_broken_share=common_flags.given(data_flags.MAX_BROKEN_SHARE, 0.05))
+    manifest, made = prepare(
+        maker, make, draw, max_broken_share=common_flags.given(data_flags.MAX_BROKEN_SHARE, DEFAULTS)
+    )
     print(describe(manifest, made, str(folder)))
     return 0
 
