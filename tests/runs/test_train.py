@@ -159,6 +159,22 @@ def assert_same_end(left: Path, right: Path) -> None:
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other), err_msg=jax.tree_util.keystr(path))
 
 
+def test_a_workdir_of_an_earlier_version_goes_on_as_it_did_there(tmp_path, goldens, no_pictures):
+    """old_workdir ended at step 70, with miniature(), by the last version whose checkpoints had no digests."""
+    with tarfile.open(goldens / "old_workdir.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    workdir = tmp_path / "old_workdir"
+    metrics, expected = workdir / "metrics.jsonl", rows(workdir)
+    assert (saved_steps(workdir), expected[-1]["step"]) == ([60], 70)
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= 60))
+    assert loop.train(miniature(), workdir) == 0
+    found = rows(workdir)
+    assert [sorted(row) for row in found] == [sorted(row) for row in expected]
+    for row, other in zip(found, expected):
+        assert row == pytest.approx(other, rel=1e-4)
+
+
 def printed(capsys) -> str:
     """What was printed, without its alignment."""
     return " ".join(capsys.readouterr().out.split())
