@@ -12,9 +12,9 @@ from clip_jax.evaluation.suite.splits import (
     AbsentError,
     OwnSplits,
     find_splits,
-    folder_splits,
     open_splits,
-    table_splits,
+    own_splits,
+    parse_place,
 )
 from input_pipeline.scenes import LabelledScenes
 from input_pipeline.sources import (
@@ -29,8 +29,8 @@ NUM_SCENES = 1024  # of a drawn set, which has no end of its own
 # Shares of a set without splits of its own, in its order: train, validation, test.
 SHARES = (0.6, 0.2, 0.2)
 KINDS = (
-    "a name of the paper's sets, 'scenes/NAME', 'sklearn/digits', 'tfds/NAME/TEST', 'tfds/NAME/TEST/TRAIN', "
-    "'folder:DIR' or 'table:FILE'"
+    "a name of the paper's sets, 'scenes/NAME', 'sklearn/digits', 'tfds/NAME/TEST', 'tfds/NAME/TEST/TRAIN', or data of "
+    "your own as 'folder:DIR', 'table:FILE', 'webdataset:TARS' or 'tfds:DIR/NAME:SPLIT'"
 )
 
 
@@ -107,7 +107,7 @@ def open_labelled_set(
         tfds/NAME/TEST, and with /TRAIN the split to train probes on, of which a fifth is for validation; folder:DIR, a
         folder a class in DIR, or, where DIR holds splits alone, in each of those (`splits.SPLIT_NAMES`); without a test
         split the validation split is measured; table:FILE, a CSV or Parquet with labels, or a folder with a table of
-        each split.
+        each split; other KIND:PATH and tfds:DIR/NAME:SPLIT, whose records have labels with names.
       data_dir: folder of prepared sets.
       image_size: pixels at which scenes are drawn.
       num_examples: of a drawn set, 0 for 1,024.
@@ -131,10 +131,8 @@ def open_labelled_set(
         return _without_card(name, _cut(digits), load_card("mnist").templates)
     if kind == "tfds" and rest:
         return _without_card(name, _tfds_splits(rest, name, data_dir), ())
-    if name.startswith("folder:"):
-        return _without_card(name, folder_splits(Path(name.removeprefix("folder:")).expanduser(), link_root), ())
-    if name.startswith("table:"):
-        return _without_card(name, table_splits(Path(name.removeprefix("table:")).expanduser(), link_root), ())
+    if place := parse_place(name):
+        return _without_card(name, own_splits(place, link_root), ())
     if name in dataset_names():
         return _with_card(load_card(name), data_dir, link_root)
     raise ValueError(f"data set {name!r} is unknown: use {KINDS}; the paper's sets are {', '.join(dataset_names())}")

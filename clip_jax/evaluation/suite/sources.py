@@ -9,10 +9,10 @@ from typing import Any
 from clip_jax.config.experiment import with_data_path
 from clip_jax.config.record import load_config
 from clip_jax.distributed import processes
-from clip_jax.evaluation.suite.labelled_sets import AbsentError
+from clip_jax.evaluation.suite.splits import AbsentError, parse_place
 from clip_jax.inference.load import trained_on
 from input_pipeline.data_config import make_sources, open_all, open_other
-from input_pipeline.sources import BrokenRecordError, Record, Source, make_source
+from input_pipeline.sources import BrokenRecordError, Record, Source
 from input_pipeline.sources.base import check_index, relative_names
 from input_pipeline.storage import digest
 
@@ -81,11 +81,9 @@ def open_source(key: str, value: str, run: RunSources | None, part: str, link_ro
         if run is None:
             raise AbsentError(f"{key}='run' needs --workdir, the run's own data: set {key} to {FORMS}")
         return run.open_train() if part == "train" else run.validation
-    kind, colon, path = value.partition(":")
-    if not colon or not path:
+    if (place := parse_place(value)) is None:
         raise ValueError(f"{key}={value!r} must be {FORMS}")
-    path, _, split = path.rpartition(":") if kind == "tfds" else (path, "", "")
-    return make_source(kind, path, split, link_root=link_root if kind in ("folder", "table") else "")
+    return place.open(link_root)
 
 
 class FilesSource:

@@ -1,4 +1,4 @@
-"""The splits of folders and tables of one's own: found by their names, and drawn where there are none."""
+"""Data of one's own, KIND:PATH, and its splits: found by their names, and drawn where there are none."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from input_pipeline.image_formats import is_picture_name
-from input_pipeline.sources import FolderSource, Source, TableSource
+from input_pipeline.sources import OPTION_KINDS, FolderSource, NotPreparedError, Source, TableSource, make_source
 from input_pipeline.sources.links import Links
 from input_pipeline.sources.table import TABLE_SUFFIX
 from input_pipeline.sources.unread import is_ignored_folder, remarks
@@ -27,6 +27,43 @@ class OwnSplits(NamedTuple):
 
 class AbsentError(ValueError):
     """A data set that is absent; the message says how to prepare it."""
+
+
+class Place(NamedTuple):
+    """Where data of one's own lies: kind, path and split are arguments of `make_source`."""
+
+    kind: str
+    path: str
+    split: str
+
+    def open(self, link_root: str, require_captions: bool = True) -> Source:
+        """The source, all of it as it lies there; raises ValueError as `make_source`."""
+        root = link_root if self.kind in OPTION_KINDS["link_root"] else ""
+        return make_source(self.kind, self.path, self.split, link_root=root, require_captions=require_captions)
+
+
+def parse_place(name: str) -> Place | None:
+    """The place that KIND:PATH, for tfds KIND:PATH:SPLIT, says; None for a name of another form."""
+    kind, _, path = name.partition(":")
+    if not path:
+        return None
+    split = ""
+    if kind == "tfds" and ":" in path:
+        path, _, split = path.rpartition(":")
+    return Place(kind, os.path.expanduser(path), split)
+
+
+def own_splits(place: Place, link_root: str) -> OwnSplits:
+    """The splits of labelled data; without any, all of it is "test". Raises AbsentError, ValueError."""
+    if place.kind == "folder":
+        return folder_splits(Path(place.path), link_root)
+    if place.kind == "table":
+        return table_splits(Path(place.path), link_root)
+    try:
+        source = place.open(link_root, require_captions=False)
+    except NotPreparedError as error:
+        raise AbsentError(str(error)) from None
+    return OwnSplits({"test": source}, tuple(remarks(source)), undivided=True)
 
 
 # What the folders and tables of a split are called, in any case.

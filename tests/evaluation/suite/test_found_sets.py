@@ -1,6 +1,7 @@
 """Labelled folders and tables as people have them."""
 
 import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ def test_a_validation_split_is_measured_where_there_is_no_test(tmp_path, names):
     assert found.splits["test"].fingerprint() == opened(f"folder:{tmp_path / names[1]}").splits["test"].fingerprint()
     assert found.remarks == (f"there is no test split, so {names[1]} is measured",)
     assert found.note == found.remarks[0]
+
+
+def test_shards_whose_labels_have_names_are_one_undivided_set(tmp_path):
+    put_pictures(tmp_path, "a.png", "b.png")
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for key, label in (("0", "sea_horse"), ("1", "ant")):
+            (tmp_path / "label").write_text(label)
+            shard.add(tmp_path / "a.png", f"{key}.png")
+            shard.add(tmp_path / "label", f"{key}.cls")
+    found = opened(f"webdataset:{tmp_path}/shard.tar")
+    assert (found.class_names, set(found.splits), found.undivided) == (("ant", "sea horse"), {"test"}, True)
+    assert [found.splits["test"][i]["label"] for i in range(2)] == [1, 0]
 
 
 def test_all_three_splits_and_classes_that_are_called_as_splits(tmp_path):
