@@ -30,6 +30,7 @@ DRAWN_PIXELS = 128
 
 common_flags.declare("output", "source", "split", *data_flags.FIELD_FLAGS, "num_records", "seed")
 DEFAULTS: dict[str, Any] = {"source": "auto", "num_records": 1000}
+CAPTIONS = flags.DEFINE_bool("captions", True, "Captions or labels of the pictures; --nocaptions needs none.")
 NUM_TILES = flags.DEFINE_integer("num_tiles", 24, "Number of records on the contact sheet.", lower_bound=1)
 
 
@@ -49,11 +50,11 @@ def main(arguments: Sequence[str]) -> int:
         source = SceneSource(data_flags.SEED.value, num_records, DRAWN_PIXELS)
     else:
         try:
-            source = data_flags.open_path(kind, path, data_flags.SPLIT.value or "train")
+            source = data_flags.open_path(kind, path, data_flags.SPLIT.value or "train", CAPTIONS.value)
         except ValueError as error:
             if named != "auto":
                 raise
-            guess = f"It was taken for {kind}: if it is something else, name it by --source"
+            guess = f"It was taken for {kind}: if it is something else, name it by --source; --nocaptions needs none"
             raise ValueError(f"{error}. {guess}") from error
     name = re.sub(r"[^\w.-]+", "_", Path(path).name).strip("_") or "data"
     output = Path(common_flags.OUTPUT.value or f"inspect-{name}")

@@ -86,7 +86,7 @@ def make_source(
             link_root=link_root,
             require_captions=require_captions,
         ),
-        "tfds": lambda path: _make_tfds_source(path, split, captions_field),
+        "tfds": lambda path: _make_tfds_source(path, split, captions_field, require_captions),
         "folder": lambda path: FolderSource(path, link_root=link_root),
     }
     if kind not in makers:
@@ -102,10 +102,10 @@ def make_source(
     return makers[kind](path)
 
 
-def _make_tfds_source(path: str, split: str, captions_field: str) -> TfdsSource:
+def _make_tfds_source(path: str, split: str, captions_field: str, require_captions: bool) -> TfdsSource:
     if not split or not path:
         raise ValueError(f"tfds needs a path and a split such as train; got path {path!r} and split {split!r}")
     path, name = os.path.split(path.rstrip("/"))
     if opener.is_file(opener.join(opener.join(path, name), "dataset_info.json")):  # the folder of one version
         path, name = os.path.dirname(path), f"{os.path.basename(path)}:{name}"
-    return TfdsSource(name, split, path or ".", captions_field)
+    return TfdsSource(name, split, path or ".", captions_field, require_captions)

@@ -34,13 +34,14 @@ class TfdsSource(FilesSource):
       data_dir: the folder that holds the folder NAME. The reader opens local files alone: of a URL the folder of the
         version is copied into `opener.cache_folder` first, once.
       captions_field: the feature with the captions; empty takes the first of those above.
+      require_captions: False takes records without captions and labels, too.
 
     Raises:
       NotPreparedError: not prepared, damaged, missing files or another file format.
       ValueError: unknown split, no image or neither captions nor labels.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str, captions_field: str = ""):
+    def __init__(self, name: str, split: str, data_dir: str, captions_field: str = "", require_captions: bool = True):
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.read_only_builder import builder_from_files
 
@@ -70,7 +71,8 @@ class TfdsSource(FilesSource):
         captions_keys = (captions_field,) if captions_field else ("captions", "caption", "text")
         self._captions_key = next((key for key in captions_keys if key in info.features), None)
         labels = next((key for key in ("label", "labels") if key in info.features), None)
-        if "image" not in info.features or (self._captions_key is None and labels is None):
+        self._require_captions = require_captions
+        if "image" not in info.features or (require_captions and self._captions_key is None and labels is None):
             found = ", ".join(info.features)
             wanted = ", ".join((*captions_keys, "label", "labels"))
             raise ValueError(f"{name!r} needs image and one of {wanted}; it has {found}")
@@ -102,7 +104,9 @@ class TfdsSource(FilesSource):
             if self._captions_key:
                 captions = example[self._captions_key]
                 captions = captions["text"] if isinstance(captions, Mapping) else captions
-                record["captions"] = base.require_captions(base.clean_captions(captions))
+                record["captions"] = base.clean_captions(captions)
+                if self._require_captions:
+                    base.require_captions(record["captions"])
             if "label" in example:
                 record["label"] = int(example["label"])
                 self._check_label(record["label"])

@@ -195,11 +195,13 @@ def test_inspect_reads_captions_where_it_is_told_to_and_names_its_guess(tmp_path
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "table, 3 records, 3 looked at"
     assert [line.split()[-7:] for line in out if line.startswith("characters of")] == [["3", "7.0", *"77777"]]
-    guess = "It was taken for table: if it is something else, name it by --source"
+    guess = "It was taken for table: if it is something else, name it by --source; --nocaptions needs none"
     with pytest.raises(ValueError, match=rf"needs image and one of captions, .*\. {guess}$"):
         run(str(tmp_path / "data"), tmp_path / "out")
     with pytest.raises(ValueError, match=r"columns are image, alt \("):
         run(str(tmp_path / "data"), tmp_path / "out", source="table")
+    assert run(str(tmp_path / "data"), tmp_path / "out", captions=False) == 0
+    assert "characters of" not in capsys.readouterr().out
 
 
 def test_inspect_counts_what_it_does_not_read(tmp_path, capsys):

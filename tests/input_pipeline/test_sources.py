@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import multiprocessing
@@ -529,6 +530,11 @@ def test_tfds_broken_records_are_reported_when_read(tfds_dir):
         assert error.value.record_id == f"random_pixels/1.2.3/test/{index}"
         found.add(error.value.reason)
     assert found == {"label -1 is outside [0, 3)", "no caption, or only empty ones"}
+    for_pictures, captions = make_source("tfds", f"{tfds_dir}/random_pixels", "test", require_captions=False), []
+    for index in range(2):
+        with contextlib.suppress(BrokenRecordError):
+            captions.append(for_pictures[index]["captions"])
+    assert captions == [()]
 
 
 def test_tfds_several_labels_an_image(tmp_path):

@@ -127,8 +127,8 @@ def by_split(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that a folder or a table is called as, if any."""
-    name = (path.name if path.is_dir() else path.stem).lower()
+    """The split that a folder or a table is called as, if any; COCO's have a year behind, as val2017."""
+    name = re.sub(r"[_-]?(19|20)\d\d$", "", (path.name if path.is_dir() else path.stem).lower())
     return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 

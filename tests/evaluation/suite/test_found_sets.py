@@ -23,7 +23,9 @@ def opened(name: str, link_root: str = "") -> LabelledSet:
     return open_labelled_set(name, Path("none"), 9, link_root=link_root)
 
 
-@pytest.mark.parametrize("names", [("train", "val"), ("Train", "Valid"), ("training", "validation")])
+@pytest.mark.parametrize(
+    "names", [("train", "val"), ("Train", "Valid"), ("training", "validation"), ("train2014", "val2014")]
+)
 def test_a_validation_split_is_measured_where_there_is_no_test(tmp_path, names):
     put_pictures(tmp_path, *(f"{split}/{name}/0.png" for split in names for name in ("cat", "dog", "fox")))
     (tmp_path / "__MACOSX").mkdir()
