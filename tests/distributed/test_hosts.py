@@ -292,6 +292,7 @@ def test_each_process_makes_its_part_of_the_same_global_batches(one, several):
         np.testing.assert_array_equal(np.concatenate([row["index"] for row in rows]), one.index[rows[0]["step"]])
 
 
+@pytest.mark.nightly
 def test_two_processes_resume_what_several_have_written(one, several, two):
     saved = notes(several, "saved")[-1]
     assert saved["data_state"]["next_batch"] == several.stopped_at

@@ -121,6 +121,7 @@ def compare_initial_values() -> None:
         jax.tree.map(np.testing.assert_array_equal, other, one)
 
 
+@pytest.mark.nightly
 def test_initial_values_do_not_depend_on_the_mesh(processes):
     paths = {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
     code = f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"

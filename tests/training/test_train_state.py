@@ -145,6 +145,7 @@ def test_a_frozen_resnet_stays_as_it_is_to_the_bit(trained):
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.nightly
 def test_the_loss_sees_the_running_statistics_of_a_frozen_resnet(trained):
     (start, *_), (metrics, *_), _, _ = trained
     batch, mesh = some_batch(32), mesh_of(1, 1, 1)
