@@ -554,7 +554,7 @@ def test_ablate_lists_what_there_is_and_its_runs(outcomes, place):
         (
             "inspect",
             {"source", "split", "captions_field", "image_field", "separator", "link_root", "output", "num_records"}
-            | {"num_tiles", "seed", "traceback"},
+            | {"num_tiles", "seed", "captions", "traceback"},
         ),
         (
             "ablate",
