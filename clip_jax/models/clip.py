@@ -51,7 +51,11 @@ class ImageEncoder(nnx.Module):
         return ModifiedResNet(self.config, rngs) if is_resnet else VisionTransformer(self.config, rngs)
 
     def _make_visual_projection(self, rngs: nnx.Rngs) -> nnx.Linear | MLPProjection | None:
-        return self._projection(self.config.vision.width, False, rngs) if self.config.has_visual_projection else None
+        return (
+            self._projection(self.config.vision.width, self.config.has_visual_projection_bias, rngs)
+            if self.config.has_visual_projection
+            else None
+        )
 
     def _projection(self, width: int, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear | MLPProjection:
         if self.config.projection == "mlp":

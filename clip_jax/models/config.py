@@ -9,7 +9,16 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from input_pipeline.ranges import NOT_NEGATIVE, POSITIVE, SIZE, Range, check_ranges
+from input_pipeline.ranges import COUNT_OR_0, NOT_NEGATIVE, POSITIVE, SIZE, Range, check_ranges
+
+# Settings that earlier versions did not have: left out of feature_config where they are as those models were.
+LATER = {
+    "text_activation": "",
+    "vision.pool_heads": 0,
+    "vision.pool_mlp_dim": 0,
+    "vision.has_class_token": True,
+    "vision.rotary_grid": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +49,36 @@ class VisionConfig(TransformerConfig):
     Attributes:
       image_size, patch_size: in pixels.
       pooling: "class_token": the feature is the class token, the paper's. "mean": the mean over the patches after the
-        last layer norm (open_clip's pool_type "avg"). "attention": SigLIP's tower, in which a learned query attends to
-        the patches; it has no class token, no layer norm before the blocks and no projection, and its patch embedding
-        has a bias. Only there may image_size leave a remainder when it is divided by patch_size: the last pixels are
-        not seen, as in SigLIP's SO400M/14 at 384 pixels.
+        last layer norm (open_clip's pool_type "avg"). "mean_then_norm": CLIPA's tower, the layer norm of that mean
+        without a norm before the last one, and no layer norm before the blocks either. "attention": SigLIP's tower, in
+        which a learned query attends to the patches; it has no class token, no layer norm before the blocks and no
+        projection, and its patch embedding has a bias. Only there may image_size leave a remainder when it is divided
+        by patch_size: the last pixels are not seen, as in SigLIP's SO400M/14 at 384 pixels. "perception": the
+        Perception Encoder's tower: rotary positions of the patches beside the learned ones, and a learned query that
+        attends to all positions, with a biased projection behind it.
+      pool_heads, pool_mlp_dim: heads and hidden channels of the learned query's attention head; 0: as in the blocks.
+      has_class_token: False for the largest Perception Encoder; the other towers' follow from pooling.
+      rotary_grid: patches along a side that rotary positions were trained with, to which another number is scaled; 0:
+        that of image_size.
       position_init_scale: multiplies the initial standard deviation of the position embeddings, width^-0.5; 1 is the
         paper's. Small models on small images learn shapes sooner with more.
       patch_dropout: the share of patches, in [0, 1), that are dropped in training: a random choice for each image and
         step, always of the same number, never the class token. 0 is the paper's.
 
     Reference: Radford et al. 2021, table 20; attention pooling: Zhai et al. 2022, https://arxiv.org/abs/2106.04560;
-    patch dropout: Li et al. 2022, https://arxiv.org/abs/2212.00794 (FLIP).
+    patch dropout: Li et al. 2022, https://arxiv.org/abs/2212.00794 (FLIP); CLIPA: Li et al. 2023,
+    https://arxiv.org/abs/2305.07017; Perception Encoder: Bolya et al. 2025, https://arxiv.org/abs/2504.13181.
     """
 
     section: ClassVar[str] = "vision."
 
     image_size: Annotated[int, SIZE]
     patch_size: Annotated[int, SIZE]
-    pooling: Literal["class_token", "mean", "attention"] = "class_token"
+    pooling: Literal["class_token", "mean", "mean_then_norm", "attention", "perception"] = "class_token"
+    pool_heads: Annotated[int, COUNT_OR_0] = 0
+    pool_mlp_dim: Annotated[int, COUNT_OR_0] = 0
+    has_class_token: bool = True
+    rotary_grid: Annotated[int, COUNT_OR_0] = 0
     position_init_scale: Annotated[float, NOT_NEGATIVE] = 1.0
     patch_dropout: Annotated[float, Range(0, below=1)] = 0.0
 
@@ -67,12 +88,38 @@ class VisionConfig(TransformerConfig):
         return self.image_size // self.patch_size
 
     @property
+    def num_prefix(self) -> int:
+        """Positions before those of the patches: the class token's, where there is one."""
+        return int(self.has_class_token and self.pooling != "attention")
+
+    @property
+    def is_pooled_by_query(self) -> bool:
+        """Whether a learned query attends to the positions."""
+        return self.pooling in ("attention", "perception")
+
+    @property
     def num_kept_patches(self) -> int:
         """Patches of an image that a training step sees."""
         return round(self.grid_size**2 * (1 - self.patch_dropout))
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.has_class_token and self.pooling not in ("attention", "perception"):
+            raise ValueError(
+                f"vision.has_class_token=False needs vision.pooling='perception' or 'attention', not {self.pooling!r}"
+            )
+        if (self.pool_heads or self.pool_mlp_dim) and not self.is_pooled_by_query:
+            raise ValueError(
+                f"vision.pool_heads={self.pool_heads} and pool_mlp_dim={self.pool_mlp_dim} are for a learned query: "
+                f"leave them 0 with vision.pooling={self.pooling!r}"
+            )
+        if self.pool_heads and self.width % self.pool_heads:
+            raise ValueError(f"vision.pool_heads={self.pool_heads} does not divide vision.width={self.width}")
+        if self.pooling == "perception" and (self.width // self.num_heads) % 4:
+            raise ValueError(
+                f"vision.width={self.width} over vision.num_heads={self.num_heads} must be a multiple of 4: rotary "
+                "positions turn pairs of channels along either axis"
+            )
         remainder = self.image_size % self.patch_size if self.pooling != "attention" else 0
         if self.image_size < self.patch_size or remainder:
             below = max(self.image_size // self.patch_size, 1) * self.patch_size
@@ -80,6 +127,8 @@ class VisionConfig(TransformerConfig):
                 f"vision.image_size={self.image_size} is not divisible by vision.patch_size={self.patch_size}: "
                 f"use an image_size such as {below} or {below + self.patch_size}, or another patch_size"
             )
+        if self.patch_dropout and self.pooling == "perception":
+            raise ValueError("vision.patch_dropout is not for vision.pooling='perception': set it to 0")
         if self.num_kept_patches < 1:
             raise ValueError(
                 f"vision.patch_dropout={self.patch_dropout} must leave at least one of the {self.grid_size**2} patches "
@@ -202,6 +251,7 @@ class ModelConfig:
         features. Not a key of a config: it follows from loss.kind.
       activation: "quick_gelu", x * sigmoid(1.702 x), as in the released weights, the exact "gelu", or its tanh
         approximation "gelu_tanh" (SigLIP).
+      text_activation: that of the text tower where it is another one, as in some of SigLIP 2's; "": the same.
       projection: from each tower into the joint space: "linear", the paper's, or "mlp", two linear layers around the
         activation with the tower's width between them, as in SimCLR, which the paper departs from (sec. 2.3); not for
         towers that end in attention pooling, which have no separate projection.
@@ -225,6 +275,7 @@ class ModelConfig:
     vision: VisionConfig | ResNetConfig
     text: TextConfig
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    text_activation: Literal["", "quick_gelu", "gelu", "gelu_tanh"] = ""
     layer_norm_eps: Annotated[float, NOT_NEGATIVE] = 1e-5
     projection: Literal["linear", "mlp"] = "linear"
     logit_scale_init: Annotated[float, POSITIVE] = 1 / 0.07
@@ -257,10 +308,11 @@ class ModelConfig:
                 f"text.causal={self.text.causal} with text.pooling={self.text.pooling!r}: a language model needs a "
                 "causal text tower whose captions end in an end token; set causal=True and pooling='eot'"
             )
-        if self.projection == "mlp" and not self.has_visual_projection:
+        is_projected = self.has_visual_projection and not self.has_visual_projection_bias
+        if self.projection == "mlp" and not is_projected:
             raise ValueError(
                 "model.projection='mlp' needs an image tower that a projection follows: a vision transformer with "
-                "vision.pooling 'class_token' or 'mean'"
+                "vision.pooling 'class_token', 'mean' or 'mean_then_norm'"
             )
 
     @property
@@ -269,12 +321,25 @@ class ModelConfig:
         return isinstance(self.vision, VisionConfig) and self.vision.pooling != "attention"
 
     @property
+    def has_visual_projection_bias(self) -> bool:
+        """Only the Perception Encoder's has one."""
+        return isinstance(self.vision, VisionConfig) and self.vision.pooling == "perception"
+
+    def activation_of(self, tower: TransformerConfig) -> str:
+        """The activation of the blocks of a tower."""
+        return self.text_activation or self.activation if isinstance(tower, TextConfig) else self.activation
+
+    @property
     def feature_config(self) -> dict[str, Any]:
         """The settings that change the features, by name: without precision, memory and initial values."""
         excluded = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init", "head"}
         excluded |= {"vision.position_init_scale", "vision.batch_norm", "vision.patch_dropout"}
         flat = flatten_dict(dataclasses.asdict(self), sep=".") | {"has a logit bias": self.logit_bias_init is not None}
-        return {name: value for name, value in flat.items() if name not in excluded}
+        return {
+            name: value
+            for name, value in flat.items()
+            if name not in excluded and (name not in LATER or value != LATER[name])
+        }
 
     def differences(self, other: "ModelConfig", towers: tuple[str, ...] = ("visual", "text")) -> list[str]:
         """Differences in feature_config, of the named towers, as "name is X, not Y"."""

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PyTree
 
 from clip_jax.distributed.sharding import constrain_batch
-from clip_jax.models.config import ModelConfig, TransformerConfig
+from clip_jax.models.config import ModelConfig, TransformerConfig, VisionConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -47,6 +48,32 @@ def rematerialize(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
 def make_layer_norm(width: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer norm with statistics in at least float32 and the two-pass variance, exact for large means."""
     return nnx.LayerNorm(width, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs, **config.dtypes)
+
+
+def rotary_angles(grid_size: int, head_dim: int, trained_grid: int = 0) -> Float[np.ndarray, "P {head_dim//2}"]:
+    """The angle of each pair of channels at each patch of a square grid, row by row: the first half of the pairs turns
+    with the column, the second with the row, both counted from 1; float64.
+
+    trained_grid: patches along a side in training, to which the positions are scaled; 0: grid_size.
+
+    Reference: Su et al. 2021, https://arxiv.org/abs/2104.09864; in two dimensions as in Bolya et al. 2025,
+    https://arxiv.org/abs/2504.13181.
+    """
+    bands = 10_000.0 ** -(np.arange(head_dim // 4) / (head_dim // 4))
+    steps = (np.arange(grid_size) + 1.0) / grid_size * (trained_grid or grid_size)
+    rows, columns = np.meshgrid(steps, steps, indexing="ij")
+    return np.concatenate([x.reshape(-1, 1) * bands for x in (columns, rows)], axis=1)
+
+
+def rotate(x: Float[Array, "B L H K"], angles: Float[Array | np.ndarray, "P A"]) -> Float[Array, "B L H K"]:
+    """x with neighbouring channels turned by the angles at the last P positions; those before keep theirs."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    prefix, turned = jnp.split(x, [x.shape[1] - len(angles)], axis=1)
+    pairs = turned.reshape(*turned.shape[:-1], -1, 2).astype(wide)  # [B, P, H, A, 2]
+    cos, sin = (jnp.asarray(f(angles), wide)[:, None, :] for f in (np.cos, np.sin))
+    even, odd = pairs[..., 0], pairs[..., 1]
+    pairs = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return jnp.concatenate([prefix, pairs.reshape(turned.shape).astype(x.dtype)], axis=1)
 
 
 def attention(
@@ -91,6 +118,9 @@ class Attention(nnx.Module):
         std = config.width**-0.5
         normal = nnx.initializers.normal
         self.causal = causal
+        self.grid = None
+        if isinstance(config, VisionConfig) and config.pooling == "perception":
+            self.grid = config.grid_size, head_dim, config.rotary_grid
         self.qkv = nnx.LinearGeneral(
             config.width, (3, config.num_heads, head_dim), kernel_init=normal(std), rngs=rngs, **model.dtypes
         )
@@ -104,23 +134,32 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "B L D"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
-        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # [B, L, H, K] each
+        query, key, value = self._query_key_value(x)
         return keep(self.out(attention(query, key, value, self.causal, segments)), "attention_output")
 
     def weights(self, x: Float[Array, "B L D"]) -> Float[Array, "B H L L"]:
         """The attention weights of every position over all."""
-        query, key, _ = jnp.moveaxis(self.qkv(x), -3, 0)
+        query, key, _ = self._query_key_value(x)
         return attention_weights(query, key, self.causal)
+
+    def _query_key_value(self, x: Float[Array, "B L D"]) -> tuple[Array, Array, Array]:
+        """[B, L, H, K] each."""
+        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)
+        if self.grid is None:
+            return query, key, value
+        angles = rotary_angles(*self.grid)
+        return rotate(query, angles), rotate(key, angles), value
 
 
 class MLP(nnx.Module):
     """Two linear layers around the activation."""
 
-    def __init__(self, config: TransformerConfig, model: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, model: ModelConfig, rngs: nnx.Rngs, mlp_dim: int = 0):
+        """mlp_dim: hidden channels; 0: the config's."""
         normal = nnx.initializers.normal
-        width, mlp_dim = config.width, config.mlp_dim
+        width, mlp_dim = config.width, mlp_dim or config.mlp_dim
         out_std = width**-0.5 * (2 * config.depth) ** -0.5
-        self.activation = ACTIVATIONS[model.activation]
+        self.activation = ACTIVATIONS[model.activation_of(config)]
         self.fc_in = nnx.Linear(width, mlp_dim, kernel_init=normal((2 * width) ** -0.5), rngs=rngs, **model.dtypes)
         self.fc_out = nnx.Linear(mlp_dim, width, kernel_init=normal(out_std), rngs=rngs, **model.dtypes)
 

@@ -13,13 +13,14 @@ Keys = Key[Array, "B"] | UInt32[Array | np.ndarray, "B 2"]  # new-style and raw 
 
 
 class AttentionHead(nnx.Module):
-    """A learned query attends to all patches, and a residual MLP follows (SigLIP's "MAP head").
+    """A learned query attends to all positions, and a residual MLP follows (SigLIP's "MAP head").
 
     Reference: Zhai et al. 2022, https://arxiv.org/abs/2106.04560, sec. 3.2.
     """
 
     def __init__(self, config: VisionConfig, model: ModelConfig, rngs: nnx.Rngs):
-        width, heads = config.width, (config.num_heads, config.width // config.num_heads)
+        width, num_heads = config.width, config.pool_heads or config.num_heads
+        heads = num_heads, width // num_heads
         normal = nnx.initializers.normal(width**-0.5)
         self.probe = nnx.Param(normal(rngs.params(), (width,), model.dtypes["param_dtype"]))
         self.query, self.key, self.value = (
@@ -27,17 +28,17 @@ class AttentionHead(nnx.Module):
         )
         self.out = nnx.LinearGeneral(heads, width, axis=(-2, -1), kernel_init=normal, rngs=rngs, **model.dtypes)
         self.ln = make_layer_norm(width, model, rngs)
-        self.mlp = MLP(config, model, rngs)
+        self.mlp = MLP(config, model, rngs, config.pool_mlp_dim)
 
-    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B D"]:
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
         pooled = self.out(attention(self._query(x), self.key(x), self.value(x), causal=False))[:, 0]
         return pooled + self.mlp(self.ln(pooled))
 
-    def weights(self, x: Float[Array, "B P D"]) -> Float[Array, "B H P"]:
-        """The attention weight of each patch."""
+    def weights(self, x: Float[Array, "B L D"]) -> Float[Array, "B H L"]:
+        """The attention weight of each position."""
         return attention_weights(self._query(x), self.key(x))[:, :, 0]
 
-    def _query(self, x: Float[Array, "B P D"]) -> Float[Array, "B 1 H K"]:
+    def _query(self, x: Float[Array, "B L D"]) -> Float[Array, "B 1 H K"]:
         return jnp.broadcast_to(self.query(self.probe[...].astype(x.dtype)), (len(x), 1, *self.query.out_features))
 
 
@@ -62,8 +63,8 @@ class VisionTransformer(nnx.Module):
         self.image_size = config.image_size
         self.num_kept_patches = config.num_kept_patches
         self.pooling = config.pooling
-        has_class_token = config.pooling != "attention"
-        num_positions = config.grid_size**2 + has_class_token
+        self.num_prefix = config.num_prefix
+        num_positions = config.grid_size**2 + config.num_prefix
         patch_dim = 3 * config.patch_size**2
         scale = config.width**-0.5
         normal = nnx.initializers.normal
@@ -72,17 +73,23 @@ class VisionTransformer(nnx.Module):
         position_init = normal(config.position_init_scale * scale)
         patch_init = normal((3 * patch_dim) ** -0.5)
         self.patch_embedding = nnx.Linear(
-            patch_dim, config.width, use_bias=not has_class_token, kernel_init=patch_init, rngs=rngs, **model.dtypes
+            patch_dim,
+            config.width,
+            use_bias=config.pooling == "attention",
+            kernel_init=patch_init,
+            rngs=rngs,
+            **model.dtypes,
         )
         class_init = normal(scale)
         self.class_embedding = (
-            nnx.Param(class_init(rngs.params(), (config.width,), param_dtype)) if has_class_token else None
+            nnx.Param(class_init(rngs.params(), (config.width,), param_dtype)) if config.num_prefix else None
         )
         self.positional_embedding = nnx.Param(position_init(rngs.params(), (num_positions, config.width), param_dtype))
-        self.ln_pre = make_layer_norm(config.width, model, rngs) if has_class_token else None
+        has_ln_pre = config.pooling not in ("attention", "mean_then_norm")
+        self.ln_pre = make_layer_norm(config.width, model, rngs) if has_ln_pre else None
         self.transformer = Transformer(config, model, causal=False, rngs=rngs)
         self.ln_post = make_layer_norm(config.width, model, rngs)
-        self.attention_head = AttentionHead(config, model, rngs) if config.pooling == "attention" else None
+        self.attention_head = AttentionHead(config, model, rngs) if config.is_pooled_by_query else None
 
     def __call__(self, images: Float[Array, "B H W 3"], train: bool, keys: Keys | None = None) -> Float[Array, "B D"]:
         """Normalised images to features.
@@ -93,17 +100,21 @@ class VisionTransformer(nnx.Module):
         x = self.transformer(self._embed(images, train, keys))
         if self.pooling == "class_token":
             return self.ln_post(x[:, 0])
-        if self.attention_head is None:
-            return self.ln_post(x[:, 1:]).mean(1)
-        return self.attention_head(self.ln_post(x))
+        if self.attention_head is not None:
+            return self.attention_head(self.ln_post(x))
+        if self.pooling == "mean_then_norm":
+            return self.ln_post(x[:, 1:].mean(1))
+        return self.ln_post(x[:, 1:]).mean(1)
 
     def pooling_weights(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B heads P"]:
         """The weight of each patch in the last attention of the class token, or in the attention head."""
         x = self._embed(images, train=False)
         if self.attention_head is not None:
-            return self.attention_head.weights(self.ln_post(self.transformer(x)))
-        if self.pooling == "mean":
-            raise ValueError("vision.pooling='mean' weighs all patches equally: there is no attention to show")
+            return self.attention_head.weights(self.ln_post(self.transformer(x)))[:, :, self.num_prefix :]
+        if self.pooling != "class_token":
+            raise ValueError(
+                f"vision.pooling={self.pooling!r} weighs all patches equally: there is no attention to show"
+            )
         return self.transformer.last_weights(x)[:, :, 0, 1:]
 
     def _embed(self, images: Float[Array, "B H W 3"], train: bool, keys: Keys | None = None) -> Float[Array, "B L D"]:

@@ -143,15 +143,15 @@ def _read(
     else:
         json = read_json(config_file)
         try:
-            if layout == "open_clip":
-                config, transform = config_from_open_clip(json)
+            if layout in ("open_clip", "open_clip_custom"):
+                config, transform = config_from_open_clip(json, sizes)
                 images, images_file = json.get("preprocess_cfg", {}), f"preprocess_cfg of {config_file.name}"
             else:
                 images, images_file = image_settings(folder)
                 config, transform = config_from_hf(json, images, images_file or PREPROCESSOR)
         except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{config_file} is not the config of such a model: {error!r}") from None
-        if layout != "open_clip" and hf_layout(config) != layout:
+        if layout.startswith("hf") and hf_layout(config) != layout:
             raise ValueError(f"{config_file} has model_type={json['model_type']!r}, but the weights are {layout}'s")
         check_sizes(config, sizes, str(config_file))
         if activation not in (None, config.activation):
@@ -184,13 +184,13 @@ def _assumed(config: ModelConfig, images: Mapping[str, Any], source: str | None)
 def _check_buffers(state_dict: StateDict, config: ModelConfig) -> None:
     """Drops the constants that older files have beside weights; raises ValueError if they do not fit the config."""
     vision, text = config.vision, config.text
-    has_prefix = not (isinstance(vision, VisionConfig) and vision.pooling == "attention")
+    num_prefix = vision.num_prefix if isinstance(vision, VisionConfig) else 1
     expected = {
         "input_resolution": [vision.image_size],
         "context_length": [text.context_length],
         "vocab_size": [text.vocab_size],
         "text_model.embeddings.position_ids": range(text.context_length),
-        "vision_model.embeddings.position_ids": range(vision.grid_size**2 + has_prefix),
+        "vision_model.embeddings.position_ids": range(vision.grid_size**2 + num_prefix),
     }
     for key in expected.keys() & set(state_dict):
         if not np.array_equal(state_dict[key].ravel(), expected[key]):

@@ -1,7 +1,8 @@
 """Layouts of other implementations: for each key of their state dicts our path, and the conversion both ways.
 
 Layouts read off https://github.com/openai/CLIP (clip/model.py), https://github.com/mlfoundations/open_clip and
-https://github.com/huggingface/transformers (models/clip, models/siglip).
+https://github.com/huggingface/transformers (models/clip, models/siglip); "visual.trunk." off
+https://github.com/huggingface/pytorch-image-models (models/vision_transformer.py, models/eva.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ import numpy as np
 
 from clip_jax.models import ModelConfig, ResNetConfig, TransformerConfig, VisionConfig
 
-LayoutName = Literal["open_clip", "hf_clip", "hf_siglip"]
+# open_clip_custom: that of open_clip's CustomTextCLIP, whose text tower's keys begin with "text.".
+LayoutName = Literal["open_clip", "open_clip_custom", "hf_clip", "hf_siglip"]
 Arrays = Sequence[np.ndarray]
 
 
@@ -95,23 +97,34 @@ def make_layout(name: LayoutName, config: ModelConfig) -> list[Entry]:
     """All entries of a layout; together they cover every parameter and running statistic of the model once."""
     match name:
         case "open_clip":
-            return _open_clip(config)
+            return _open_clip(config, "")
+        case "open_clip_custom":
+            return _open_clip(config, "text.")
         case "hf_clip":
             return _hf_clip(config)
         case "hf_siglip":
             return _hf_siglip(config)
 
 
-def _open_clip(config: ModelConfig) -> list[Entry]:
+def _open_clip(config: ModelConfig, text: str) -> list[Entry]:
+    """text: what the keys of the text tower begin with."""
     vision = config.vision
-    entries = _modified_resnet(vision) if isinstance(vision, ResNetConfig) else _open_clip_vit(vision)
+    if isinstance(vision, ResNetConfig):
+        entries = _modified_resnet(vision)
+    else:
+        entries = (_timm_vit if vision.is_pooled_by_query else _open_clip_vit)(vision)
+    projection = f"{text}text_projection"
     return [
         *entries,
-        _same("token_embedding.weight", "text/token_embedding/embedding"),
-        _same("positional_embedding", "text/positional_embedding"),
-        *_open_clip_blocks(config.text, "transformer", "text"),
-        *_norm("ln_final", "text/ln_final"),
-        _same("text_projection", "text_projection/kernel"),
+        _same(f"{text}token_embedding.weight", "text/token_embedding/embedding"),
+        _same(f"{text}positional_embedding", "text/positional_embedding"),
+        *_open_clip_blocks(config.text, f"{text}transformer", "text"),
+        *_norm(f"{text}ln_final", "text/ln_final"),
+        *(
+            _linear(projection, "text_projection")
+            if config.text.projection_bias
+            else [_same(projection, "text_projection/kernel")]
+        ),
         _same("logit_scale", "logit_scale"),
         *([_same("logit_bias", "logit_bias")] if config.logit_bias_init is not None else []),
     ]
@@ -121,14 +134,7 @@ def _open_clip_blocks(config: TransformerConfig, theirs: str, ours: str) -> list
     heads, layers = _heads(config), range(config.depth)
     key, path = f"{theirs}.resblocks.{{}}", f"{ours}/transformer/blocks"
     return [
-        _make(
-            f"{key}.attn.in_proj_weight",
-            f"{path}/attn/qkv/kernel",
-            lambda x: x.T.reshape(-1, 3, *heads),
-            lambda x: x.reshape(len(x), -1).T,
-            layers,
-        ),
-        _make(f"{key}.attn.in_proj_bias", f"{path}/attn/qkv/bias", lambda x: x.reshape(3, *heads), np.ravel, layers),
+        *_fused_qkv(f"{key}.attn.in_proj_weight", f"{key}.attn.in_proj_bias", f"{path}/attn/qkv", heads, layers),
         *_from_heads(f"{key}.attn.out_proj", f"{path}/attn/out", heads, layers),
         *_linear(f"{key}.mlp.c_fc", f"{path}/mlp/fc_in", layers),
         *_linear(f"{key}.mlp.c_proj", f"{path}/mlp/fc_out", layers),
@@ -142,10 +148,77 @@ def _open_clip_vit(vision: VisionConfig) -> list[Entry]:
         _patches(vision, "visual.conv1.weight", "visual/patch_embedding/kernel"),
         _same("visual.class_embedding", "visual/class_embedding"),
         _same("visual.positional_embedding", "visual/positional_embedding"),
-        *_norm("visual.ln_pre", "visual/ln_pre"),
+        *([] if vision.pooling == "mean_then_norm" else _norm("visual.ln_pre", "visual/ln_pre")),
         *_open_clip_blocks(vision, "visual.transformer", "visual"),
         *_norm("visual.ln_post", "visual/ln_post"),
         _same("visual.proj", "visual_projection/kernel"),
+    ]
+
+
+def _timm_vit(vision: VisionConfig) -> list[Entry]:
+    """SigLIP's and the Perception Encoder's towers."""
+    trunk, heads, layers = "visual.trunk", _heads(vision), range(vision.depth)
+    key, path = f"{trunk}.blocks.{{}}", "visual/transformer/blocks"
+    perceives = vision.pooling == "perception"
+    pool, head = f"{trunk}.attn_pool", "visual/attention_head"
+    pool_heads = (n := vision.pool_heads or vision.num_heads), vision.width // n
+    return [
+        _patches(vision, f"{trunk}.patch_embed.proj.weight", "visual/patch_embedding/kernel"),
+        *([] if perceives else [_same(f"{trunk}.patch_embed.proj.bias", "visual/patch_embedding/bias")]),
+        *([_make(f"{trunk}.cls_token", "visual/class_embedding", np.ravel, _as_token)] if vision.num_prefix else []),
+        _make(f"{trunk}.pos_embed", "visual/positional_embedding", lambda x: x[0], lambda x: x[None]),
+        *(_norm(f"{trunk}.norm_pre", "visual/ln_pre") if perceives else []),
+        *_fused_qkv(f"{key}.attn.qkv.weight", f"{key}.attn.qkv.bias", f"{path}/attn/qkv", heads, layers),
+        *_from_heads(f"{key}.attn.proj", f"{path}/attn/out", heads, layers),
+        *_linear(f"{key}.mlp.fc1", f"{path}/mlp/fc_in", layers),
+        *_linear(f"{key}.mlp.fc2", f"{path}/mlp/fc_out", layers),
+        *_norm(f"{key}.norm1", f"{path}/ln_1", layers),
+        *_norm(f"{key}.norm2", f"{path}/ln_2", layers),
+        *_norm(f"{trunk}.norm", "visual/ln_post"),
+        _make(f"{pool}.latent", f"{head}/probe", np.ravel, _as_token),
+        *_to_heads(f"{pool}.q", f"{head}/query", pool_heads),
+        *_stacked(f"{pool}.kv.weight", f"{pool}.kv.bias", [f"{head}/key", f"{head}/value"], pool_heads),
+        *_from_heads(f"{pool}.proj", f"{head}/out", pool_heads),
+        *_norm(f"{pool}.norm", f"{head}/ln"),
+        *_linear(f"{pool}.mlp.fc1", f"{head}/mlp/fc_in"),
+        *_linear(f"{pool}.mlp.fc2", f"{head}/mlp/fc_out"),
+        *(_linear(f"{trunk}.head", "visual_projection") if perceives else []),
+    ]
+
+
+def _as_token(x: np.ndarray) -> np.ndarray:
+    return x[None, None]
+
+
+def _fused_qkv(weight: str, bias: str, path: str, heads: tuple[int, int], layers: range) -> list[Entry]:
+    """Query, key and value of one linear layer, [3 * H * K, D]."""
+    return [
+        _make(
+            weight,
+            f"{path}/kernel",
+            lambda x: x.T.reshape(-1, 3, *heads),
+            lambda x: x.reshape(len(x), -1).T,
+            layers,
+        ),
+        _make(bias, f"{path}/bias", lambda x: x.reshape(3, *heads), np.ravel, layers),
+    ]
+
+
+def _stacked(weight: str, bias: str, paths: Sequence[str], heads: tuple[int, int]) -> list[Entry]:
+    """Several linear layers of ours, whose outputs are [H, K], in one of theirs."""
+    return [
+        Entry(
+            (weight,),
+            tuple(f"{path}/kernel" for path in paths),
+            lambda x: [part.T.reshape(-1, *heads) for part in np.split(x, len(paths))],
+            lambda *parts: [np.concatenate([x.reshape(len(x), -1).T for x in parts])],
+        ),
+        Entry(
+            (bias,),
+            tuple(f"{path}/bias" for path in paths),
+            lambda x: list(x.reshape(len(paths), *heads)),
+            lambda *parts: [np.concatenate([x.ravel() for x in parts])],
+        ),
     ]
 
 
@@ -255,19 +328,8 @@ def _hf_siglip(config: ModelConfig) -> list[Entry]:
         _same(f"{embeddings}.position_embedding.weight", "visual/positional_embedding"),
         *_hf_tower(vision, "vision_model", "visual"),
         *_norm("vision_model.post_layernorm", "visual/ln_post"),
-        _make(f"{head}.probe", f"{path}/probe", np.ravel, lambda x: x[None, None]),
-        Entry(
-            (f"{head}.attention.in_proj_weight",),
-            tuple(f"{name}/kernel" for name in names),
-            lambda x: [part.T.reshape(-1, *heads) for part in np.split(x, 3)],
-            lambda *qkv: [np.concatenate([x.reshape(len(x), -1).T for x in qkv])],
-        ),
-        Entry(
-            (f"{head}.attention.in_proj_bias",),
-            tuple(f"{name}/bias" for name in names),
-            lambda x: list(x.reshape(3, *heads)),
-            lambda *qkv: [np.concatenate([x.ravel() for x in qkv])],
-        ),
+        _make(f"{head}.probe", f"{path}/probe", np.ravel, _as_token),
+        *_stacked(f"{head}.attention.in_proj_weight", f"{head}.attention.in_proj_bias", names, heads),
         *_from_heads(f"{head}.attention.out_proj", f"{path}/out", heads),
         *_norm(f"{head}.layernorm", f"{path}/ln"),
         *_linear(f"{head}.mlp.fc1", f"{path}/mlp/fc_in"),

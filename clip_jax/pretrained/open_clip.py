@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.pretrained.timm import timm_tower
 from clip_jax.pretrained.transform import ImageTransform, mean_std, only
 
 # Keys of open_clip's configs that we do not read, with the values that have no effect.
@@ -12,26 +13,26 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attentional_pool": (False, None),
     "attn_pooler_queries": (256,),
     "attn_pooler_heads": (8,),
-    "no_ln_pre": (False,),
     "pos_embed_type": ("learnable",),
-    "final_ln_after_pool": (False,),
     "ls_init_value": (None,),
     "patch_dropout": (0, 0.0),
     "output_tokens": (False,),
     "input_patchnorm": (False,),
-    "act_kwargs": (None, {}),
     "embed_cls": (False,),
     "pad_id": (0,),
-    "proj_bias": (False,),
     "proj_type": ("linear",),
-    "custom_text": (False, None),
     "nonscalar_logit_scale": (False,),
 }
-IGNORED = {"hf_tokenizer_name", "tokenizer_kwargs", "init_logit_scale", "multimodal_cfg"}
+IGNORED = {"hf_tokenizer_name", "tokenizer_kwargs", "init_logit_scale", "multimodal_cfg", "custom_text"}
+IGNORED |= {"timm_model_pretrained", "timm_drop", "timm_drop_path"}
 
 
-def config_from_open_clip(json: Mapping[str, Any]) -> tuple[ModelConfig, ImageTransform]:
+def config_from_open_clip(
+    json: Mapping[str, Any], sizes: Mapping[str, Any] | None = None
+) -> tuple[ModelConfig, ImageTransform]:
     """From open_clip's JSON: a bare model config, or {"model_cfg", "preprocess_cfg"} as on the Hub.
+
+    sizes: what the shapes of the weights tell, where there are some; see `sizes.inferred_sizes`.
 
     Raises:
       ValueError: lists every key that needs something these models do not have.
@@ -40,22 +41,38 @@ def config_from_open_clip(json: Mapping[str, Any]) -> tuple[ModelConfig, ImageTr
     images: Mapping[str, Any] = json.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model["text_cfg"]
     read_model = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_bias"}
+    is_timm = "timm_model_name" in vision
     read_vision = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "pool_type", "norm_kwargs"}
+    read_vision |= {"no_ln_pre", "final_ln_after_pool"}
+    if is_timm:
+        read_vision = {"image_size", "timm_model_name", "timm_pool", "timm_proj", "timm_model_kwargs"}
     read_text = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "eos_id"}
-    read_text |= {"no_causal_mask", "norm_kwargs"}
+    read_text |= {"no_causal_mask", "norm_kwargs", "proj_bias", "act_kwargs"}
     unread = _unread("", model, read_model) + _unread("vision_cfg.", vision, read_vision)
     unread += _unread("text_cfg.", text, read_text)
-    for name, pool, known in (("vision", vision, ("tok", "avg")), ("text", text, ("argmax", "eos"))):
+    for name, pool, known in (("vision", vision, ("tok", "avg")), ("text", text, ("argmax", "eos", "last"))):
         if pool.get("pool_type", known[0]) not in known:
             unread.append(f"{name}_cfg.pool_type={pool['pool_type']!r}")
+    norms = vision.get("no_ln_pre", False), vision.get("final_ln_after_pool", False)
+    if norms != (False, False) and (norms != (True, True) or vision.get("pool_type") != "avg"):
+        keys = ("no_ln_pre", "final_ln_after_pool", "pool_type")
+        unread.append(f"vision_cfg.{', '.join(f'{key}={vision.get(key)!r}' for key in keys)} together")
+    if text.get("act_kwargs") not in (None, {}, {"approximate": "tanh"}):
+        unread.append(f"text_cfg.act_kwargs={text['act_kwargs']!r}")
     if unread:
         raise ValueError(f"this model has parts that clip_jax does not have: {', '.join(unread)}")
     is_resnet = isinstance(vision.get("layers"), list | tuple)
     # A ResNet has no layer norm.
-    eps = {(tower.get("norm_kwargs") or {}).get("eps", 1e-5) for tower in ([text] if is_resnet else [vision, text])}
+    towers = [text] if is_resnet or is_timm else [vision, text]
+    eps = {(tower.get("norm_kwargs") or {}).get("eps", 1e-5) for tower in towers}
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    text_activation = "gelu_tanh" if (text.get("act_kwargs") or {}).get("approximate") == "tanh" else activation
     width = vision.get("width", 768)
     head_width = vision.get("head_width", 64)
-    if is_resnet:
+    if is_timm:
+        tower, found = timm_tower(vision, sizes or {})
+        activation = found or text_activation
+    elif is_resnet:
         tower: Any = ResNetConfig(
             image_size=vision.get("image_size", 224),
             stages=tuple(vision["layers"]),
@@ -70,7 +87,7 @@ def config_from_open_clip(json: Mapping[str, Any]) -> tuple[ModelConfig, ImageTr
             depth=vision.get("layers", 12),
             num_heads=width // head_width,
             mlp_dim=int(width * vision.get("mlp_ratio", 4.0)),
-            pooling="mean" if vision.get("pool_type") == "avg" else "class_token",
+            pooling=_pooling(vision),
         )
     text_width, vocab_size = text.get("width", 512), text.get("vocab_size", 49408)
     mean, std = mean_std(images, "mean", "std", None)
@@ -84,16 +101,30 @@ def config_from_open_clip(json: Mapping[str, Any]) -> tuple[ModelConfig, ImageTr
             depth=text.get("layers", 12),
             num_heads=text.get("heads", 8),
             mlp_dim=int(text_width * text.get("mlp_ratio", 4.0)),
-            eot_token=text.get("eos_id", 2) if text.get("pool_type") == "eos" else vocab_size - 1,
+            eot_token=_end_token(text, vocab_size),
             causal=not text.get("no_causal_mask", False),
+            pooling="last" if text.get("pool_type") == "last" else "eot",
+            projection_bias=bool(text.get("proj_bias", False)),
         ),
-        activation="quick_gelu" if model.get("quick_gelu") else "gelu",
+        activation=activation,  # type: ignore[arg-type]
+        text_activation="" if text_activation == activation else text_activation,  # type: ignore[arg-type]
         layer_norm_eps=only(eps, "layer_norm eps"),
         logit_bias_init=model.get("init_logit_bias"),
         image_mean=mean,
         image_std=std,
     )
     return config, ImageTransform(resize_mode=_resize_mode(images))
+
+
+def _pooling(vision: Mapping[str, Any]) -> Any:
+    if vision.get("pool_type", "tok") == "tok":
+        return "class_token"
+    return "mean_then_norm" if vision.get("final_ln_after_pool") else "mean"
+
+
+def _end_token(text: Mapping[str, Any], vocab_size: int) -> int:
+    """The id that features are read at; where they are read at the last position, SigLIP's."""
+    return {"eos": text.get("eos_id", 2), "last": 1}.get(text.get("pool_type", ""), vocab_size - 1)
 
 
 def _resize_mode(images: Mapping[str, Any]) -> Literal["shortest", "squash"]:

@@ -8,14 +8,17 @@ from clip_jax.models import PUBLISHED, ModelConfig, ResNetConfig, TextConfig, Vi
 from clip_jax.pretrained.layouts import LayoutName
 
 Shapes = Mapping[str, tuple[int, ...]]
+TRUNK_POSITIONS = "visual.trunk.pos_embed"  # [1, positions, D], of timm's towers
 HEAD_DIM = 64  # of all of OpenAI's models; others say it in their config
 ACTIVATIONS = get_args(ModelConfig.__annotations__["activation"])
 
 
 def layout_of(shapes: Shapes) -> LayoutName:
     """Which layout a state dict has, by its keys; ValueError when it is none that is known."""
-    if "token_embedding.weight" in shapes and any(key.startswith("visual.") for key in shapes):
-        return "open_clip"
+    if any(key.startswith("visual.") for key in shapes):
+        for prefix, layout in (("", "open_clip"), ("text.", "open_clip_custom")):
+            if f"{prefix}token_embedding.weight" in shapes:
+                return layout  # type: ignore[return-value]
     if "vision_model.head.probe" in shapes:
         return "hf_siglip"
     if "text_model.embeddings.token_embedding.weight" in shapes and "visual_projection.weight" in shapes:
@@ -32,10 +35,16 @@ def inferred_sizes(shapes: Shapes, layout: LayoutName) -> dict[str, Any]:
     Raises:
       ValueError: the image positions are no square.
     """
-    if layout == "open_clip":
-        vision, text, mlp = "visual.transformer.resblocks.", "transformer.resblocks.", "0.mlp.c_fc.weight"
+    if layout in ("open_clip", "open_clip_custom"):
+        prefix = "text." if layout == "open_clip_custom" else ""
+        vision, text, mlp = "visual.transformer.resblocks.", f"{prefix}transformer.resblocks.", "0.mlp.c_fc.weight"
         patches, positions, num_prefix = "visual.conv1.weight", "visual.positional_embedding", 1
-        tokens, text_positions, embed_dim = "token_embedding.weight", "positional_embedding", ("text_projection", 1)
+        tokens, text_positions = f"{prefix}token_embedding.weight", f"{prefix}positional_embedding"
+        embed_dim = f"{prefix}text_projection", 1
+        if f"{prefix}text_projection.weight" in shapes:
+            embed_dim = f"{prefix}text_projection.weight", 0
+        if TRUNK_POSITIONS in shapes:
+            return _timm_sizes(shapes, tokens, text_positions, text, embed_dim)
     else:
         vision, text, mlp = "vision_model.encoder.layers.", "text_model.encoder.layers.", "0.mlp.fc1.weight"
         patches = "vision_model.embeddings.patch_embedding.weight"
@@ -60,6 +69,34 @@ def inferred_sizes(shapes: Shapes, layout: LayoutName) -> dict[str, Any]:
     num_positions: Any = _dimension(shapes, positions, 0)
     is_known = stride is not None and num_positions is not None
     sizes["vision.image_size"] = stride * _square_root(num_positions - num_prefix) if is_known else None
+    return sizes
+
+
+def _timm_sizes(
+    shapes: Shapes, tokens: str, text_positions: str, text: str, embed_dim: tuple[str, int]
+) -> dict[str, Any]:
+    """Those of a model whose image tower is timm's."""
+    trunk, patches = "visual.trunk", "visual.trunk.patch_embed.proj.weight"
+    dimensions = {
+        "embed_dim": embed_dim,
+        "text.vocab_size": (tokens, 0),
+        "text.width": (tokens, 1),
+        "text.context_length": (text_positions, 0),
+        "text.mlp_dim": (f"{text}0.mlp.c_fc.weight", 0),
+        "vision.width": (patches, 0),
+        "vision.patch_size": (patches, 3),
+        "vision.mlp_dim": (f"{trunk}.blocks.0.mlp.fc1.weight", 0),
+    }
+    sizes: dict[str, Any] = {name: _dimension(shapes, key, axis) for name, (key, axis) in dimensions.items()}
+    sizes |= {"text.depth": _count(shapes, text), "vision.depth": _count(shapes, f"{trunk}.blocks.")}
+    num_prefix = int(f"{trunk}.cls_token" in shapes)
+    if f"{trunk}.norm_pre.weight" in shapes:
+        sizes["vision.has_class_token"] = bool(num_prefix)
+        sizes["vision.pool_mlp_dim"] = _dimension(shapes, f"{trunk}.attn_pool.mlp.fc1.weight", 0)
+    num_positions = _dimension(shapes, TRUNK_POSITIONS, 1)
+    if None not in (num_positions, sizes["vision.patch_size"]):
+        # Where the sides are no multiple of the patch, the config says by how much.
+        sizes["vision.grid_size"] = _square_root(num_positions - num_prefix)  # type: ignore[operator]
     return sizes
 
 
@@ -101,8 +138,8 @@ def config_from_sizes(sizes: Mapping[str, Any], layout: LayoutName, activation: 
     Raises:
       ValueError: no activation is given, which shapes do not tell; or they do not tell all the rest.
     """
-    if layout == "hf_siglip":
-        raise ValueError("there is no config.json beside the weights, and shapes do not tell all of a SigLIP model")
+    if layout == "hf_siglip" or "vision.grid_size" in sizes:
+        raise ValueError("there is no config beside the weights, and shapes do not tell all of a model like SigLIP")
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"there is no config beside the weights, and shapes do not tell the activation, which is {activation!r}: "
