@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.embed_dim = sizes["model"]["embed_dim"]  # channels of the joint space; table 20
     config.model.activation = "quick_gelu"  # of the released weights
+    config.model.text_activation = ""  # of the text tower where it is another; "": the same
     config.model.layer_norm_eps = 1e-5
     config.model.projection = "linear"  # sec. 2.3; "mlp" is non-linear
     config.model.logit_scale_init = 1 / 0.07  # sec. 2.5
@@ -33,6 +34,10 @@ def get_config() -> ConfigDict:
     config.vision.image_size = sizes["vision"]["image_size"]  # pixels
     config.vision.patch_size = sizes["vision"]["patch_size"]  # pixels
     config.vision.pooling = "class_token"
+    config.vision.has_class_token = True
+    config.vision.pool_heads = 0  # of a learned query that pools; 0: as in the blocks
+    config.vision.pool_mlp_dim = 0  # channels, of that query's MLP; 0: as in the blocks
+    config.vision.rotary_grid = 0  # patches along a side that rotary positions count in; 0: those of image_size
     config.vision.position_init_scale = 1.0  # times width^-0.5
     config.vision.patch_dropout = 0.0  # share of patches left out in training; 0.5 in Li et al. 2022 (FLIP)
     config.vision.width = sizes["vision"]["width"]  # channels

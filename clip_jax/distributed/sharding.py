@@ -33,7 +33,7 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r"(visual|text)/positional_embedding", P()),
     (r"text/token_embedding/embedding", P(None, "fsdp")),  # [vocab_size, D]
     (r"(visual|text)_projection/kernel", P("fsdp", None)),  # [D, embed_dim]
-    (r"text_projection/bias", P()),
+    (r"(visual|text)_projection/bias", P()),
     (r"(visual|text)_projection/fc_in/kernel", P("fsdp", "tensor")),  # [D, D]
     (r"(visual|text)_projection/fc_in/bias", P("tensor")),  # [D]
     (r"(visual|text)_projection/fc_out/kernel", P("tensor", "fsdp")),  # [D, embed_dim]

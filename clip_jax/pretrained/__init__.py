@@ -1,6 +1,7 @@
 """Loads published weights and saves ours in their formats. See README.md in this folder."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -8,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,9 +36,10 @@ from clip_jax.pretrained.files import (
 )
 from clip_jax.pretrained.hugging_face import config_from_hf, hf_json, hf_layout, hf_preprocessor_json
 from clip_jax.pretrained.layouts import LayoutName
-from clip_jax.pretrained.open_clip import config_from_open_clip, open_clip_json
+from clip_jax.pretrained.open_clip import config_from_open_clip, open_clip_json, open_clip_layout
 from clip_jax.pretrained.positions import resize_positions
 from clip_jax.pretrained.sizes import check_sizes, config_from_sizes, inferred_sizes, layout_of
+from clip_jax.pretrained.timm import guessed
 from clip_jax.pretrained.transform import ImageTransform
 from input_pipeline.tokenizers import Tokenizer
 
@@ -59,15 +60,26 @@ FORMATS: tuple[Format, ...] = ("open_clip", "huggingface")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a model was read from. settings: its JSON files by name, as bytes, which say config and transform."""
+
+    layout: LayoutName
+    settings: Mapping[str, bytes]
+    config: ModelConfig
+    transform: ImageTransform
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """A model as it is loaded or saved. variables: NumPy arrays. folder: of its files. assumed: what none of them says,
-    in a sentence, which `load_pretrained` prints."""
+    in a sentence, which `load_pretrained` prints. origin: None for a model of clip_jax's own."""
 
     config: ModelConfig
     variables: Variables
     transform: ImageTransform
     folder: Path
     assumed: str = ""
+    origin: Origin | None = None
 
 
 def load_pretrained(
@@ -137,22 +149,22 @@ def _read(
 ) -> Pretrained:
     layout = layout_of(state_dict.shapes)
     sizes = inferred_sizes(state_dict.shapes, layout)
-    transform, images, images_file = ImageTransform(), {}, None
+    transform, images, images_file, given = ImageTransform(), {}, None, {}
     if config_file is None:
         config = config_from_sizes(sizes, layout, activation)
     else:
-        json = read_json(config_file)
+        given = read_json(config_file)
         try:
             if layout in ("open_clip", "open_clip_custom"):
-                config, transform = config_from_open_clip(json, sizes)
-                images, images_file = json.get("preprocess_cfg", {}), f"preprocess_cfg of {config_file.name}"
+                config, transform = config_from_open_clip(given, sizes)
+                images, images_file = given.get("preprocess_cfg", {}), f"preprocess_cfg of {config_file.name}"
             else:
                 images, images_file = image_settings(folder)
-                config, transform = config_from_hf(json, images, images_file or PREPROCESSOR)
+                config, transform = config_from_hf(given, images, images_file or PREPROCESSOR)
         except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{config_file} is not the config of such a model: {error!r}") from None
         if layout.startswith("hf") and hf_layout(config) != layout:
-            raise ValueError(f"{config_file} has model_type={json['model_type']!r}, but the weights are {layout}'s")
+            raise ValueError(f"{config_file} has model_type={given['model_type']!r}, but the weights are {layout}'s")
         check_sizes(config, sizes, str(config_file))
         if activation not in (None, config.activation):
             raise ValueError(f"activation={activation!r} was asked for, but {config_file} has {config.activation!r}")
@@ -162,13 +174,32 @@ def _read(
     config = dataclasses.replace(config, param_dtype=param_dtype)  # type: ignore[arg-type]
     _check_buffers(state_dict, config)
     variables = to_variables(state_dict, layout, config)
+    assumed = [_assumed(config, images, images_file), guessed(given.get("model_cfg", given).get("vision_cfg", {}))]
     return Pretrained(
         config=config,
         variables=variables,
         transform=transform,
         folder=folder,
-        assumed=_assumed(config, images, images_file),
+        assumed=". ".join(filter(None, assumed)),
+        origin=_origin(layout, config, transform, config_file, images_file),
     )
+
+
+def _origin(
+    layout: LayoutName, config: ModelConfig, transform: ImageTransform, config_file: Path | None, images: str | None
+) -> Origin | None:
+    """None where the files do not say all that the same format's do: the config, and how pixels are prepared."""
+    if config_file is None or images is None:
+        return None
+    if layout.startswith("open_clip"):
+        if "model_cfg" not in read_json(config_file):
+            return None
+        settings = {OPEN_CLIP_CONFIG: config_file}
+    else:
+        beside = (config_file.with_name(name) for name in (PREPROCESSOR, PROCESSOR))
+        settings = {HF_CONFIG: config_file} | {file.name: file for file in beside if file.is_file()}
+    contents = {name: file.read_bytes() for name, file in settings.items()}
+    return Origin(layout=layout, settings=contents, config=config, transform=transform)
 
 
 def _assumed(config: ModelConfig, images: Mapping[str, Any], source: str | None) -> str:
@@ -214,23 +245,32 @@ def save_pretrained(
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
     if folder.exists():
         raise ValueError(f"{folder} exists already: remove it or choose another folder")
-    layout: LayoutName
-    if format == "open_clip":
-        jsons = {OPEN_CLIP_CONFIG: open_clip_json(config, pretrained.transform)}
-        weights, layout = OPEN_CLIP_WEIGHTS, "open_clip"
-    else:
-        weights, layout = HF_WEIGHTS, hf_layout(config)
-        jsons = {HF_CONFIG: hf_json(config), PREPROCESSOR: hf_preprocessor_json(config, pretrained.transform)}
+    weights = OPEN_CLIP_WEIGHTS if format == "open_clip" else HF_WEIGHTS
+    layout, settings = _settings(pretrained, format)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         # transformers rejects a file without this format entry.
         save_file(to_state_dict(pretrained.variables, layout, config), partial / weights, metadata={"format": "pt"})
-        for name, json in jsons.items():
-            (partial / name).write_text(dumps(json, indent=2) + "\n")
-        for name, content in tokenizer.files().items() if tokenizer is not None else ():
+        for name, content in (settings | (tokenizer.files() if tokenizer is not None else {})).items():
             (partial / name).write_bytes(content)
         partial.chmod(0o755)  # mkdtemp makes it private
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _settings(pretrained: Pretrained, format: Format) -> tuple[LayoutName, dict[str, bytes]]:
+    """The layout of the weights and the JSON files beside them: the model's own, as they were, where these fit it."""
+    config, transform, origin = pretrained.config, pretrained.transform, pretrained.origin
+    if origin is not None and (origin.config, origin.transform) == (config, transform):
+        given = json.loads(origin.settings.get(HF_CONFIG, b"{}"))
+        dtypes = {given.get(key, config.param_dtype) for key in ("dtype", "torch_dtype")}
+        if origin.layout.startswith("open_clip") == (format == "open_clip") and dtypes == {config.param_dtype}:
+            return origin.layout, dict(origin.settings)
+    if format == "open_clip":
+        layout, jsons = open_clip_layout(config), {OPEN_CLIP_CONFIG: open_clip_json(config, transform)}
+    else:
+        layout = hf_layout(config)
+        jsons = {HF_CONFIG: hf_json(config), PREPROCESSOR: hf_preprocessor_json(config, transform)}
+    return layout, {name: json.dumps(content, indent=2).encode() + b"\n" for name, content in jsons.items()}

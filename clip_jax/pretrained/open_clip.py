@@ -1,11 +1,11 @@
 """Converts open_clip's model configs to ours and back."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from clip_jax.pretrained.timm import timm_tower
+from clip_jax.pretrained.layouts import LayoutName
+from clip_jax.pretrained.timm import ratio, timm_json, timm_tower
 from clip_jax.pretrained.transform import ImageTransform, mean_std, only
 
 # Keys of open_clip's configs that we do not read, with the values that have no effect.
@@ -23,6 +23,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "proj_type": ("linear",),
     "nonscalar_logit_scale": (False,),
 }
+TANH = {"approximate": "tanh"}  # act_kwargs of a tower
+TIMM_EPS = {"attention": 1e-6, "perception": 1e-5}  # of layer norms, by VisionConfig.pooling
 IGNORED = {"hf_tokenizer_name", "tokenizer_kwargs", "init_logit_scale", "multimodal_cfg", "custom_text"}
 IGNORED |= {"timm_model_pretrained", "timm_drop", "timm_drop_path"}
 
@@ -43,7 +45,7 @@ def config_from_open_clip(
     read_model = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_bias"}
     is_timm = "timm_model_name" in vision
     read_vision = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "pool_type", "norm_kwargs"}
-    read_vision |= {"no_ln_pre", "final_ln_after_pool"}
+    read_vision |= {"no_ln_pre", "final_ln_after_pool", "act_kwargs"}
     if is_timm:
         read_vision = {"image_size", "timm_model_name", "timm_pool", "timm_proj", "timm_model_kwargs"}
     read_text = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "eos_id"}
@@ -57,23 +59,25 @@ def config_from_open_clip(
     if norms != (False, False) and (norms != (True, True) or vision.get("pool_type") != "avg"):
         keys = ("no_ln_pre", "final_ln_after_pool", "pool_type")
         unread.append(f"vision_cfg.{', '.join(f'{key}={vision.get(key)!r}' for key in keys)} together")
-    if text.get("act_kwargs") not in (None, {}, {"approximate": "tanh"}):
-        unread.append(f"text_cfg.act_kwargs={text['act_kwargs']!r}")
+    for name, cfg in (("vision", vision), ("text", text)):
+        if cfg.get("act_kwargs") not in (None, {}, TANH):
+            unread.append(f"{name}_cfg.act_kwargs={cfg['act_kwargs']!r}")
     if unread:
         raise ValueError(f"this model has parts that clip_jax does not have: {', '.join(unread)}")
     is_resnet = isinstance(vision.get("layers"), list | tuple)
     # A ResNet has no layer norm.
-    towers = [text] if is_resnet or is_timm else [vision, text]
-    eps = {(tower.get("norm_kwargs") or {}).get("eps", 1e-5) for tower in towers}
-    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    text_activation = "gelu_tanh" if (text.get("act_kwargs") or {}).get("approximate") == "tanh" else activation
+    eps = {(tower.get("norm_kwargs") or {}).get("eps", 1e-5) for tower in ([text] if is_resnet else [vision, text])}
+    plain = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    activation, text_activation = ("gelu_tanh" if cfg.get("act_kwargs") == TANH else plain for cfg in (vision, text))
     width = vision.get("width", 768)
     head_width = vision.get("head_width", 64)
     if is_timm:
+        tower: Any
         tower, found = timm_tower(vision, sizes or {})
         activation = found or text_activation
+        eps = {(text.get("norm_kwargs") or {}).get("eps", 1e-5), TIMM_EPS[tower.pooling]}
     elif is_resnet:
-        tower: Any = ResNetConfig(
+        tower = ResNetConfig(
             image_size=vision.get("image_size", 224),
             stages=tuple(vision["layers"]),
             stem_width=width,
@@ -143,36 +147,42 @@ def _unread(section: str, given: Mapping[str, Any], read: set[str]) -> list[str]
 
 
 def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, Any]:
-    """open_clip_config.json of a model; raises ValueError for a model that open_clip's CLIP cannot express."""
+    """open_clip_config.json of a model; raises ValueError for a model that open_clip cannot express."""
     vision, text = config.vision, config.text
-    is_siglip = isinstance(vision, VisionConfig) and vision.pooling == "attention"
-    if is_siglip or text.pooling == "last" or text.projection_bias:
-        raise ValueError(
-            "open_clip's CLIP has no attention pooling over patches, text read at its last position or biased text "
-            "projection (it builds SigLIP from timm's layers): write such a model in the huggingface format"
-        )
     if config.projection == "mlp":
         raise ValueError("model.projection='mlp': neither open_clip nor transformers has a CLIP with such projections")
-    if config.activation == "gelu_tanh":
-        raise ValueError(
-            "open_clip's CLIP has no tanh approximation of GELU: write this model in the huggingface format"
-        )
     norm = {} if config.layer_norm_eps == 1e-5 else {"norm_kwargs": {"eps": config.layer_norm_eps}}
-    head_width = vision.width // vision.num_heads
+    own, of_text = config.activation, config.activation_of(text)
+    is_timm = isinstance(vision, VisionConfig) and vision.is_pooled_by_query
+    # One flag is for both towers, but timm's have their own activation.
+    if not is_timm and own != of_text and "quick_gelu" in (own, of_text):
+        raise ValueError(f"open_clip has no model with {own} in the image tower and {of_text} in the text tower")
+    tower: dict[str, Any]
     if isinstance(vision, ResNetConfig):
-        tower: dict[str, Any] = {"layers": list(vision.stages), "width": vision.stem_width, "patch_size": None}
+        tower = {"layers": list(vision.stages), "width": vision.stem_width, "patch_size": None}
+    elif is_timm:
+        if config.layer_norm_eps != TIMM_EPS[vision.pooling]:
+            eps = TIMM_EPS[vision.pooling]
+            raise ValueError(f"model.layer_norm_eps={config.layer_norm_eps}: timm's tower of this kind has {eps}")
+        tower = timm_json(vision, own)
     else:
         tower = {"layers": vision.depth, "width": vision.width, "patch_size": vision.patch_size, **norm}
         tower |= _mlp_ratio(vision.width, vision.mlp_dim)
-        tower |= {"pool_type": "avg"} if vision.pooling == "mean" else {}
-    eos = {} if text.eot_token == text.vocab_size - 1 else {"pool_type": "eos", "eos_id": text.eot_token}
+        tower |= {} if vision.pooling == "class_token" else {"pool_type": "avg"}
+        tower |= {"no_ln_pre": True, "final_ln_after_pool": True} if vision.pooling == "mean_then_norm" else {}
+        tower |= {"act_kwargs": TANH} if own == "gelu_tanh" else {}
+    head_width = {} if is_timm else {"head_width": vision.width // vision.num_heads}
+    pool: dict[str, Any] = {"pool_type": "last"} if text.pooling == "last" else {}
+    if text.pooling == "eot" and text.eot_token != text.vocab_size - 1:
+        pool = {"pool_type": "eos", "eos_id": text.eot_token}
     bias = {} if config.logit_bias_init is None else {"init_logit_bias": config.logit_bias_init}
     return {
         "model_cfg": {
             "embed_dim": config.embed_dim,
-            "quick_gelu": config.activation == "quick_gelu",
+            "quick_gelu": of_text == "quick_gelu",
             **bias,
-            "vision_cfg": {"image_size": vision.image_size, "head_width": head_width, **tower},
+            **({"custom_text": True} if is_timm else {}),
+            "vision_cfg": {"image_size": vision.image_size, **head_width, **tower},
             "text_cfg": {
                 "context_length": text.context_length,
                 "vocab_size": text.vocab_size,
@@ -181,7 +191,9 @@ def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, 
                 "layers": text.depth,
                 **_mlp_ratio(text.width, text.mlp_dim),
                 **norm,
-                **eos,
+                **pool,
+                **({"proj_bias": True} if text.projection_bias else {}),
+                **({"act_kwargs": TANH} if of_text == "gelu_tanh" else {}),
                 **({} if text.causal else {"no_causal_mask": True}),
             },
         },
@@ -194,8 +206,11 @@ def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, 
     }
 
 
+def open_clip_layout(config: ModelConfig) -> LayoutName:
+    """The layout that `open_clip_json` says: the custom one where timm builds the image tower."""
+    is_timm = isinstance(config.vision, VisionConfig) and config.vision.is_pooled_by_query
+    return "open_clip_custom" if is_timm else "open_clip"
+
+
 def _mlp_ratio(width: int, mlp_dim: int) -> dict[str, float]:
-    ratio = mlp_dim / width
-    while int(width * ratio) < mlp_dim:  # open_clip truncates
-        ratio = math.nextafter(ratio, math.inf)
-    return {} if ratio == 4 else {"mlp_ratio": ratio}
+    return {} if mlp_dim == 4 * width else {"mlp_ratio": ratio(width, mlp_dim)}

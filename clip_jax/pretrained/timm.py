@@ -3,7 +3,9 @@
 Facts read off https://github.com/huggingface/pytorch-image-models (models/vision_transformer.py, models/eva.py).
 """
 
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -19,7 +21,7 @@ ARGUMENTS = {"embed_dim": "width", "depth": "depth", "num_heads": "num_heads", "
     "img_size": "image_size", "class_token": "has_class_token", "attn_pool_num_heads": "pool_heads"}  # fmt: skip
 RATIOS = {"mlp_ratio": "mlp_dim", "attn_pool_mlp_ratio": "pool_mlp_dim"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
-HEAD_WIDTH = 64  # of a tower whose name is in no table
+HEAD_WIDTH = 64  # of a tower whose name is in no table; `guessed` says so
 
 
 class TimmTower(NamedTuple):
@@ -47,8 +49,11 @@ def timm_tower(json: Mapping[str, Any], sizes: Mapping[str, Any]) -> TimmTower:
     family = TABLE["pe_core" if perceives else "siglip"]
     known = family.get(found["size"])
     shaped = {key.removeprefix("vision."): size for key, size in sizes.items() if key.startswith("vision.") and size}
-    if known is None and "width" not in shaped:
-        raise ValueError(f"timm_model_name={name!r} is no size that clip_jax knows: {', '.join(family)}")
+    if known is None and ("width" not in shaped or (perceives and "num_heads" not in _arguments(json))):
+        raise ValueError(
+            f"timm_model_name={name!r} is no size that clip_jax knows ({', '.join(family)}), and shapes do not tell "
+            'its heads: add "timm_model_kwargs": {"num_heads": ..., "attn_pool_num_heads": ...} to vision_cfg'
+        )
     tower = known or {"num_heads": max(shaped["width"] // HEAD_WIDTH, 1)}
     own = {"image_size": json.get("image_size", int(found["image"])), "patch_size": int(found["patch"])}
     if perceives:
@@ -59,7 +64,24 @@ def timm_tower(json: Mapping[str, Any], sizes: Mapping[str, Any]) -> TimmTower:
     names = ("width", "depth", "mlp_dim", *(["has_class_token"] if perceives else []))
     fields = {key: shaped[key] for key in names if key in shaped} | tower | own
     activation = None if known is None and not perceives else "gelu_tanh" if name in TABLE["tanh"] else "gelu"
-    return _with_arguments(fields, activation, json.get("timm_model_kwargs") or {}, name)
+    return _with_arguments(fields, activation, _arguments(json), name)
+
+
+def guessed(json: Mapping[str, Any]) -> str:
+    """What `timm_tower` takes for granted of an open_clip vision_cfg, in a sentence; "" where nothing."""
+    name, arguments = json.get("timm_model_name", ""), _arguments(json)
+    found = NAME.fullmatch(name)
+    if found is None or found["size"] in TABLE["siglip"] or json.get("timm_proj") != "none":
+        return ""
+    taken = ["heads of 64 channels"] if "num_heads" not in arguments else []
+    taken += ["the text tower's activation"] if "act_layer" not in arguments else []
+    if not taken:
+        return ""
+    return f"timm_model_name={name!r} is no size that clip_jax knows, and is taken to have {' and '.join(taken)}"
+
+
+def _arguments(json: Mapping[str, Any]) -> Mapping[str, Any]:
+    return json.get("timm_model_kwargs") or {}
 
 
 def _with_arguments(
@@ -84,14 +106,45 @@ def _with_arguments(
     return TimmTower(VisionConfig(**fields), ACTIVATIONS.get(arguments.get("act_layer", ""), activation))
 
 
-def timm_name(vision: VisionConfig, activation: str) -> str | None:
-    """The name that timm has for a tower; None for one that it does not have."""
-    perceives = vision.pooling == "perception"
-    for size, known in TABLE["pe_core" if perceives else "siglip"].items():
-        if all(getattr(vision, key) == value for key, value in known.items()):
-            kind = "pe_core_" if perceives else ""
-            tail = "" if perceives else "siglip_"
-            name = f"vit_{kind}{size}_patch{vision.patch_size}_{tail}{vision.image_size}"
-            is_tanh = name in TABLE["tanh"]
-            return name if is_tanh == (activation == "gelu_tanh") else None
-    return None
+def timm_json(vision: VisionConfig, activation: str) -> dict[str, Any]:
+    """The vision_cfg of open_clip for a tower: by name where timm has one, else with timm's arguments.
+
+    open_clip up to 3.3 does not read arguments. Raises ValueError for a tower that timm does not have.
+    """
+    perceives, vision = vision.pooling == "perception", _plain(vision)
+    if not perceives and (vision.pool_heads, vision.pool_mlp_dim) != (vision.num_heads, vision.mlp_dim):
+        raise ValueError("timm's SigLIP tower has as many heads and channels in its pooling as in its blocks")
+    json = {"timm_model_pretrained": False, "timm_pool": "map", "timm_proj": None if perceives else "none"}
+    for name in TABLE["names"]:
+        found = timm_tower({"timm_model_name": name, **json}, {}) if ("pe_core" in name) == perceives else None
+        if found is not None and (_plain(found.vision), found.activation) == (vision, activation):
+            return {"timm_model_name": name, **json}
+    arguments = {theirs: getattr(vision, ours) for theirs, ours in ARGUMENTS.items()}
+    arguments |= {theirs: ratio(vision.width, getattr(vision, ours)) for theirs, ours in RATIOS.items()}
+    if perceives:
+        name, arguments["ref_feat_shape"] = "vit_pe_core_base_patch16_224", [vision.rotary_grid] * 2
+    else:
+        name = "vit_base_patch16_siglip_224"
+        arguments = {theirs: size for theirs, size in arguments.items() if not theirs.startswith("attn_pool")}
+        arguments["class_token"] = False
+    return {"timm_model_name": name, **json, "timm_model_kwargs": arguments | {"act_layer": activation}}
+
+
+def _plain(vision: VisionConfig) -> VisionConfig:
+    """The same tower without settings of training, and with every size named."""
+    return dataclasses.replace(
+        vision,
+        position_init_scale=1.0,
+        patch_dropout=0.0,
+        pool_heads=vision.pool_heads or vision.num_heads,
+        pool_mlp_dim=vision.pool_mlp_dim or vision.mlp_dim,
+        rotary_grid=vision.rotary_grid or vision.grid_size,
+    )
+
+
+def ratio(width: int, mlp_dim: int) -> float:
+    """The number that gives mlp_dim where open_clip and timm truncate its product with the width."""
+    found = mlp_dim / width
+    while int(width * found) < mlp_dim:
+        found = math.nextafter(found, math.inf)
+    return found

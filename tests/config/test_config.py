@@ -123,7 +123,10 @@ def test_numbers_become_what_their_section_declares():
         ),
         ({"model__logit_bias_init": "x"}, "model.logit_bias_init='x' must be float, not str"),
         ({"text__causal": 1}, "text.causal=1 must be bool, not int"),
-        ({"vision__pooling": "max"}, "vision.pooling='max' must be one of 'class_token', 'mean', 'attention'"),
+        (
+            {"vision__pooling": "max"},
+            "vision.pooling='max' must be one of 'class_token', 'mean', 'mean_then_norm', 'attention', 'perception'",
+        ),
         ({"model__remat": "half"}, "model.remat='half' must be one of 'none', 'dots', 'named', 'attention', 'full'"),
         ({"model__compute_dtype": 16}, "model.compute_dtype=16 must be one of 'float32', 'bfloat16', 'float64'"),
         (

@@ -30,11 +30,37 @@ SIGLIP_VISION = VisionConfig(
     width=21, depth=2, num_heads=3, mlp_dim=19, image_size=15, patch_size=5, pooling="attention"
 )
 MEAN = VisionConfig(width=15, depth=2, num_heads=3, mlp_dim=19, image_size=15, patch_size=5, pooling="mean")
+CLIPA = VisionConfig(width=15, depth=2, num_heads=3, mlp_dim=19, image_size=15, patch_size=5, pooling="mean_then_norm")
+LAST = TextConfig(
+    width=22,
+    depth=3,
+    num_heads=2,
+    mlp_dim=29,
+    context_length=13,
+    vocab_size=31,
+    eot_token=1,
+    causal=False,
+    pooling="last",
+)
+PERCEPTION = VisionConfig(
+    width=24,
+    depth=2,
+    num_heads=3,
+    mlp_dim=19,
+    image_size=15,
+    patch_size=5,
+    pooling="perception",
+    pool_heads=2,
+    pool_mlp_dim=23,
+    rotary_grid=5,
+)
 RESNET = ResNetConfig(image_size=64, stages=(2, 1, 3, 1), stem_width=2, num_heads=4)
 MODELS = {
     "vit": ModelConfig(embed_dim=7, vision=VIT, text=TEXT),
     "vit_with_bias": ModelConfig(embed_dim=7, vision=VIT, text=TEXT, activation="gelu", logit_bias_init=-3.0),
     "mean": ModelConfig(embed_dim=7, vision=MEAN, text=TEXT, layer_norm_eps=1e-6),
+    "clipa": ModelConfig(embed_dim=7, vision=CLIPA, text=LAST, activation="gelu"),
+    "perception": ModelConfig(embed_dim=7, vision=PERCEPTION, text=TEXT, activation="gelu", layer_norm_eps=1e-5),
     "resnet": ModelConfig(embed_dim=7, vision=RESNET, text=TEXT, layer_norm_eps=1e-6),
     "siglip": ModelConfig(
         embed_dim=21,

@@ -41,12 +41,8 @@ def test_published_models_come_back(name):
     config = PUBLISHED[name]
     formats = set()
     for transform in (SHORTEST, SQUASH):
-        if name.startswith("SigLIP"):
-            with pytest.raises(ValueError, match="write such a model in the huggingface format"):
-                open_clip_json(config, transform)
-        else:
-            formats.add("open_clip")
-            assert config_from_open_clip(through_json(open_clip_json(config, transform))) == (config, transform)
+        formats.add("open_clip")
+        assert config_from_open_clip(through_json(open_clip_json(config, transform))) == (read_back(config), transform)
         if name.startswith("RN"):
             with pytest.raises(ValueError, match="no model for the paper's ResNets"):
                 hf_json(config)
@@ -187,7 +183,7 @@ def test_a_config_of_the_other_family_is_refused(models, make_pretrained, tmp_pa
         with pytest.raises(ValueError, match=f"config.json has model_type='{kind}', but the weights are {layout}'s"):
             load_pretrained(file.parent)
     clip.write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"model_type='bert'; clip_jax reads 'clip' and 'siglip'"):
+    with pytest.raises(ValueError, match=r"model_type='bert'; clip_jax reads 'clip', 'siglip', 'metaclip_2'"):
         load_pretrained(clip.parent)
 
 
@@ -257,7 +253,9 @@ def test_shapes_that_fit_no_model(goldens, tmp_path):
     refused({"token_embedding.weight": None}, "the state dict has none of the known layouts")
     siglip = load_file(goldens / "hf_siglip" / "model.safetensors")
     save_file(siglip, file)
-    with pytest.raises(ValueError, match=r"no config\.json beside the weights, and shapes do not tell all of a SigLIP"):
+    with pytest.raises(
+        ValueError, match="no config beside the weights, and shapes do not tell all of a model like SigLIP"
+    ):
         load_pretrained(file, activation="gelu_tanh")
 
 
@@ -265,18 +263,19 @@ OPEN_CLIP = {"embed_dim": 7, "vision_cfg": {"layers": 2}, "text_cfg": {}}
 
 
 def test_unsupported_parts_of_open_clip_are_listed():
-    json = copy.deepcopy(OPEN_CLIP) | {"custom_text": True, "quick_gelu": False, "init_logit_scale": 1.0}
-    json["vision_cfg"] |= {"timm_model_name": "vit", "pool_type": "last", "ls_init_value": None, "patch_dropout": 0.0}
-    json["text_cfg"] |= {"embed_cls": True, "pool_type": "last", "pad_id": 0, "hf_tokenizer_name": "x"}
+    json = copy.deepcopy(OPEN_CLIP) | {"nonscalar_logit_scale": True, "quick_gelu": False, "init_logit_scale": 1.0}
+    json["vision_cfg"] |= {"no_ln_pre": True, "pool_type": "last", "ls_init_value": None, "patch_dropout": 0.0}
+    json["text_cfg"] |= {"hf_model_name": "x", "pool_type": "mean", "pad_id": 0, "act_kwargs": {"approximate": "no"}}
     with pytest.raises(ValueError, match="parts") as error:
         config_from_open_clip(json)
     assert str(error.value) == (
-        "this model has parts that clip_jax does not have: custom_text=True, vision_cfg.timm_model_name='vit', "
-        "text_cfg.embed_cls=True, vision_cfg.pool_type='last', text_cfg.pool_type='last'"
+        "this model has parts that clip_jax does not have: nonscalar_logit_scale=True, text_cfg.hf_model_name='x', "
+        "vision_cfg.pool_type='last', text_cfg.pool_type='mean', vision_cfg.no_ln_pre=True, final_ln_after_pool=None, "
+        "pool_type='last' together, text_cfg.act_kwargs={'approximate': 'no'}"
     )
 
 
-def test_towers_of_different_eps_or_activation_are_refused():
+def test_towers_of_different_eps_are_refused_and_of_different_activations_read():
     json = copy.deepcopy(OPEN_CLIP)
     json["text_cfg"]["norm_kwargs"] = {"eps": 1e-6}
     with pytest.raises(ValueError, match=r"the two towers differ in layer_norm eps, \[1e-06, 1e-05\]"):
@@ -284,8 +283,8 @@ def test_towers_of_different_eps_or_activation_are_refused():
     json["vision_cfg"]["norm_kwargs"] = {"eps": 1e-6}
     assert config_from_open_clip(json)[0].layer_norm_eps == 1e-6
     hf = {"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}
-    with pytest.raises(ValueError, match=r"the two towers differ in hidden_act, \['gelu', 'quick_gelu'\]"):
-        config_from_hf(hf, {})
+    config = config_from_hf(hf, {})[0]
+    assert [config.activation_of(tower) for tower in (config.vision, config.text)] == ["gelu", "quick_gelu"]
     hf = {"model_type": "siglip", "text_config": {"layer_norm_eps": 1e-5}}
     with pytest.raises(ValueError, match=r"the two towers differ in layer_norm_eps, \[1e-06, 1e-05\]"):
         config_from_hf(hf, {})
@@ -310,9 +309,12 @@ def test_the_end_token_of_older_configs():
     assert config_from_hf(new, {})[0].text.eot_token == 3
 
 
-def test_an_end_token_that_transformers_would_take_for_another(models):
-    with pytest.raises(ValueError, match="takes eos_token_id=2 for the highest id"):
-        hf_json(replace(models["vit"], text__eot_token=2))
+def test_an_end_token_that_clip_model_would_take_for_another(models):
+    """The model is written as MetaCLIP 2's, which reads the first id 2."""
+    model = replace(models["vit"], text__eot_token=2)
+    json = hf_json(model)
+    assert json["model_type"] == "metaclip_2"
+    assert config_from_hf(json, {})[0].text == model.text
     json = hf_json(replace(models["vit"], text=dataclasses.replace(models["vit"].text, vocab_size=3, eot_token=2)))
     assert json["text_config"]["eos_token_id"] == 2
 
