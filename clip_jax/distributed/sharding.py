@@ -29,7 +29,7 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r".*/ln(_\w+)?/(scale|bias)", P()),
     (r"visual/patch_embedding/kernel", P(None, "fsdp")),  # [3 * patch_size**2, D]
     (r"visual/patch_embedding/bias", P()),
-    (r"visual/class_embedding", P()),
+    (r"(visual|text)/class_embedding", P()),
     (r"(visual|text)/positional_embedding", P()),
     (r"text/token_embedding/embedding", P(None, "fsdp")),  # [vocab_size, D]
     (r"(visual|text)_projection/kernel", P("fsdp", None)),  # [D, embed_dim]
@@ -41,13 +41,13 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     # Of models that predict captions.
     (r"(word_logits|prefix_projection)/kernel", P("fsdp", None)),  # [embed_dim, vocab_size or D]
     (r"(word_logits|prefix_projection)/bias", P()),
-    # Attention pooling of ResNets and of SigLIP.
+    # Attention pooling: of ResNets and of CoCa; the head of SigLIP.
     (r"visual/attention_(pool|head)/(query|key|value)/kernel", P("fsdp", "tensor", None)),  # [D, H, K]
     (r"visual/attention_(pool|head)/(query|key|value)/bias", P("tensor", None)),  # [H, K]
     (r"visual/attention_(pool|head)/out/kernel", P("tensor", None, "fsdp")),  # [H, K, D or embed_dim]
     (r"visual/attention_(pool|head)/out/bias", P()),
     (r"visual/attention_pool/positional_embedding", P()),
-    (r"visual/attention_head/probe", P()),
+    (r"visual/attention_(pool|head)/probe", P()),
     (r"visual/attention_head/mlp/fc_in/kernel", P("fsdp", "tensor")),  # [D, M]
     (r"visual/attention_head/mlp/fc_in/bias", P("tensor")),  # [M]
     (r"visual/attention_head/mlp/fc_out/kernel", P("tensor", "fsdp")),  # [M, D]

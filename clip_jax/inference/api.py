@@ -153,7 +153,7 @@ class Model:
                 f"text has {text.shape[1]} positions and ids from {text.min()} to {text.max()}; the model has "
                 f"{config.context_length} positions and ids below {config.vocab_size}: use its own tokenize"
             )
-        if config.pooling == "last" and text.shape[1] != config.context_length:
+        if config.pooling != "eot" and text.shape[1] != config.context_length:
             raise ValueError(
                 f"text has {text.shape[1]} positions; this model reads the last of {config.context_length}: use its "
                 "own tokenize"

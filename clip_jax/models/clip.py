@@ -52,7 +52,7 @@ class ImageEncoder(nnx.Module):
 
     def _make_visual_projection(self, rngs: nnx.Rngs) -> nnx.Linear | MLPProjection | None:
         return (
-            self._projection(self.config.vision.width, self.config.has_visual_projection_bias, rngs)
+            self._projection(self.config.pooled_width, self.config.has_visual_projection_bias, rngs)
             if self.config.has_visual_projection
             else None
         )

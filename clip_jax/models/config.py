@@ -55,7 +55,8 @@ class VisionConfig(TransformerConfig):
         projection, and its patch embedding has a bias. Only there may image_size leave a remainder when it is divided
         by patch_size: the last pixels are not seen, as in SigLIP's SO400M/14 at 384 pixels. "perception": the
         Perception Encoder's tower: rotary positions of the patches beside the learned ones, and a learned query that
-        attends to all positions, with a biased projection behind it.
+        attends to all positions, with a biased projection behind it. "coca": CoCa's tower: the paper's, but for a
+        learned query of the joint space's width that attends to all positions, and a layer norm behind it.
       pool_heads, pool_mlp_dim: heads and hidden channels of the learned query's attention head; 0: as in the blocks.
       has_class_token: False for the largest Perception Encoder; the other towers' follow from pooling.
       rotary_grid: patches along a side that rotary positions were trained with, to which another number is scaled; 0:
@@ -74,7 +75,7 @@ class VisionConfig(TransformerConfig):
 
     image_size: Annotated[int, SIZE]
     patch_size: Annotated[int, SIZE]
-    pooling: Literal["class_token", "mean", "mean_then_norm", "attention", "perception"] = "class_token"
+    pooling: Literal["class_token", "mean", "mean_then_norm", "attention", "perception", "coca"] = "class_token"
     pool_heads: Annotated[int, COUNT_OR_0] = 0
     pool_mlp_dim: Annotated[int, COUNT_OR_0] = 0
     has_class_token: bool = True
@@ -95,7 +96,12 @@ class VisionConfig(TransformerConfig):
     @property
     def is_pooled_by_query(self) -> bool:
         """Whether a learned query attends to the positions."""
-        return self.pooling in ("attention", "perception")
+        return self.pooling in ("attention", "perception", "coca")
+
+    @property
+    def num_pool_heads(self) -> int:
+        """Heads of the learned query."""
+        return self.pool_heads or self.num_heads
 
     @property
     def num_kept_patches(self) -> int:
@@ -113,7 +119,7 @@ class VisionConfig(TransformerConfig):
                 f"vision.pool_heads={self.pool_heads} and pool_mlp_dim={self.pool_mlp_dim} are for a learned query: "
                 f"leave them 0 with vision.pooling={self.pooling!r}"
             )
-        if self.pool_heads and self.width % self.pool_heads:
+        if self.pool_heads and self.pooling != "coca" and self.width % self.pool_heads:
             raise ValueError(f"vision.pool_heads={self.pool_heads} does not divide vision.width={self.width}")
         if self.pooling == "perception" and (self.width // self.num_heads) % 4:
             raise ValueError(
@@ -200,7 +206,8 @@ class TextConfig(TransformerConfig):
       context_length: positions, with the start and end token.
       eot_token: id of the end token; in the released vocabulary the last.
       causal: each position sees only itself and those before it, as in the paper; SigLIP's see all.
-      pooling: the feature is taken at the first `eot_token` of each row, "eot", or at the "last" position (SigLIP). An
+      pooling: the feature is taken at the first `eot_token` of each row, "eot", at the "last" position (SigLIP), or at
+        a learned one that is put behind them, "class_token" (CoCa), which sees what is no padding, id 0. An
         `eot_token` that is the last of the vocabulary stands for each row's highest id, as in the released code: the
         same where rows have that token, and right where the embedding was padded to more rows than there are tokens.
       projection_bias: whether the projection into the joint space has a bias; only SigLIP's has.
@@ -212,7 +219,7 @@ class TextConfig(TransformerConfig):
     vocab_size: Annotated[int, Range(1, 2**27)]
     eot_token: int
     causal: bool = True
-    pooling: Literal["eot", "last"] = "eot"
+    pooling: Literal["eot", "last", "class_token"] = "eot"
     projection_bias: bool = False
 
     @property
@@ -308,11 +315,16 @@ class ModelConfig:
                 f"text.causal={self.text.causal} with text.pooling={self.text.pooling!r}: a language model needs a "
                 "causal text tower whose captions end in an end token; set causal=True and pooling='eot'"
             )
-        is_projected = self.has_visual_projection and not self.has_visual_projection_bias
+        is_projected = self.has_visual_projection and not getattr(self.vision, "is_pooled_by_query", False)
         if self.projection == "mlp" and not is_projected:
             raise ValueError(
                 "model.projection='mlp' needs an image tower that a projection follows: a vision transformer with "
                 "vision.pooling 'class_token', 'mean' or 'mean_then_norm'"
+            )
+        if isinstance(vision, VisionConfig) and vision.pooling == "coca" and self.embed_dim % vision.num_pool_heads:
+            raise ValueError(
+                f"vision.pool_heads={vision.num_pool_heads} does not divide model.embed_dim={self.embed_dim}, "
+                "the width of the query of vision.pooling='coca'"
             )
 
     @property
@@ -324,6 +336,12 @@ class ModelConfig:
     def has_visual_projection_bias(self) -> bool:
         """Only the Perception Encoder's has one."""
         return isinstance(self.vision, VisionConfig) and self.vision.pooling == "perception"
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels of the image features before the projection."""
+        is_coca = isinstance(self.vision, VisionConfig) and self.vision.pooling == "coca"
+        return self.embed_dim if is_coca else self.vision.width
 
     def activation_of(self, tower: TransformerConfig) -> str:
         """The activation of the blocks of a tower."""

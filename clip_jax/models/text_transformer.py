@@ -13,6 +13,7 @@ from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig
 from clip_jax.models.transformer import Transformer, make_layer_norm
 
+PADDING = 0  # the id that CoCa's class token does not see
 Text = Int[Array | np.ndarray, "B L"]
 
 
@@ -53,8 +54,11 @@ class TextTransformer(nnx.Module):
         self.token_embedding = nnx.Embed(
             config.vocab_size, config.width, embedding_init=normal(0.02), rngs=rngs, **model.dtypes
         )
-        self.positional_embedding = nnx.Param(
-            normal(0.01)(rngs.params(), (config.context_length, config.width), model.dtypes["param_dtype"])
+        has_class_token = config.pooling == "class_token"
+        num_positions, param_dtype = config.context_length + has_class_token, model.dtypes["param_dtype"]
+        self.positional_embedding = nnx.Param(normal(0.01)(rngs.params(), (num_positions, config.width), param_dtype))
+        self.class_embedding = (
+            nnx.Param(normal(0.01)(rngs.params(), (config.width,), param_dtype)) if has_class_token else None
         )
         self.transformer = Transformer(config, model, causal=config.causal, rngs=rngs)
         self.ln_final = make_layer_norm(config.width, model, rngs)
@@ -68,9 +72,15 @@ class TextTransformer(nnx.Module):
         if isinstance(text, PackedText):
             return self._encode_packed(text)
         x = self.token_embedding(jnp.asarray(text))  # [B, L, D]
-        x = x + self.positional_embedding[: text.shape[1]].astype(x.dtype)
-        x = self.transformer(x)
-        if self.pooling == "last":
+        seen = None
+        if self.class_embedding is not None:
+            class_token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([x, class_token], axis=1)  # [B, L + 1, D]
+            # CoCa's weights were trained with the mask of padding one position too late.
+            seen = jnp.pad(jnp.asarray(text) != PADDING, ((0, 0), (1, 0)), constant_values=True)
+        x = x + self.positional_embedding[: x.shape[1]].astype(x.dtype)
+        x = self.transformer(x, seen=seen)
+        if self.pooling in ("last", "class_token"):
             return self.ln_final(x[:, -1])
         end = jnp.argmax(self.config.end_mask(text), axis=-1)  # [B]
         # Layer norm acts on each position alone, so we norm only the one that is read.

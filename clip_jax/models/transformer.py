@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.config import ModelConfig, TransformerConfig, VisionConfig
 
+Segments = Int[Array, "B L"] | None
+Seen = Bool[Array, "B L"] | None
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -82,13 +84,14 @@ def attention(
     value: Float[Array, "B M H K"],
     causal: bool,
     segments: Int[Array, "B L"] | None = None,
+    seen: Bool[Array, "B M"] | None = None,
 ) -> Float[Array, "B L H K"]:
     """Scaled dot-product attention; the softmax is in at least float32.
 
-    segments: with L = M, each position sees only those of its own segment.
+    segments: with L = M, each position sees only those of its own segment. seen: the others are seen by none.
     `jax.nn.dot_product_attention` casts its softmax down to float32 under x64, so that float64 could not be had.
     """
-    weights = attention_weights(query, key, causal, segments).astype(value.dtype)
+    weights = attention_weights(query, key, causal, segments, seen).astype(value.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", weights, value)
 
 
@@ -97,6 +100,7 @@ def attention_weights(
     key: Float[Array, "B M H K"],
     causal: bool = False,
     segments: Int[Array, "B L"] | None = None,
+    seen: Bool[Array, "B M"] | None = None,
 ) -> Float[Array, "B H L M"]:
     """The weight of each position for each query, in at least float32; rows sum to 1."""
     logits = jnp.einsum("blhk,bmhk->bhlm", query * query.shape[-1] ** -0.5, key)
@@ -107,6 +111,8 @@ def attention_weights(
     if segments is not None:
         visible = segments[:, None, :, None] == segments[:, None, None, :]  # [B, 1, L, L]
         logits = jnp.where(visible, logits, -jnp.inf)
+    if seen is not None:
+        logits = jnp.where(seen[:, None, None, :], logits, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
 
 
@@ -133,9 +139,14 @@ class Attention(nnx.Module):
             **model.dtypes,
         )
 
-    def __call__(self, x: Float[Array, "B L D"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        segments: Int[Array, "B L"] | None = None,
+        seen: Bool[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L D"]:
         query, key, value = self._query_key_value(x)
-        return keep(self.out(attention(query, key, value, self.causal, segments)), "attention_output")
+        return keep(self.out(attention(query, key, value, self.causal, segments, seen)), "attention_output")
 
     def weights(self, x: Float[Array, "B L D"]) -> Float[Array, "B H L L"]:
         """The attention weights of every position over all."""
@@ -176,8 +187,13 @@ class Block(nnx.Module):
         self.ln_2 = make_layer_norm(config.width, model, rngs)
         self.mlp = MLP(config, model, rngs)
 
-    def __call__(self, x: Float[Array, "B L D"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
-        x = x + self.attn(self.ln_1(x), segments)
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        segments: Int[Array, "B L"] | None = None,
+        seen: Bool[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L D"]:
+        x = x + self.attn(self.ln_1(x), segments, seen)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -194,9 +210,14 @@ class Transformer(nnx.Module):
         self.remat = model.remat
         self.blocks = nnx.vmap(lambda r: Block(config, model, causal, r))(rngs.split(config.depth))
 
-    def __call__(self, x: Float[Array, "B L D"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
-        """Applies all blocks, in the compute dtype; with `segments` each segment sees only itself."""
-        return self._apply(*nnx.split(self.blocks), x, segments)
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        segments: Int[Array, "B L"] | None = None,
+        seen: Bool[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """Applies all blocks, in the compute dtype; segments and seen as in `attention`."""
+        return self._apply(*nnx.split(self.blocks), x, segments, seen)
 
     def last_weights(self, x: Float[Array, "B L D"]) -> Float[Array, "B H L L"]:
         """The attention weights of the last block; x is the input of the first."""
@@ -205,9 +226,16 @@ class Transformer(nnx.Module):
         last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
         return last.attn.weights(last.ln_1(x))
 
-    def _apply(self, graphdef: nnx.GraphDef[Block], stacked: PyTree, x: Array, segments: Array | None = None) -> Array:
+    def _apply(
+        self,
+        graphdef: nnx.GraphDef[Block],
+        stacked: PyTree,
+        x: Array,
+        segments: Segments = None,
+        seen: Seen = None,
+    ) -> Array:
         def body(x: Array, params: PyTree) -> tuple[Array, None]:
             # Unconstrained, XLA may split the channels of what a scan carries, as fsdp splits those of the weights.
-            return constrain_batch(nnx.merge(graphdef, params)(constrain_batch(x), segments)), None
+            return constrain_batch(nnx.merge(graphdef, params)(constrain_batch(x), segments, seen)), None
 
         return jax.lax.scan(rematerialize(body, self.remat), x, stacked)[0]

@@ -19,8 +19,8 @@ class AttentionHead(nnx.Module):
     """
 
     def __init__(self, config: VisionConfig, model: ModelConfig, rngs: nnx.Rngs):
-        width, num_heads = config.width, config.pool_heads or config.num_heads
-        heads = num_heads, width // num_heads
+        width = config.width
+        heads = config.num_pool_heads, width // config.num_pool_heads
         normal = nnx.initializers.normal(width**-0.5)
         self.probe = nnx.Param(normal(rngs.params(), (width,), model.dtypes["param_dtype"]))
         self.query, self.key, self.value = (
@@ -40,6 +40,43 @@ class AttentionHead(nnx.Module):
 
     def _query(self, x: Float[Array, "B L D"]) -> Float[Array, "B 1 H K"]:
         return jnp.broadcast_to(self.query(self.probe[...].astype(x.dtype)), (len(x), 1, *self.query.out_features))
+
+
+class QueryPool(nnx.Module):
+    """A learned query of the joint space's width attends to all positions (CoCa's contrastive one).
+
+    open_clip's pooling has more queries, for its captioner; each attends by itself, so that they change nothing here.
+
+    Reference: Yu et al. 2022, https://arxiv.org/abs/2205.01917, sec. 3.2; as in open_clip, where both norms differ.
+    """
+
+    def __init__(self, model: ModelConfig, rngs: nnx.Rngs):
+        config, width = model.vision, model.embed_dim
+        assert isinstance(config, VisionConfig)
+        heads = config.num_pool_heads, width // config.num_pool_heads
+        normal = nnx.initializers.normal
+        self.probe = nnx.Param(normal(width**-0.5)(rngs.params(), (width,), model.dtypes["param_dtype"]))
+        self.ln_query, self.ln_key = (make_layer_norm(size, model, rngs) for size in (width, config.width))
+        self.query, self.key, self.value = (
+            nnx.LinearGeneral(size, heads, kernel_init=normal(size**-0.5), rngs=rngs, **model.dtypes)
+            for size in (width, config.width, config.width)
+        )
+        self.out = nnx.LinearGeneral(
+            heads, width, axis=(-2, -1), kernel_init=normal(width**-0.5), rngs=rngs, **model.dtypes
+        )
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B E"]:
+        x = self.ln_key(x)
+        return self.out(attention(self._query(x), self.key(x), self.value(x), causal=False))[:, 0]
+
+    def weights(self, x: Float[Array, "B L D"]) -> Float[Array, "B H L"]:
+        """The attention weight of each position."""
+        x = self.ln_key(x)
+        return attention_weights(self._query(x), self.key(x))[:, :, 0]
+
+    def _query(self, x: Float[Array, "B L D"]) -> Float[Array, "B 1 H K"]:
+        query = self.query(self.ln_query(self.probe[...].astype(x.dtype)))
+        return jnp.broadcast_to(query, (len(x), 1, *query.shape))
 
 
 def choose_patches(keys: Keys, num_patches: int, num_kept: int) -> Int[Array, "B {num_kept}"]:
@@ -88,8 +125,10 @@ class VisionTransformer(nnx.Module):
         has_ln_pre = config.pooling not in ("attention", "mean_then_norm")
         self.ln_pre = make_layer_norm(config.width, model, rngs) if has_ln_pre else None
         self.transformer = Transformer(config, model, causal=False, rngs=rngs)
-        self.ln_post = make_layer_norm(config.width, model, rngs)
-        self.attention_head = AttentionHead(config, model, rngs) if config.is_pooled_by_query else None
+        self.ln_post = make_layer_norm(model.pooled_width, model, rngs)
+        has_head = config.pooling in ("attention", "perception")
+        self.attention_head = AttentionHead(config, model, rngs) if has_head else None
+        self.attention_pool = QueryPool(model, rngs) if config.pooling == "coca" else None
 
     def __call__(self, images: Float[Array, "B H W 3"], train: bool, keys: Keys | None = None) -> Float[Array, "B D"]:
         """Normalised images to features.
@@ -102,6 +141,8 @@ class VisionTransformer(nnx.Module):
             return self.ln_post(x[:, 0])
         if self.attention_head is not None:
             return self.attention_head(self.ln_post(x))
+        if self.attention_pool is not None:
+            return self.ln_post(self.attention_pool(x))
         if self.pooling == "mean_then_norm":
             return self.ln_post(x[:, 1:].mean(1))
         return self.ln_post(x[:, 1:]).mean(1)
@@ -111,6 +152,8 @@ class VisionTransformer(nnx.Module):
         x = self._embed(images, train=False)
         if self.attention_head is not None:
             return self.attention_head.weights(self.ln_post(self.transformer(x)))[:, :, self.num_prefix :]
+        if self.attention_pool is not None:
+            return self.attention_pool.weights(self.transformer(x))[:, :, self.num_prefix :]
         if self.pooling != "class_token":
             raise ValueError(
                 f"vision.pooling={self.pooling!r} weighs all patches equally: there is no attention to show"

@@ -173,8 +173,13 @@ def _read(
         config = dataclasses.replace(config, logit_bias_init=-10.0 if bias is None else bias)
     config = dataclasses.replace(config, param_dtype=param_dtype)  # type: ignore[arg-type]
     _check_buffers(state_dict, config)
+    captioner = _drop_captioner(state_dict) if config.text.pooling == "class_token" else ""
     variables = to_variables(state_dict, layout, config)
-    assumed = [_assumed(config, images, images_file), guessed(given.get("model_cfg", given).get("vision_cfg", {}))]
+    assumed = [
+        _assumed(config, images, images_file),
+        guessed(given.get("model_cfg", given).get("vision_cfg", {})),
+        captioner,
+    ]
     return Pretrained(
         config=config,
         variables=variables,
@@ -227,6 +232,14 @@ def _check_buffers(state_dict: StateDict, config: ModelConfig) -> None:
         if not np.array_equal(state_dict[key].ravel(), expected[key]):
             raise ValueError(f"{key} is {state_dict[key]}, which does not fit the config")
         state_dict.drop(key)
+
+
+def _drop_captioner(state_dict: StateDict) -> str:
+    """CoCa's decoder is no part of its features; says what is left out."""
+    keys = [key for key in state_dict if key.startswith("text_decoder.")]
+    for key in keys:
+        state_dict.drop(key)
+    return f"the captioner is not read: {len(keys)} arrays text_decoder.*, and all but the first row of attn_pool.query"
 
 
 def save_pretrained(

@@ -85,6 +85,15 @@ def heads_of(config: TransformerConfig | ResNetConfig) -> tuple[int, int]:
     return config.num_heads, config.width // config.num_heads
 
 
+def lost(key: str) -> Callable:
+    """What cannot be written back."""
+
+    def to_theirs(x: np.ndarray) -> np.ndarray:
+        raise ValueError(f"{key} has more than clip_jax keeps of it, so that this model cannot be written")
+
+    return to_theirs
+
+
 def as_token(x: np.ndarray) -> np.ndarray:
     return x[None, None]
 

@@ -16,6 +16,7 @@ from clip_jax.pretrained.entries import (
     from_heads,
     heads_of,
     linear,
+    lost,
     make,
     patches,
     same,
@@ -48,12 +49,13 @@ def _open_clip(config: ModelConfig, text: str) -> list[Entry]:
     if isinstance(vision, ResNetConfig):
         entries = _modified_resnet(vision)
     else:
-        entries = (_timm_vit if vision.is_pooled_by_query else _open_clip_vit)(vision)
+        entries = _timm_vit(vision) if vision.pooling in ("attention", "perception") else _open_clip_vit(config)
     projection = f"{text}text_projection"
     return [
         *entries,
         same(f"{text}token_embedding.weight", "text/token_embedding/embedding"),
         same(f"{text}positional_embedding", "text/positional_embedding"),
+        *([same(f"{text}cls_emb", "text/class_embedding")] if config.text.pooling == "class_token" else []),
         *_open_clip_blocks(config.text, f"{text}transformer", "text"),
         *scale_and_bias(f"{text}ln_final", "text/ln_final"),
         *(
@@ -79,7 +81,9 @@ def _open_clip_blocks(config: TransformerConfig, theirs: str, ours: str) -> list
     ]
 
 
-def _open_clip_vit(vision: VisionConfig) -> list[Entry]:
+def _open_clip_vit(config: ModelConfig) -> list[Entry]:
+    vision = config.vision
+    assert isinstance(vision, VisionConfig)
     return [
         patches(vision, "visual.conv1.weight", "visual/patch_embedding/kernel"),
         same("visual.class_embedding", "visual/class_embedding"),
@@ -88,6 +92,33 @@ def _open_clip_vit(vision: VisionConfig) -> list[Entry]:
         *_open_clip_blocks(vision, "visual.transformer", "visual"),
         *scale_and_bias("visual.ln_post", "visual/ln_post"),
         same("visual.proj", "visual_projection/kernel"),
+        *(_coca_pool(config) if vision.pooling == "coca" else []),
+    ]
+
+
+def _coca_pool(config: ModelConfig) -> list[Entry]:
+    vision, theirs, ours = config.vision, "visual.attn_pool", "visual/attention_pool"
+    assert isinstance(vision, VisionConfig)
+    heads = vision.num_pool_heads, config.embed_dim // vision.num_pool_heads
+    paths = [f"{ours}/{name}" for name in ("query", "key", "value")]
+    weights, biases = stacked(f"{theirs}.attn.in_proj_weight", f"{theirs}.attn.in_proj_bias", paths, heads)
+    apart = [
+        make(
+            f"{theirs}.attn.{name}_proj_weight",
+            f"{path}/kernel",
+            lambda x: x.T.reshape(-1, *heads),
+            lambda x: x.reshape(len(x), -1).T,
+        )
+        for name, path in zip("qkv", paths)
+    ]
+    query = f"{theirs}.query"
+    return [
+        make(query, f"{ours}/probe", lambda x: x[0], lost(query)),
+        *scale_and_bias(f"{theirs}.ln_q", f"{ours}/ln_query"),
+        *scale_and_bias(f"{theirs}.ln_k", f"{ours}/ln_key"),
+        *([weights] if config.embed_dim == vision.width else apart),  # torch stacks weights of one shape
+        biases,
+        *from_heads(f"{theirs}.attn.out_proj", f"{ours}/out", heads),
     ]
 
 

@@ -10,15 +10,15 @@ from clip_jax.pretrained.transform import ImageTransform, mean_std, only
 
 # Keys of open_clip's configs that we do not read, with the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "attentional_pool": (False, None),
-    "attn_pooler_queries": (256,),
+    "attentional_pool": (False, None, True),
     "attn_pooler_heads": (8,),
     "pos_embed_type": ("learnable",),
     "ls_init_value": (None,),
     "patch_dropout": (0, 0.0),
-    "output_tokens": (False,),
+    "output_tokens": (False, True),  # for the captioner alone
     "input_patchnorm": (False,),
-    "embed_cls": (False,),
+    "embed_cls": (False, True),
+    "correct_cls_mask": (False,),
     "pad_id": (0,),
     "proj_type": ("linear",),
     "nonscalar_logit_scale": (False,),
@@ -26,7 +26,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 TANH = {"approximate": "tanh"}  # act_kwargs of a tower
 TIMM_EPS = {"attention": 1e-6, "perception": 1e-5}  # of layer norms, by VisionConfig.pooling
 IGNORED = {"hf_tokenizer_name", "tokenizer_kwargs", "init_logit_scale", "multimodal_cfg", "custom_text"}
-IGNORED |= {"timm_model_pretrained", "timm_drop", "timm_drop_path"}
+IGNORED |= {"attn_pooler_queries", "timm_model_pretrained", "timm_drop", "timm_drop_path"}
 
 
 def config_from_open_clip(
@@ -46,6 +46,7 @@ def config_from_open_clip(
     is_timm = "timm_model_name" in vision
     read_vision = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "pool_type", "norm_kwargs"}
     read_vision |= {"no_ln_pre", "final_ln_after_pool", "act_kwargs"}
+    read_vision |= {"attn_pooler_heads"} if vision.get("attentional_pool") else set()
     if is_timm:
         read_vision = {"image_size", "timm_model_name", "timm_pool", "timm_proj", "timm_model_kwargs"}
     read_text = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "eos_id"}
@@ -92,6 +93,7 @@ def config_from_open_clip(
             num_heads=width // head_width,
             mlp_dim=int(width * vision.get("mlp_ratio", 4.0)),
             pooling=_pooling(vision),
+            pool_heads=vision.get("attn_pooler_heads", 8) if vision.get("attentional_pool") else 0,
         )
     text_width, vocab_size = text.get("width", 512), text.get("vocab_size", 49408)
     mean, std = mean_std(images, "mean", "std", None)
@@ -107,7 +109,7 @@ def config_from_open_clip(
             mlp_dim=int(text_width * text.get("mlp_ratio", 4.0)),
             eot_token=_end_token(text, vocab_size),
             causal=not text.get("no_causal_mask", False),
-            pooling="last" if text.get("pool_type") == "last" else "eot",
+            pooling="class_token" if text.get("embed_cls") else "last" if text.get("pool_type") == "last" else "eot",
             projection_bias=bool(text.get("proj_bias", False)),
         ),
         activation=activation,  # type: ignore[arg-type]
@@ -121,6 +123,8 @@ def config_from_open_clip(
 
 
 def _pooling(vision: Mapping[str, Any]) -> Any:
+    if vision.get("attentional_pool"):
+        return "coca"
     if vision.get("pool_type", "tok") == "tok":
         return "class_token"
     return "mean_then_norm" if vision.get("final_ln_after_pool") else "mean"
@@ -153,7 +157,9 @@ def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, 
         raise ValueError("model.projection='mlp': neither open_clip nor transformers has a CLIP with such projections")
     norm = {} if config.layer_norm_eps == 1e-5 else {"norm_kwargs": {"eps": config.layer_norm_eps}}
     own, of_text = config.activation, config.activation_of(text)
-    is_timm = isinstance(vision, VisionConfig) and vision.is_pooled_by_query
+    if text.pooling == "class_token" or getattr(vision, "pooling", "") == "coca":
+        raise ValueError("open_clip's CoCa has a captioner, which clip_jax does not have: keep the folder it came from")
+    is_timm = _is_timm(config)
     # One flag is for both towers, but timm's have their own activation.
     if not is_timm and own != of_text and "quick_gelu" in (own, of_text):
         raise ValueError(f"open_clip has no model with {own} in the image tower and {of_text} in the text tower")
@@ -208,8 +214,11 @@ def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, 
 
 def open_clip_layout(config: ModelConfig) -> LayoutName:
     """The layout that `open_clip_json` says: the custom one where timm builds the image tower."""
-    is_timm = isinstance(config.vision, VisionConfig) and config.vision.is_pooled_by_query
-    return "open_clip_custom" if is_timm else "open_clip"
+    return "open_clip_custom" if _is_timm(config) else "open_clip"
+
+
+def _is_timm(config: ModelConfig) -> bool:
+    return isinstance(config.vision, VisionConfig) and config.vision.pooling in TIMM_EPS
 
 
 def _mlp_ratio(width: int, mlp_dim: int) -> dict[str, float]:

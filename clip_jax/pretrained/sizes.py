@@ -66,6 +66,8 @@ def inferred_sizes(shapes: Shapes, layout: LayoutName) -> dict[str, Any]:
         sizes["vision.depth"] = _count(shapes, vision)
         stride = _dimension(shapes, patches, 3)
     sizes |= {name: _dimension(shapes, key, axis) for name, (key, axis) in dimensions.items()}
+    if "text.cls_emb" in shapes and sizes["text.context_length"]:
+        sizes["text.context_length"] -= 1  # CoCa's class token
     num_positions: Any = _dimension(shapes, positions, 0)
     is_known = stride is not None and num_positions is not None
     sizes["vision.image_size"] = stride * _square_root(num_positions - num_prefix) if is_known else None

@@ -16,7 +16,7 @@ from clip_jax.pretrained import load_pretrained
 
 GOLDENS = ["openclip_vit", "openclip_vit_gelu", "openclip_vit_gap", "openclip_resnet", "hf_clip", "hf_siglip"]
 GOLDENS += ["hf5_clip_processor", "hf5_siglip_processor", "hf_siglip2", "hf_metaclip2", "openclip_metaclip2"]
-GOLDENS += ["openclip_clipa", "openclip_siglip_timm", "openclip_siglip2_timm", "openclip_pe"]
+GOLDENS += ["openclip_clipa", "openclip_siglip_timm", "openclip_siglip2_timm", "openclip_pe", "openclip_coca"]
 
 
 @pytest.fixture
