@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.model.embed_dim = sizes["model"]["embed_dim"]  # channels of the joint space; table 20
     config.model.activation = "quick_gelu"  # of the released weights
     config.model.text_activation = ""  # of the text tower where it is another; "": the same
+    config.model.decoder_depth = 0  # blocks of a decoder of captions, for loss.caption_weight; 0: none
     config.model.layer_norm_eps = 1e-5
     config.model.projection = "linear"  # sec. 2.3; "mlp" is non-linear
     config.model.logit_scale_init = 1 / 0.07  # sec. 2.5
@@ -59,6 +60,8 @@ def get_config() -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.kind = "contrastive"  # sec. 2.3; "sigmoid" is SigLIP's, "bag_of_words" and "language_model" fig. 2's
     config.loss.block_size = 0  # rows of similarities at once, 0 for all of a device's; 256 where they do not fit
+
+    config.loss.caption_weight = 0.0  # of a caption loss beside it, as in Yu et al. 2022 (CoCa); 0: none
 
     config.data = ConfigDict()
     config.data.source = "auto"  # the kind that the files at the path have; or "webdataset", "folder", "table", ...

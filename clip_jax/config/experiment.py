@@ -162,6 +162,16 @@ class Config:
             )
         if self.loss.caption_kind:
             _check_prediction(self)
+        if (self.loss.caption_weight > 0) != (self.model.decoder_depth > 0):
+            raise ValueError(
+                f"loss.caption_weight={self.loss.caption_weight} with model.decoder_depth={self.model.decoder_depth}: "
+                "a caption loss needs a decoder, and only it trains one; set both or neither"
+            )
+        if self.loss.caption_weight and self.data.pack_text:
+            raise ValueError(
+                f"data.pack_text=True with loss.caption_weight={self.loss.caption_weight}: a decoder reads each "
+                "caption in a row of its own; set it to False"
+            )
         head = self.loss.caption_kind or "embedding"
         if self.model.head != head:
             raise ValueError(f"model.head={self.model.head!r} with loss.kind={self.loss.kind!r}: it must be {head!r}")

@@ -38,6 +38,12 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r"(visual|text)_projection/fc_in/bias", P("tensor")),  # [D]
     (r"(visual|text)_projection/fc_out/kernel", P("tensor", "fsdp")),  # [D, embed_dim]
     (r"logit_(scale|bias)", P()),
+    # A decoder's attention over the image; its other layers are as the towers'.
+    (r"decoder/blocks/cross/(query|key|value)/kernel", P(None, "fsdp", "tensor", None)),  # [depth, D, H, K]
+    (r"decoder/blocks/cross/(query|key|value)/bias", P(None, "tensor", None)),  # [depth, H, K]
+    (r"decoder/blocks/cross/out/kernel", P(None, "tensor", None, "fsdp")),  # [depth, H, K, D]
+    (r"decoder/blocks/cross/out/bias", P()),
+    (r"decoder/(start|positional)_embedding", P()),
     # Of models that predict captions.
     (r"(word_logits|prefix_projection)/kernel", P("fsdp", None)),  # [embed_dim, vocab_size or D]
     (r"(word_logits|prefix_projection)/bias", P()),

@@ -115,6 +115,8 @@ def _open_run(
         raise ValueError(f"activation={activation!r} was asked for, but the run in {workdir} has {model.activation!r}")
     variables = jax.device_get(run.state.variables)
     variables = jax.tree.map(lambda x: x if x.dtype.kind in "iu" else x.astype(param_dtype, copy=False), variables)
+    variables.pop("decoder", None)  # it is no part of the features
+    model = dataclasses.replace(model, decoder_depth=0)
     variables, model = resize_positions(variables, model, image_size, context_length)
     model = dataclasses.replace(model, param_dtype=param_dtype)  # type: ignore[arg-type]
     pretrained = Pretrained(config=model, variables=variables, transform=ImageTransform(), folder=workdir)

@@ -71,14 +71,44 @@ def caption_scores(
     return CaptionScores(*sums)
 
 
+def token_scores(
+    hidden: Float[Array, "N L D"], embedding: Float[Array, "V D"], text: Int[Array, "N L"], eot_token: int
+) -> CaptionScores:
+    """The scores of captions whose token [:, i] hidden[:, i] predicts, up to the end token; logits are products with
+    the embedding.
+
+    Position by position, and again for the gradient: logits [N, V] are in memory at once, not [N, L, V].
+    """
+    ends = jnp.argmax(text == eot_token, axis=1)  # [N]
+
+    @jax.checkpoint
+    def position(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        h, target, i = inputs
+        wide = jnp.promote_types(h.dtype, jnp.float32)
+        logits = jnp.einsum("nd,vd->nv", h, embedding.astype(h.dtype), preferred_element_type=wide)
+        log_p = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
+        weight = (i <= ends).astype(log_p.dtype)
+        return weight * log_p, weight, weight * (target == jnp.argmax(logits, axis=1))
+
+    positions = jnp.arange(text.shape[1])
+    parts = jax.lax.map(position, (hidden.swapaxes(0, 1), text.T, positions))
+    return CaptionScores(*(part.sum(axis=0) for part in parts))
+
+
 def caption_loss(scores: CaptionScores) -> tuple[Float[Array, ""], Metrics]:
     """The mean cross-entropy: of bags over captions, of sequences over all tokens; and token_accuracy."""
     total = jnp.maximum(jnp.sum(scores.weight), 1)
     return -jnp.sum(scores.log_likelihood) / total, {"token_accuracy": jnp.sum(scores.correct) / total}
 
 
-def caption_chance(kind: CaptionKind, text: Int[Array, "N L"], eot_token: int, vocab_size: int) -> Float[Array, ""]:
-    """The least loss of one answer for every image and position: the entropy of the targets."""
+def caption_chance(
+    kind: CaptionKind, text: Int[Array, "N L"], eot_token: int, vocab_size: int, from_first: bool = False
+) -> Float[Array, ""]:
+    """The least loss of one answer for every image and position: the entropy of the targets.
+
+    from_first: each row's first token is a target, too, as in `token_scores`.
+    """
+    text = jnp.pad(text, ((0, 0), (int(from_first), 0)))
     targets, weights = caption_targets(kind, text, eot_token)
     shares = jnp.zeros(vocab_size).at[targets].add(weights) / jnp.maximum(jnp.sum(weights), 1)
     return -jnp.sum(jax.scipy.special.xlogy(shares, shares))

@@ -13,7 +13,7 @@ from clip_jax.losses.captions import CaptionKind, CaptionScores, caption_loss
 from clip_jax.losses.contrastive import Features, Metrics, normalize, sharded_contrastive_loss
 from clip_jax.losses.sigmoid import sharded_sigmoid_loss, streamed_sigmoid_loss
 from clip_jax.losses.streamed import streamed_contrastive_loss
-from input_pipeline.ranges import COUNT_OR_0, check_ranges
+from input_pipeline.ranges import COUNT_OR_0, NOT_NEGATIVE, check_ranges
 
 FeaturePair = tuple[Features, Features]  # of images and texts, not normalised
 Loss = Callable[[Mapping[str, Any], Any], tuple[Float[Array, ""], Metrics]]
@@ -35,12 +35,15 @@ class LossConfig:
       block_size: 0 computes each device's rows of the logits at once, N² / devices numbers; a larger number computes
         that many rows at a time while the texts travel round the devices, with memory O(N / devices): the same loss
         for batches whose rows do not fit.
+      caption_weight: of a caption loss beside it, the mean cross-entropy of a decoder's tokens; 0: none. It needs
+        model.decoder_depth.
 
     Reference: Radford et al. 2021, sec. 2.3; Zhai et al. 2023, https://arxiv.org/abs/2303.15343, sec. 3.2.
     """
 
     kind: Literal["contrastive", "sigmoid", "bag_of_words", "language_model"] = "contrastive"
     block_size: Annotated[int, COUNT_OR_0] = 0
+    caption_weight: Annotated[float, NOT_NEGATIVE] = 0.0
 
     @property
     def caption_kind(self) -> CaptionKind | None:
@@ -54,6 +57,11 @@ class LossConfig:
                 f"loss.block_size={self.block_size} is of losses over all pairs; loss.kind={self.kind!r} looks at each "
                 "pair by itself: set it to 0"
             )
+        if self.caption_weight and self.caption_kind:
+            raise ValueError(
+                f"loss.caption_weight={self.caption_weight} is of a caption loss beside one over all pairs; "
+                f"loss.kind={self.kind!r} predicts captions alone: set it to 0"
+            )
 
 
 def make_loss(config: LossConfig, mesh: Mesh) -> Loss:
@@ -61,7 +69,9 @@ def make_loss(config: LossConfig, mesh: Mesh) -> Loss:
 
     Of the parameters it reads logit_scale, a logarithm, and for the sigmoid loss logit_bias. The metric chance_loss is
     the loss of the best single answer for all pairs.
-    Where captions are predicted, the features are CaptionScores, and chance is `caption_chance`, which needs the text.
+    With a caption loss beside it the features are (features, CaptionScores), and metrics have caption_loss and
+    caption_accuracy, too. Where captions alone are predicted, the features are CaptionScores. Their chance is
+    `caption_chance`, which needs the text; it is not in chance_loss.
     """
     if config.caption_kind:
         return predict
@@ -74,7 +84,14 @@ def make_loss(config: LossConfig, mesh: Mesh) -> Loss:
         value, metrics = form(zi, zt, *(params[name] for name in scalars), mesh=mesh, **options)
         return value, {**metrics, "chance_loss": jnp.asarray(chance_loss(config.kind, len(zi)))}
 
-    return loss
+    def both(params: Mapping[str, Any], outputs: tuple[FeaturePair, CaptionScores]) -> tuple[Float[Array, ""], Metrics]:
+        features, scores = outputs
+        value, metrics = loss(params, features)
+        of_captions, tokens = caption_loss(scores)
+        metrics |= {"caption_loss": of_captions, "caption_accuracy": tokens["token_accuracy"]}
+        return value + config.caption_weight * of_captions, metrics
+
+    return both if config.caption_weight else loss
 
 
 def predict(params: Mapping[str, Any], scores: CaptionScores) -> tuple[Float[Array, ""], Metrics]:

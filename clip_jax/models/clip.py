@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from clip_jax.distributed.sharding import constrain_batch
+from clip_jax.models.caption_decoder import CaptionDecoder
 from clip_jax.models.config import ModelConfig, ResNetConfig
 from clip_jax.models.modified_resnet import ModifiedResNet
 from clip_jax.models.text_transformer import PackedText, Text, TextTransformer
@@ -119,7 +120,22 @@ class CLIP(ImageEncoder):
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(config.logit_scale_init, dtypes["param_dtype"])))
         bias = config.logit_bias_init
         self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, dtypes["param_dtype"]))
+        self.decoder = CaptionDecoder(config, rngs) if config.decoder_depth else None
 
     def encode_text(self, text: Text | PackedText) -> Float[Array, "B E"]:
         """Features, not normalised, of token ids, or packed ones; see `TextTransformer` about both."""
         return constrain_batch(self.text_projection(self.text(constrain_batch(text))))
+
+    def encode_image_and_decode(
+        self, images: Images, text: Text, *, train: bool = False, keys: Keys | None = None
+    ) -> tuple[Float[Array, "B E"], Float[Array, "B L D"]]:
+        """Image features as of `encode_image`, and the decoder's hidden states for the caption of each image.
+
+        The token embedding of the text tower makes logits of hidden states: `losses.token_scores`. Arguments as for
+        `encode_image`; the model needs a decoder.
+        """
+        assert self.decoder is not None
+        assert isinstance(self.visual, VisionTransformer)
+        positions = self.visual.positions(self._normalized(images), train, keys)
+        hidden = self.decoder(positions, constrain_batch(text), self.text.token_embedding)
+        return self.project_image(self.visual.pool(positions)), hidden

@@ -259,6 +259,8 @@ class ModelConfig:
       activation: "quick_gelu", x * sigmoid(1.702 x), as in the released weights, the exact "gelu", or its tanh
         approximation "gelu_tanh" (SigLIP).
       text_activation: that of the text tower where it is another one, as in some of SigLIP 2's; "": the same.
+      decoder_depth: blocks of a decoder that predicts captions from all positions of the image, for
+        loss.caption_weight; 0: none. SigLIP 2 has half of text.depth. Its other sizes are the text tower's.
       projection: from each tower into the joint space: "linear", the paper's, or "mlp", two linear layers around the
         activation with the tower's width between them, as in SimCLR, which the paper departs from (sec. 2.3); not for
         towers that end in attention pooling, which have no separate projection.
@@ -283,6 +285,7 @@ class ModelConfig:
     text: TextConfig
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     text_activation: Literal["", "quick_gelu", "gelu", "gelu_tanh"] = ""
+    decoder_depth: Annotated[int, COUNT_OR_0] = 0
     layer_norm_eps: Annotated[float, NOT_NEGATIVE] = 1e-5
     projection: Literal["linear", "mlp"] = "linear"
     logit_scale_init: Annotated[float, POSITIVE] = 1 / 0.07
@@ -314,6 +317,11 @@ class ModelConfig:
             raise ValueError(
                 f"text.causal={self.text.causal} with text.pooling={self.text.pooling!r}: a language model needs a "
                 "causal text tower whose captions end in an end token; set causal=True and pooling='eot'"
+            )
+        if self.decoder_depth and (isinstance(vision, ResNetConfig) or self.head != "embedding"):
+            raise ValueError(
+                f"model.decoder_depth={self.decoder_depth} reads the positions of a vision transformer, beside a loss "
+                "over all pairs: set it to 0"
             )
         is_projected = self.has_visual_projection and not getattr(self.vision, "is_pooled_by_query", False)
         if self.projection == "mlp" and not is_projected:
@@ -351,7 +359,7 @@ class ModelConfig:
     def feature_config(self) -> dict[str, Any]:
         """The settings that change the features, by name: without precision, memory and initial values."""
         excluded = {"compute_dtype", "param_dtype", "remat", "logit_scale_init", "logit_bias_init", "head"}
-        excluded |= {"vision.position_init_scale", "vision.batch_norm", "vision.patch_dropout"}
+        excluded |= {"decoder_depth", "vision.position_init_scale", "vision.batch_norm", "vision.patch_dropout"}
         flat = flatten_dict(dataclasses.asdict(self), sep=".") | {"has a logit bias": self.logit_bias_init is not None}
         return {
             name: value

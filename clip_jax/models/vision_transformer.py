@@ -136,7 +136,16 @@ class VisionTransformer(nnx.Module):
         H and W must be the config's image_size: the position embeddings are learned for that grid. In training with
         patch dropout each image's key chooses the patches that are kept.
         """
-        x = self.transformer(self._embed(images, train, keys))
+        return self.pool(self.positions(images, train, keys))
+
+    def positions(
+        self, images: Float[Array, "B H W 3"], train: bool, keys: Keys | None = None
+    ) -> Float[Array, "B L D"]:
+        """The output of the blocks; arguments as for a call."""
+        return self.transformer(self._embed(images, train, keys))
+
+    def pool(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
+        """The features of an image from the output of the blocks."""
         if self.pooling == "class_token":
             return self.ln_post(x[:, 0])
         if self.attention_head is not None:

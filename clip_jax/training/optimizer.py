@@ -10,7 +10,7 @@ from clip_jax.config.experiment import OptimizerConfig
 
 # By name, because stacked blocks make a bias two-dimensional.
 DECAYED = {"kernel", "embedding", "positional_embedding"}
-NOT_DECAYED = {"bias", "scale", "class_embedding", "probe", "logit_scale", "logit_bias"}
+NOT_DECAYED = {"bias", "scale", "class_embedding", "start_embedding", "probe", "logit_scale", "logit_bias"}
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 
 from clip_jax.distributed.sharding import constrain_batch
-from clip_jax.losses import CaptionScores, LossConfig, caption_chance, caption_scores, make_loss
+from clip_jax.losses import CaptionScores, LossConfig, caption_chance, caption_scores, make_loss, token_scores
 from clip_jax.losses.config import FeaturePair
 from clip_jax.losses.contrastive import Metrics
 from clip_jax.models.variables import Params, Variables, join_variables
@@ -71,13 +71,16 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        text = nnx.merge(graph, join_variables(state.params, state.frozen, state.batch_stats)).config.text
         if loss.caption_kind:
-            text = nnx.merge(graph, join_variables(state.params, state.frozen, state.batch_stats)).config.text
             chance = caption_chance(loss.caption_kind, batch["text"], text.eot_token, text.vocab_size)
             metrics |= {"chance_loss": chance}
         else:
             params["logit_scale"] = jnp.clip(params["logit_scale"], 0, jnp.log(max_logit_scale))
             metrics |= {"logit_scale": jnp.exp(state.params["logit_scale"])}
+            if loss.caption_weight:
+                chance = caption_chance("language_model", batch["text"], text.eot_token, text.vocab_size, True)
+                metrics["chance_loss"] += loss.caption_weight * chance
         metrics |= {
             "loss": value,
             **({"logit_bias": state.params["logit_bias"]} if "logit_bias" in state.params else {}),
@@ -146,7 +149,7 @@ def loss_and_gradient(
 
 def encode(
     graph: nnx.GraphDef[Any], frozen: Params, params: Params, batch_stats: Variables, rows: Batch
-) -> tuple[FeaturePair | CaptionScores, Variables]:
+) -> tuple[FeaturePair | CaptionScores | tuple[FeaturePair, CaptionScores], Variables]:
     """What the loss reads of the rows, and the running statistics as the rows moved them.
 
     A frozen tower encodes as in evaluation: by its running statistics, with all patches.
@@ -156,15 +159,20 @@ def encode(
       rows: {image [N, H, W, 3], text int32 [N, L] or packed, key [N]}.
 
     Returns:
-      Features [N, E] of images and of texts, or the `CaptionScores` of a model that predicts captions; and batch_stats.
+      Features [N, E] of images and of texts, of a model with a decoder a pair of these and its `CaptionScores`, of one
+      that only predicts captions the scores alone; and batch_stats.
     """
     model = nnx.merge(graph, join_variables(params, frozen, batch_stats))
-    image_features = model.encode_image(rows["image"], train="visual" not in frozen, keys=rows["key"])
-    head, text = model.config.head, rows["text"]
-    features: FeaturePair | CaptionScores
-    if head == "embedding":
-        features = image_features, model.encode_text(text)
+    head, text, options = model.config.head, rows["text"], {"train": "visual" not in frozen, "keys": rows["key"]}
+    features: FeaturePair | CaptionScores | tuple[FeaturePair, CaptionScores]
+    if model.config.decoder_depth:
+        image_features, hidden = model.encode_image_and_decode(rows["image"], text, **options)
+        scores = token_scores(hidden, model.text.token_embedding.embedding[...], text, model.config.text.eot_token)
+        features = (image_features, model.encode_text(text)), scores
+    elif head == "embedding":
+        features = model.encode_image(rows["image"], **options), model.encode_text(text)
     else:
+        image_features = model.encode_image(rows["image"], **options)
         logits = model.caption_logits(image_features, text)
         features = caption_scores(head, logits, text, model.config.text.eot_token)
     return features, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
