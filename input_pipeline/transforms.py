@@ -143,33 +143,44 @@ def random_square(width: int, height: int, min_scale: float, numbers: np.ndarray
     return Square(int(horizontal * (width - side + 1)), int(vertical * (height - side + 1)), side)
 
 
-def resize_and_center_crop(image: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
+def resize_and_center_crop(
+    image: Image.Image | np.ndarray,
+    image_size: int,
+    resize_size: int = 0,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    *,
+    floored: bool = False,
+) -> np.ndarray:
     """The reference's evaluation transform: shorter side to image_size (antialiased bicubic), centre crop, RGB.
 
     The rounding is torchvision's: the longer side is truncated, the crop's offset rounded half to even.
 
     image: PIL image, or uint8 [H, W, 3]. image_size: S in pixels. Returns uint8 [S, S, 3].
+    resize_size: of the shorter side, at least S; 0: S. floored: the crop's offset, as in transformers.
     """
+    resize_size = resize_size or image_size
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     width, height = image.size
     shorter = min(width, height)
-    if shorter != image_size:
-        size = (int(image_size * width / shorter), int(image_size * height / shorter))
-        image = image.resize(size, Image.Resampling.BICUBIC)
+    if shorter != resize_size:
+        size = (int(resize_size * width / shorter), int(resize_size * height / shorter))
+        image = image.resize(size, resample)
     width, height = image.size
-    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    left, top = ((side - image_size) // 2 if floored else round((side - image_size) / 2) for side in (width, height))
     return _rgb_array(image.crop((left, top, left + image_size, top + image_size)))
 
 
-def resize_squashed(image: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
+def resize_squashed(
+    image: Image.Image | np.ndarray, image_size: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> np.ndarray:
     """The whole picture, its sides resized alike or not (antialiased bicubic), RGB: SigLIP's evaluation transform.
 
     image: PIL image, or uint8 [H, W, 3]. image_size: S in pixels. Returns uint8 [S, S, 3].
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    return _rgb_array(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
+    return _rgb_array(image.resize((image_size, image_size), resample))
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:

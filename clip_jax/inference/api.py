@@ -27,7 +27,7 @@ from clip_jax.pretrained import ImageTransform
 from clip_jax.training.state import variable_shardings
 from input_pipeline.storage import checksum
 from input_pipeline.tokenizers import Tokenizer
-from input_pipeline.transforms import check_size, decode_image, resize_and_center_crop, resize_squashed, to_eight_bit
+from input_pipeline.transforms import check_size, decode_image, to_eight_bit
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Pixels = UInt8[np.ndarray, "S S 3"] | Float[np.ndarray, "S S 3"]  # in 0..255, or already normalised
@@ -197,8 +197,7 @@ class Preprocess:
             raise ValueError(f"expected a PIL image, uint8 [H, W, 3] or a path, not {type(image).__name__}")
         if isinstance(image, np.ndarray):
             image = check_size(Image.fromarray(image) if image.size else Image.new("RGB", (0, 0)))
-        resize = resize_squashed if self.transform.resize_mode == "squash" else resize_and_center_crop
-        return resize(image, self.image_size)
+        return self.transform(image, self.image_size)
 
 
 def available_models() -> list[str]:

@@ -144,7 +144,7 @@ class VisionTransformer(nnx.Module):
         """The output of the blocks; arguments as for a call."""
         return self.transformer(self._embed(images, train, keys))
 
-    def pool(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
+    def pool(self, x: Float[Array, "B L D"]) -> Float[Array, "B F"]:
         """The features of an image from the output of the blocks."""
         if self.pooling == "class_token":
             return self.ln_post(x[:, 0])

@@ -34,13 +34,13 @@ from clip_jax.pretrained.files import (
     read_json,
     weight_files,
 )
-from clip_jax.pretrained.hugging_face import config_from_hf, hf_json, hf_layout, hf_preprocessor_json
+from clip_jax.pretrained.hugging_face import config_from_hf, hf_json, hf_layout
 from clip_jax.pretrained.layouts import LayoutName
 from clip_jax.pretrained.open_clip import config_from_open_clip, open_clip_json, open_clip_layout
 from clip_jax.pretrained.positions import resize_positions
 from clip_jax.pretrained.sizes import check_sizes, config_from_sizes, inferred_sizes, layout_of
 from clip_jax.pretrained.timm import guessed
-from clip_jax.pretrained.transform import ImageTransform
+from clip_jax.pretrained.transform import ImageTransform, hf_preprocessor_json
 from input_pipeline.tokenizers import Tokenizer
 
 __all__ = [
@@ -209,6 +209,8 @@ def _origin(
 
 def _assumed(config: ModelConfig, images: Mapping[str, Any], source: str | None) -> str:
     """Which of the mean and standard deviation of pixels the files do not say."""
+    if images.get("do_normalize", True) is False:
+        return ""
     absent = [name for name in ("mean", "std") if not images.get(name) and not images.get(f"image_{name}")]
     if not absent:
         return ""

@@ -6,7 +6,7 @@ from typing import Any
 
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.pretrained.layouts import LayoutName
-from clip_jax.pretrained.transform import ImageTransform, mean_std, only
+from clip_jax.pretrained.transform import ImageTransform, mean_std, only, transform_from_hf
 
 HF_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 HF_NAMES = {ours: theirs for theirs, ours in HF_ACTIVATIONS.items()}
@@ -85,26 +85,7 @@ def config_from_hf(
         image_mean=mean,
         image_std=std,
     )
-    return config, _transform_from_hf(images, config.vision.image_size, is_clip, source)
-
-
-def _transform_from_hf(images: Mapping[str, Any], image_size: int, is_clip: bool, source: str) -> ImageTransform:
-    """From the image processor's settings; in older ones sizes are plain numbers."""
-    needed = {"do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-    unknown = [f"{key}={images[key]!r}" for key, value in needed.items() if images.get(key, value) != value]
-    square = {"height": image_size, "width": image_size}
-    size = images.get("size", image_size if is_clip else square)
-    is_cut = images.get("do_center_crop", is_clip)
-    if is_cut and images.get("crop_size", image_size) not in (image_size, square):
-        unknown.append(f"crop_size={images['crop_size']!r}")
-    if size != square and not (is_cut and size in (image_size, {"shortest_edge": image_size})):
-        unknown.append(f"size={size!r}")
-    if unknown:
-        raise ValueError(
-            f"{source} has {', '.join(unknown)}; clip_jax resizes bicubically to the model's "
-            f"{image_size} pixels, the shorter side with the centre cut out or both, and normalises"
-        )
-    return ImageTransform(resize_mode="squash" if size == square else "shortest")
+    return config, transform_from_hf(images, config.vision.image_size, is_clip, source)
 
 
 def _hf_tower(json: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,24 +150,3 @@ def hf_json(config: ModelConfig) -> dict[str, Any]:
         "vision_config": {"model_type": f"{kind}_vision_model", **sizes[0], **pixels,
                           "projection_dim": config.embed_dim},
     }  # fmt: skip
-
-
-def hf_preprocessor_json(config: ModelConfig, transform: ImageTransform) -> dict[str, Any]:
-    """preprocessor_config.json: how transformers' processor prepares a picture."""
-    size = config.vision.image_size
-    square = {"height": size, "width": size}
-    is_cut = transform.resize_mode == "shortest"
-    crop = {"do_center_crop": is_cut} | ({"crop_size": square} if is_cut else {})
-    return {
-        "image_processor_type": "CLIPImageProcessor" if is_cut else "SiglipImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size} if is_cut else square,
-        "resample": 3,
-        **crop,
-        "do_convert_rgb": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(config.image_mean),
-        "image_std": list(config.image_std),
-    }

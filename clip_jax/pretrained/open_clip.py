@@ -1,12 +1,12 @@
 """Converts open_clip's model configs to ours and back."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from clip_jax.models import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.pretrained.layouts import LayoutName
 from clip_jax.pretrained.timm import ratio, timm_json, timm_tower
-from clip_jax.pretrained.transform import ImageTransform, mean_std, only
+from clip_jax.pretrained.transform import ImageTransform, mean_std, only, preprocess_cfg, transform_from_open_clip
 
 # Keys of open_clip's configs that we do not read, with the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -119,7 +119,7 @@ def config_from_open_clip(
         image_mean=mean,
         image_std=std,
     )
-    return config, ImageTransform(resize_mode=_resize_mode(images))
+    return config, transform_from_open_clip(images, config.vision.image_size)
 
 
 def _pooling(vision: Mapping[str, Any]) -> Any:
@@ -133,16 +133,6 @@ def _pooling(vision: Mapping[str, Any]) -> Any:
 def _end_token(text: Mapping[str, Any], vocab_size: int) -> int:
     """The id that features are read at; where they are read at the last position, SigLIP's."""
     return {"eos": text.get("eos_id", 2), "last": 1}.get(text.get("pool_type", ""), vocab_size - 1)
-
-
-def _resize_mode(images: Mapping[str, Any]) -> Literal["shortest", "squash"]:
-    mode, interpolation = images.get("resize_mode", "shortest"), images.get("interpolation", "bicubic")
-    if mode not in ("shortest", "squash") or interpolation != "bicubic":
-        raise ValueError(
-            f"this model wants images resized by {mode!r} with {interpolation!r} interpolation; "
-            "clip_jax has 'shortest' and 'squash' with 'bicubic'"
-        )
-    return mode
 
 
 def _unread(section: str, given: Mapping[str, Any], read: set[str]) -> list[str]:
@@ -203,12 +193,7 @@ def open_clip_json(config: ModelConfig, transform: ImageTransform) -> dict[str, 
                 **({} if text.causal else {"no_causal_mask": True}),
             },
         },
-        "preprocess_cfg": {
-            "mean": list(config.image_mean),
-            "std": list(config.image_std),
-            "interpolation": "bicubic",
-            "resize_mode": transform.resize_mode,
-        },
+        "preprocess_cfg": preprocess_cfg(config, transform),
     }
 
 

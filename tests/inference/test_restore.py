@@ -201,7 +201,7 @@ def test_the_vocabulary_comes_with_the_weights(workdir, tmp_path):
 
 
 def test_a_run_of_the_streamed_sigmoid_loss_learns_its_bias_and_is_loaded_with_it(tmp_path):
-    loss = {"kind": "sigmoid", "block_size": 3}
+    loss = {"kind": "sigmoid", "block_size": 3, "caption_weight": 0.0}
     variables = advance(sections(**with_keys("model", logit_bias_init=-10.0), loss=loss), tmp_path, 2)
     assert -10.1 < variables["logit_bias"] < -9.9
     assert variables["logit_bias"] != -10

@@ -10,11 +10,13 @@ from safetensors.numpy import load_file, save_file
 
 from clip_jax.models import PUBLISHED, ResNetConfig
 from clip_jax.pretrained import ImageTransform, load_pretrained, save_pretrained
-from clip_jax.pretrained.hugging_face import config_from_hf, hf_json, hf_layout, hf_preprocessor_json
+from clip_jax.pretrained.hugging_face import config_from_hf, hf_json, hf_layout
 from clip_jax.pretrained.open_clip import config_from_open_clip, open_clip_json
+from clip_jax.pretrained.transform import hf_preprocessor_json
 
 SQUASH = ImageTransform(resize_mode="squash")
 SHORTEST = ImageTransform(resize_mode="shortest")
+BILINEAR = ImageTransform(resize_mode="squash", interpolation="bilinear")
 
 
 def replace(config, **changes):
@@ -332,9 +334,11 @@ def test_preprocess_cfg_of_open_clip():
     images = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bicubic", "resize_mode": "squash"}
     config, transform = config_from_open_clip({"model_cfg": OPEN_CLIP, "preprocess_cfg": images})
     assert (config.image_mean, config.image_std, transform) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), SQUASH)
-    for wrong in ({"resize_mode": "longest"}, {"interpolation": "bilinear"}):
-        with pytest.raises(ValueError, match="clip_jax has 'shortest' and 'squash' with 'bicubic'"):
-            config_from_open_clip({"model_cfg": OPEN_CLIP, "preprocess_cfg": images | wrong})
+    for name, value in (("resize_mode", "longest"), ("interpolation", "nearest"), ("mode", "L"), ("size", 5), ("a", 1)):
+        with pytest.raises(ValueError, match=f"^preprocess_cfg has {name}={value!r}; clip_jax resizes by"):
+            config_from_open_clip({"model_cfg": OPEN_CLIP, "preprocess_cfg": images | {name: value}})
+    images |= {"interpolation": "bilinear", "fill_color": 0, "mode": "RGB", "size": [224, 224]}
+    assert config_from_open_clip({"model_cfg": OPEN_CLIP, "preprocess_cfg": images})[1] == BILINEAR
 
 
 CLIP, SIGLIP = {"model_type": "clip"}, {"model_type": "siglip"}
@@ -348,6 +352,14 @@ SQUARE = {"height": 224, "width": 224}
         (CLIP, {"size": {"shortest_edge": 224}, "crop_size": SQUARE}, SHORTEST),
         (CLIP, {"size": SQUARE, "do_center_crop": False}, SQUASH),
         (CLIP, {"size": SQUARE, "crop_size": SQUARE}, SQUASH),
+        (CLIP, {"size": {"shortest_edge": 256}, "crop_size": 224}, ImageTransform(resize_size=256)),
+        (CLIP, {"size": 256, "crop_size": SQUARE, "do_center_crop": True}, ImageTransform(resize_size=256)),
+        (
+            CLIP,
+            {"size": {"height": 240, "width": 240}, "crop_size": SQUARE},
+            ImageTransform(resize_mode="squash", resize_size=240),
+        ),
+        (SIGLIP, {"size": SQUARE, "resample": 2, "do_convert_rgb": None, "processor_class": "a"}, BILINEAR),
         (SIGLIP, {"size": SQUARE, "rescale_factor": 0.00392156862745098}, SQUASH),
         (SIGLIP, {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": SQUARE}, SHORTEST),
     ],
@@ -361,15 +373,20 @@ def test_preprocessor_configs(json, images, transform):
 @pytest.mark.parametrize(
     ("json", "images", "listed"),
     [
-        (CLIP, {"resample": 2, "do_normalize": False}, "has resample=2, do_normalize=False;"),
-        (CLIP, {"size": 256, "crop_size": 224}, "has size=256;"),
-        (CLIP, {"size": 336, "crop_size": 336}, "has crop_size=336, size=336;"),
+        (CLIP, {"resample": 0, "do_normalize": None}, "has do_normalize=None, resample=0;"),
+        (CLIP, {"size": 192, "crop_size": 224}, "has size=192;"),
+        (CLIP, {"size": 336, "crop_size": 336}, "has crop_size=336;"),
+        (CLIP, {"do_resize": False, "do_rescale": False}, "has do_resize=False, do_rescale=False;"),
+        (CLIP, {"rescale_factor": 1 / 127.5, "do_pad": True}, r"has do_pad=True, rescale_factor=0.00784\d*;"),
+        (CLIP, {"a_new_step": True}, "has a_new_step=True;"),
+        (CLIP, {"size": {"longest_edge": 224}}, r"has size=\{'longest_edge': 224\};"),
+        (CLIP, {"crop_size": {"height": 224, "width": 200}}, r"has crop_size=\{'height': 224, 'width': 200\};"),
         (CLIP, {"size": {"shortest_edge": 224}, "do_center_crop": False}, r"has size=\{'shortest_edge': 224\};"),
         (SIGLIP, {"size": {"height": 384, "width": 384}}, r"has size=\{'height': 384, 'width': 384\};"),
     ],
 )
 def test_preprocessor_configs_that_do_otherwise(json, images, listed):
-    with pytest.raises(ValueError, match=f"preprocessor_config.json {listed} clip_jax resizes bicubically"):
+    with pytest.raises(ValueError, match=f"preprocessor_config.json {listed} clip_jax resizes by one of"):
         config_from_hf(json, images)
 
 

@@ -75,11 +75,12 @@ def test_float32(folder):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("golden", GOLDENS)
-def test_float64(folder):
+def test_float64(folder, golden):
     # Measured: 1.1e-14 at most, of logits up to 4.6.
     exact = folder / "expected64.npz"
     outputs = run(folder, "float64")
     assert all(output.dtype == jnp.float64 for output in outputs.values())
     expected = dict(np.load(exact if exact.is_file() else folder / "expected.npz"))
     expected |= {name.removesuffix("_f64"): array for name, array in expected.items() if name.endswith("_f64")}
-    assert_close(outputs, expected, atol=1e-13)
+    # timm keeps its sines in float32; with its table in place of ours the difference is 8e-16.
+    assert_close(outputs, expected, atol=1e-8 if golden == "openclip_pe" else 1e-13)

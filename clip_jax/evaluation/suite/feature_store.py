@@ -71,6 +71,7 @@ class FeatureStore:
             "compute_dtype": model.config.compute_dtype,
             "image_size": preprocess.image_size,
             "resize_mode": preprocess.transform.resize_mode,
+            **preprocess.transform.settings,
         }
         self.tokenizer_id = tokenizer.fingerprint()
         self._source_ids: dict[int, tuple[Source, dict[str, Any]]] = {}  # by id(), which lasts as long as the source
