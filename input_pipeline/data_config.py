@@ -80,8 +80,10 @@ class DataConfig(Filters):
       orient: turns pictures upright by their EXIF tag in training. False, as the reference does and as evaluation does:
         a model should be trained on the pictures as it will be measured on.
       decode: of training's JPEGs, "fast", or "exact" as the evaluation decodes; see `Examples`.
-      tokenizer: "sentencepiece" or "clip_bpe".
-      tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, or is found in the Hub's cache.
+      tokenizer: "sentencepiece", "clip_bpe", "siglip" (its spiece.model) or "tokenizer_json" (any tokenizer.json of
+        Hugging Face, with the settings beside it).
+      tokenizer_file: its vocabulary; empty trains SentencePiece on the run's captions, takes that of train.init_from,
+        or finds CLIP's in the Hub's cache.
       pack_text: several captions share a row of the text tower: the same features and gradients but for rounding, from
         fewer positions. A batch that needs more rows than planned is encoded unpacked, and counted.
       num_workers: processes that read and decode; 0 does it in the training process.
@@ -105,7 +107,7 @@ class DataConfig(Filters):
     min_crop_scale: Annotated[float, Range(above=0, most=1)]
     orient: bool = False
     decode: Decode = "exact"
-    tokenizer: Literal["sentencepiece", "clip_bpe"]
+    tokenizer: Literal["sentencepiece", "clip_bpe", "siglip", "tokenizer_json"]
     tokenizer_file: str
     pack_text: bool
     num_workers: Annotated[int, Range(0, 4096)]

@@ -42,14 +42,18 @@ def store_vocabulary(
     if file.exists():
         return
     if start and start.kind == config.tokenizer and not config.tokenizer_file:
-        write_bytes(file, next(iter(start.files().values())))
+        write_bytes(file, start.stored())
         return
     if config.tokenizer == "sentencepiece" and not config.tokenizer_file:
         train_on_sample(source, vocab_size, file, TOKENIZER_RECORDS)
         return
-    given = Path(config.tokenizer_file) if config.tokenizer_file else find_clip_vocab(None)
-    make_tokenizer(config.tokenizer, given, context_length).check_fits(vocab_size)
-    write_bytes(file, given.read_bytes())
+    given = Path(config.tokenizer_file) if config.tokenizer_file else None
+    if config.tokenizer == "clip_bpe":
+        given = find_clip_vocab(given)
+    tokenizer = make_tokenizer(config.tokenizer, given, context_length)
+    tokenizer.check_fits(vocab_size)
+    # Of CLIP's byte pairs the file as it is; a tokenizer.json needs what stands beside it.
+    write_bytes(file, given.read_bytes() if given and config.tokenizer != "tokenizer_json" else tokenizer.stored())
 
 
 def train_on_sample(

@@ -13,7 +13,7 @@ from clip_jax.config.experiment import TOKENIZER_FILE, Config
 from clip_jax.config.record import load_config
 from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.models import PUBLISHED, ModelConfig
-from clip_jax.pretrained import VOCABULARY_FILES, ImageTransform, Pretrained, load_pretrained, resize_positions
+from clip_jax.pretrained import ImageTransform, Pretrained, find_vocabulary, load_pretrained, resize_positions
 from clip_jax.training.checkpoint import saved_steps
 from clip_jax.training.state import TrainState
 from clip_jax.training.training import Training
@@ -76,18 +76,18 @@ def _find_tokenizer(pretrained: Pretrained) -> Tokenizer | None:
     Raises ValueError for a vocabulary that is another model's.
     """
     text = pretrained.config.text
-    for name, kind in VOCABULARY_FILES.items():
-        file = pretrained.folder / name
-        if file.is_file():
-            tokenizer = make_tokenizer(kind, file, text.context_length)
-            end = tokenizer.vocab_size - 1 if text.reads_highest else text.eot_token
-            is_read = tokenizer.eot_token == end if text.pooling == "eot" else kind == "siglip"
-            if tokenizer.vocab_size > text.vocab_size or not is_read:
-                raise ValueError(
-                    f"{file}, read as {kind}, is not this model's vocabulary: it has {tokenizer.vocab_size} tokens "
-                    f"with {tokenizer.eot_token} as the end token, the model {text.vocab_size} with {text.eot_token}"
-                )
-            return tokenizer
+    if found := find_vocabulary(pretrained.folder):
+        file, kind = found
+        tokenizer = make_tokenizer(kind, file, text.context_length)
+        end = tokenizer.vocab_size - 1 if text.reads_highest else text.eot_token
+        # Where the last position is read, no id tells; a run's own vocabulary is never SigLIP's.
+        is_read = tokenizer.eot_token == end if text.pooling == "eot" else kind != "sentencepiece"
+        if tokenizer.vocab_size > text.vocab_size or not is_read:
+            raise ValueError(
+                f"{file}, read as {kind}, is not this model's vocabulary: it has {tokenizer.vocab_size} tokens "
+                f"with {tokenizer.eot_token} as the end token, the model {text.vocab_size} with {text.eot_token}"
+            )
+        return tokenizer
     clips = PUBLISHED["ViT-B/32"].text
     is_clips = (text.vocab_size, text.eot_token) == (clips.vocab_size, clips.eot_token)
     try:

@@ -16,13 +16,16 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 JSON_LIMIT = 16 * 2**20  # bytes; an index of many shards has less than one million
 # What DistributedDataParallel and torch.compile put before the names of what they wrap, in whatever order and depth.
 WRAPPERS = {"module", "_orig_mod"}
-# Tokenizer files that a folder may have, and their kind.
+# Tokenizer files that a folder may have, and their kind: the first that is there counts. Released folders have several
+# forms of one vocabulary; CLIP's byte pairs come with the cleaning of text that the weights were trained with.
 VOCABULARY_FILES = {
-    "tokenizer.model": "sentencepiece",
-    "spiece.model": "siglip",
     "bpe_simple_vocab_16e6.txt.gz": "clip_bpe",
     "merges.txt": "clip_bpe",
+    "spiece.model": "siglip",
+    "tokenizer.json": "tokenizer_json",
+    "tokenizer.model": "sentencepiece",
 }
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 HUB_REPOS = {
@@ -163,6 +166,20 @@ def _images_of(file: Path) -> dict[str, Any] | None:
     return images
 
 
+def find_vocabulary(folder: Path) -> tuple[Path, str] | None:
+    """The tokenizer file of a folder and its kind; None where there is none that clip_jax reads."""
+    settings = folder / TOKENIZER_SETTINGS[0]
+    given = read_json(settings).get("tokenizer_class") if settings.is_file() else None
+    has_json = (folder / "tokenizer.json").is_file()
+    for name, kind in VOCABULARY_FILES.items():
+        # spiece.model of another class is T5's or Gemma's, merges.txt of any model with byte pairs.
+        is_others = kind == "siglip" and given not in (None, "SiglipTokenizer", "SiglipTokenizerFast")
+        is_others |= kind == "clip_bpe" and given not in (None, "CLIPTokenizer", "CLIPTokenizerFast")
+        if (folder / name).is_file() and not (is_others and has_json):
+            return folder / name, kind
+    return None
+
+
 def weight_files(path: Path) -> tuple[list[Path], Path | None]:
     """The safetensors files of a folder, or the file itself, and the config beside them."""
     if path.is_file():
@@ -204,7 +221,7 @@ def download(repo: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise ValueError(f"getting {repo} from the Hub needs huggingface_hub: pip install 'jax-clip[hub]'") from None
-    beside = [PREPROCESSOR, PROCESSOR, *VOCABULARY_FILES]
+    beside = [PREPROCESSOR, PROCESSOR, *VOCABULARY_FILES, *TOKENIZER_SETTINGS]
     try:
         folder = Path(
             huggingface_hub.snapshot_download(repo, allow_patterns=[OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, *beside])
