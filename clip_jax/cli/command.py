@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": "show statistics and a contact sheet of a data set",
     "classify": "rank your labels for pictures",
     "tokenizer": "train a vocabulary on a data set's captions",
+    "models": "list the models that can be had by name",
     "convert": "convert weights from one layout to another",
     "bench": "measure speed and memory",
 }

@@ -21,9 +21,9 @@ from clip_jax.distributed.sharding import ShardingConfig, make_mesh
 from clip_jax.inference.encoder import Encoder
 from clip_jax.inference.load import open_model
 from clip_jax.losses import normalize
-from clip_jax.models import PUBLISHED, ModelConfig, ResNetConfig
+from clip_jax.models import ModelConfig, ResNetConfig
 from clip_jax.models.variables import Variables, model_graph
-from clip_jax.pretrained import ImageTransform
+from clip_jax.pretrained import NAMED, ImageTransform
 from clip_jax.training.state import variable_shardings
 from input_pipeline.storage import checksum
 from input_pipeline.tokenizers import Tokenizer
@@ -201,8 +201,8 @@ class Preprocess:
 
 
 def available_models() -> list[str]:
-    """The names that `load` knows: the paper's nine first, then open_clip's larger ones and SigLIP's."""
-    return list(PUBLISHED)
+    """The names that `load` knows, of the table that `clip-jax models` prints: the paper's nine first."""
+    return [row.name for row in NAMED]
 
 
 def load(

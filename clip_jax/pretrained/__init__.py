@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -21,7 +21,6 @@ from clip_jax.pretrained.convert import to_state_dict, to_variables
 from clip_jax.pretrained.files import (
     HF_CONFIG,
     HF_WEIGHTS,
-    HUB_REPOS,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
     PICKLES,
@@ -36,6 +35,7 @@ from clip_jax.pretrained.files import (
 )
 from clip_jax.pretrained.hugging_face import config_from_hf, hf_json, hf_layout
 from clip_jax.pretrained.layouts import LayoutName
+from clip_jax.pretrained.names import BY_NAME, NAMED, NamedModel, similar_names
 from clip_jax.pretrained.open_clip import config_from_open_clip, open_clip_json, open_clip_layout
 from clip_jax.pretrained.positions import resize_positions
 from clip_jax.pretrained.sizes import check_sizes, config_from_sizes, inferred_sizes, layout_of
@@ -45,7 +45,7 @@ from input_pipeline.tokenizers import Tokenizer
 
 __all__ = [
     "FORMATS",
-    "HUB_REPOS",
+    "NAMED",
     "Format",
     "ImageTransform",
     "Pretrained",
@@ -93,8 +93,8 @@ def load_pretrained(
     """Reads a state dict of any known layout, with its config.
 
     Args:
-      name_or_path: a safetensors file, a folder that open_clip or transformers wrote or would read, a name of
-        `PUBLISHED`, or a Hub repository "owner/name".
+      name_or_path: a safetensors file, a folder that open_clip or transformers wrote or would read, a name of the
+        table (`names.NAMED`), or a Hub repository as "owner/name" or "hf-hub:owner/name".
       activation: required for a file without a config; must not differ from a config.
       image_size, context_length: interpolate the position embeddings to another resolution (pixels) or length.
       param_dtype: of the arrays; float16 and bfloat16 weights become float32 without loss.
@@ -103,45 +103,56 @@ def load_pretrained(
       ValueError: no such file or name, a pickle, a damaged file, a config that does not fit the weights or the
         published model of that name, or keys that are missing, left over or of a wrong shape.
     """
-    path, published = _locate(str(name_or_path))
+    path, named = _locate(str(name_or_path))
     files, config_file = weight_files(path)
     state_dict = StateDict(files)
     try:
         pretrained = _read(state_dict, config_file, path if path.is_dir() else path.parent, activation, param_dtype)
     except ValueError as error:
         raise ValueError(f"{files[0]}: {error}") from None
-    if published is not None and (differing := pretrained.config.differences(published)):
-        raise ValueError(f"the weights found for {name_or_path} belong to another model: {'; '.join(differing)}")
+    if named is not None:
+        _check_named(pretrained, named)
     if pretrained.assumed:
         print(f"{files[0]}: {pretrained.assumed}", file=sys.stderr)
     variables, config = resize_positions(pretrained.variables, pretrained.config, image_size, context_length)
     return dataclasses.replace(pretrained, variables=variables, config=config)
 
 
-def _locate(name_or_path: str) -> tuple[Path, ModelConfig | None]:
+def _locate(name_or_path: str) -> tuple[Path, NamedModel | None]:
     path = Path(name_or_path).expanduser()
     if path.exists():
         return path, None
-    if name_or_path in HUB_REPOS:
-        return download(HUB_REPOS[name_or_path]), PUBLISHED[name_or_path]
-    unknown = f"there is no file or folder {name_or_path}, and it is no known name: {', '.join(HUB_REPOS)}"
-    if meant := _similar_name(name_or_path):
-        unknown = (
-            f"there is no file or folder {name_or_path}. Did you mean {meant}? Known names: {', '.join(HUB_REPOS)}"
-        )
+    name = name_or_path.removeprefix("hf-hub:")
+    if name_or_path == name and (row := BY_NAME.get(name) or BY_NAME.get(name.replace(":", "/", 1))):
+        return download(row.repository), row
+    similar = similar_names(name_or_path)
+    meant = f". Did you mean {' or '.join(similar)}?" if similar else ""
+    unknown = f"there is no file or folder {name_or_path}, and it is no name that `clip-jax models` lists"
     is_file = path.suffix in (".safetensors", *PICKLES)
-    if name_or_path.count("/") != 1 or name_or_path.startswith((".", "~", "/")) or is_file:
-        raise ValueError(f"{unknown}, or a Hub repository as owner/name")
+    if name.count("/") != 1 or name.startswith((".", "~", "/")) or is_file:
+        raise ValueError(f"{unknown}{meant or ', or a Hub repository as owner/name'}")
     try:
-        return download(name_or_path), None
+        return download(name), None
     except ValueError as error:
-        raise ValueError(f"{unknown}. As a Hub repository: {error}") from None
+        raise ValueError(f"{unknown}{meant or '.'} As a Hub repository: {error}") from None
 
 
-def _similar_name(name: str) -> str | None:
-    """The published model that a name such as ViT-B-32 or vit_b/32 means."""
-    plain = {re.sub(r"[^a-z0-9]", "", known.lower()): known for known in HUB_REPOS}
-    return plain.get(re.sub(r"(openai|[^a-z0-9])", "", name.lower()))
+def _check_named(pretrained: Pretrained, row: NamedModel) -> None:
+    """Raises ValueError for weights of another model than the table has; says which activation they were trained with,
+    where their config has another."""
+    config = pretrained.config
+    differing = config.differences(PUBLISHED[row.name]) if row.name in PUBLISHED else []
+    count = sum(leaf.size for leaf in jax.tree.leaves(pretrained.variables))
+    if count != row.parameters:
+        differing.append(f"it has {count:,} parameters, not {row.parameters:,}")
+    if differing:
+        raise ValueError(f"the weights found for {row.name} belong to another model: {'; '.join(differing)}")
+    if config.activation != row.activation:
+        print(
+            f"{row.name}: its config has {config.activation}, while open_clip's table says that it was trained with "
+            f"{row.activation}; the config is followed",
+            file=sys.stderr,
+        )
 
 
 def _read(

@@ -28,24 +28,6 @@ VOCABULARY_FILES = {
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
-HUB_REPOS = {
-    "RN50": "timm/resnet50_clip.openai",
-    "RN101": "timm/resnet101_clip.openai",
-    "RN50x4": "timm/resnet50x4_clip.openai",
-    "RN50x16": "timm/resnet50x16_clip.openai",
-    "RN50x64": "timm/resnet50x64_clip.openai",
-    "ViT-B/32": "timm/vit_base_patch32_clip_224.openai",
-    "ViT-B/16": "timm/vit_base_patch16_clip_224.openai",
-    "ViT-L/14": "timm/vit_large_patch14_clip_224.openai",
-    "ViT-L/14@336px": "timm/vit_large_patch14_clip_336.openai",
-    "ViT-H/14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    "ViT-g/14": "laion/CLIP-ViT-g-14-laion2B-s34B-b88K",
-    "ViT-bigG/14": "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
-    "SigLIP-B/16": "google/siglip-base-patch16-224",
-    "SigLIP-SO400M/14": "google/siglip-so400m-patch14-224",
-    "SigLIP-SO400M/14@384px": "google/siglip-so400m-patch14-384",
-}
-
 
 class StateDict(Mapping[str, np.ndarray]):
     """The arrays of one or several safetensors files, each read when it is indexed.

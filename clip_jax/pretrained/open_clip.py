@@ -41,9 +41,19 @@ def config_from_open_clip(
     """
     model: Mapping[str, Any] = json.get("model_cfg", json)
     images: Mapping[str, Any] = json.get("preprocess_cfg", {})
+    if missing := {"vision_cfg", "text_cfg"} - set(model):
+        raise ValueError(
+            f"this config has no {' and no '.join(sorted(missing))}, but {', '.join(sorted(map(str, model)))}: "
+            "clip_jax reads models of one image tower and one text tower"
+        )
     vision, text = model["vision_cfg"], model["text_cfg"]
     read_model = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_bias"}
     is_timm = "timm_model_name" in vision
+    if name := text.get("hf_model_name"):
+        raise ValueError(
+            f"this model's text tower is {name} of transformers; clip_jax has text towers of CLIP's kind alone, beside "
+            "which the same image tower may be had: see `clip-jax models`"
+        )
     read_vision = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "pool_type", "norm_kwargs"}
     read_vision |= {"no_ln_pre", "final_ln_after_pool", "act_kwargs"}
     read_vision |= {"attn_pooler_heads"} if vision.get("attentional_pool") else set()

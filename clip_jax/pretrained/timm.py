@@ -41,9 +41,11 @@ def timm_tower(json: Mapping[str, Any], sizes: Mapping[str, Any]) -> TimmTower:
     name = json["timm_model_name"]
     found = NAME.fullmatch(name)
     if json.get("timm_pool") != "map" or found is None:
+        family = next((what for start, what in TABLE["refused"].items() if name.startswith(start)), "")
         raise ValueError(
-            f"clip_jax has no image tower {name!r} with timm_pool={json.get('timm_pool')!r}: of timm's it has those of "
-            "SigLIP (vit_*_siglip_*) and of the Perception Encoder (vit_pe_core_*), with timm_pool='map'"
+            f"clip_jax has no image tower {name!r} with timm_pool={json.get('timm_pool')!r}"
+            f"{f', {family}' if family else ''}: of timm's it has those of SigLIP (vit_*_siglip_*) and of the "
+            "Perception Encoder (vit_pe_core_*), with timm_pool='map'"
         )
     perceives = json.get("timm_proj") != "none"
     family = TABLE["pe_core" if perceives else "siglip"]

@@ -124,6 +124,9 @@ def commands(place: Path) -> dict[str, list[str]]:
         "inspect help": ["inspect", "scenes", "--help"],
         "ablate help": ["ablate", "loss", "--help"],
         "bench help": ["bench", "step", "--help"],
+        "models help": ["models", "--help"],
+        "models": ["models", "siglip2-base", "--json"],
+        "models of no name": ["models", "alexnet"],
         "topology": ["plan", "--config=tiny", "--topology=v9:2x2", f"--output={place / 'plan'}"],
         "devices of a step": ["plan", "--config=tiny", "--num_devices=4"],
         "kinds": ["bench"],
@@ -336,6 +339,7 @@ MESSAGES = {
     "no suite": "--config of this command is a suite, as suites/scenes; a run's own config is read from its --workdir",
     "old flag with a suite": "--zero_shot is not for suites: use --config.suite.datasets",
     "key of a suite": "unknown config key 'seeds'. Did you mean",
+    "models of no name": "no name or repository has alexnet: `clip-jax models` lists all",
     "suite of no run": "{place}/empty is not the workdir of a run: it has no config.json",
     "no suite for a model": "--model needs a suite, as --config=suites/paper",
     "suite to train": "unknown config.bias, unknown config.few_shot",
@@ -475,10 +479,19 @@ def test_help_lists_the_commands(outcomes):
             "inspect",
             "classify",
             "tokenizer",
+            "models",
             "convert",
             "bench",
             "clip-jax",
         ]
+
+
+def test_models_are_listed_with_their_repositories(outcomes):
+    outcome = outcomes["models"]
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = [json.loads(line) for line in outcome.out.splitlines()]
+    assert {row["repository"] for row in rows} >= {"google/siglip2-base-patch16-224"}
+    assert all("siglip2-base" in row["name"] for row in rows)
 
 
 def test_bench_lists_its_kinds_and_each_is_a_module(outcomes):
@@ -556,6 +569,7 @@ def test_ablate_lists_what_there_is_and_its_runs(outcomes, place):
             {"source", "split", "captions_field", "image_field", "separator", "link_root", "output", "num_records"}
             | {"num_tiles", "seed", "captions", "traceback"},
         ),
+        ("models", {"json", "traceback"}),
         (
             "ablate",
             {"workdir", "config", "scale", "seeds", "shard", "report_only", "dry_run", "topology", "data_dir"}

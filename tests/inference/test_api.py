@@ -323,6 +323,6 @@ def test_names():
         *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
         *("ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"),
     ]
-    assert clip_jax.available_models() == list(PUBLISHED)
+    assert set(PUBLISHED) < set(clip_jax.available_models())
     assert all(hasattr(clip_jax, name) for name in clip_jax.__all__)
     assert tuple(sorted(encoder_module.TEXT_LENGTHS)) == encoder_module.TEXT_LENGTHS

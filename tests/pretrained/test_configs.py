@@ -267,11 +267,11 @@ OPEN_CLIP = {"embed_dim": 7, "vision_cfg": {"layers": 2}, "text_cfg": {}}
 def test_unsupported_parts_of_open_clip_are_listed():
     json = copy.deepcopy(OPEN_CLIP) | {"nonscalar_logit_scale": True, "quick_gelu": False, "init_logit_scale": 1.0}
     json["vision_cfg"] |= {"no_ln_pre": True, "pool_type": "last", "ls_init_value": None, "patch_dropout": 0.0}
-    json["text_cfg"] |= {"hf_model_name": "x", "pool_type": "mean", "pad_id": 0, "act_kwargs": {"approximate": "no"}}
+    json["text_cfg"] |= {"hf_pooler_type": "x", "pool_type": "mean", "pad_id": 0, "act_kwargs": {"approximate": "no"}}
     with pytest.raises(ValueError, match="parts") as error:
         config_from_open_clip(json)
     assert str(error.value) == (
-        "this model has parts that clip_jax does not have: nonscalar_logit_scale=True, text_cfg.hf_model_name='x', "
+        "this model has parts that clip_jax does not have: nonscalar_logit_scale=True, text_cfg.hf_pooler_type='x', "
         "vision_cfg.pool_type='last', text_cfg.pool_type='mean', vision_cfg.no_ln_pre=True, final_ln_after_pool=None, "
         "pool_type='last' together, text_cfg.act_kwargs={'approximate': 'no'}"
     )
