@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     config.data.separator = ""  # of a text table, as tab; "" is what its header says
     config.data.link_root = ""  # folder below which links and a table's paths may lead; "" for their own folder
     config.data.captions_field = ""  # a column, feature or JSON key; "" is the usual one
+    config.data.caption_weights = ()  # of several captions_field with commas, as (0.3, 0.7); () for one field
     config.data.mixture = ()  # sources of data.source="mixture": dicts of kind, name, path, weight, ...
     config.data.min_side = 0  # pixels: smaller images are left out
     config.data.max_aspect = 0.0  # longer over shorter side; 0: any

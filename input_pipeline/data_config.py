@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, cast
 
 from input_pipeline.examples import BLOCK, Decode, Examples, Order
-from input_pipeline.ranges import COUNT_OR_0, EXAMPLES_OR_0, POSITIVE, SEED, Range
+from input_pipeline.ranges import COUNT_OR_0, EXAMPLES_OR_0, NOT_NEGATIVE, POSITIVE, SEED, Range
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import (
     OPTION_KINDS,
@@ -20,6 +20,7 @@ from input_pipeline.sources import (
     filters_of,
     make_source,
 )
+from input_pipeline.sources.caption_fields import CaptionFields
 from input_pipeline.sources.guess import guess_kind
 from input_pipeline.tokenizers import Tokenizer
 
@@ -67,7 +68,11 @@ class DataConfig(Filters):
       split: of a tfds data set; unused elsewhere.
       num_examples: pictures of a drawn epoch; unused elsewhere.
       scene_kinds: kinds drawn, equally often; empty draws all in their usual shares; unused elsewhere.
-      captions_field: column, feature or JSON key of the captions, if not the usual one.
+      captions_field: column, feature or JSON key of the captions, if not the usual one; with caption_weights several,
+        with commas between them.
+      caption_weights: of these fields, as (0.3, 0.7): in training one is drawn in this proportion for each picture, of
+        those in which the record has captions, and then one of its captions. A field of weight 0 is not read.
+        Evaluation takes the captions of all fields.
       image_field: column of a table with the pictures, if not the usual one.
       separator: of a text table, one character or tab, comma, semicolon, pipe; empty takes what its header says.
       link_root: folder below which links of a folder, and paths of a table, may lead besides their own folder.
@@ -97,6 +102,7 @@ class DataConfig(Filters):
     num_examples: Annotated[int, EXAMPLES_OR_0]
     scene_kinds: tuple[str, ...]
     captions_field: str = ""
+    caption_weights: tuple[Annotated[float, NOT_NEGATIVE], ...] = ()
     image_field: str = ""
     separator: str = ""
     link_root: str = ""
@@ -122,6 +128,25 @@ class DataConfig(Filters):
             )
         self.check("data.")
         self._check_mixture()
+        self._check_caption_weights()
+
+    @property
+    def weight_of_fields(self) -> dict[str, float]:
+        """The weight of each field of captions that is read; {} without caption_weights."""
+        names = [name.strip() for name in self.captions_field.split(",")] if self.caption_weights else []
+        return {name: weight for name, weight in zip(names, self.caption_weights) if weight}
+
+    def _check_caption_weights(self) -> None:
+        if not self.caption_weights:
+            return
+        names = [name.strip() for name in self.captions_field.split(",")]
+        asked = f"data.caption_weights={self.caption_weights} with data.captions_field={self.captions_field!r}"
+        if len(names) != len(self.caption_weights) or len(set(names)) < len(names) or not all(names):
+            raise ValueError(f"{asked}: name as many different fields as there are weights, with commas between them")
+        if not self.weight_of_fields:
+            raise ValueError(f"{asked}: one of the weights must be above 0")
+        if self.source in ("mixture", "folder", "scenes"):
+            raise ValueError(f"{asked}: data.source={self.source!r} has no fields of captions; leave the weights out")
 
     def _check_mixture(self) -> None:
         if (self.source == "mixture") != bool(self.mixture):
@@ -151,6 +176,7 @@ def make_examples(config: DataConfig, source: Source, tokenizer: Tokenizer, imag
         seed=config.seed,
         decode=config.decode,
         orient=config.orient,
+        caption_weights=tuple(config.weight_of_fields.values()),
     )
 
 
@@ -263,7 +289,7 @@ def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: st
             key = "source" if where == "data" else "kind"
             fix = ", as --config.data.path=DIR" if where == "data" else ""
             raise ValueError(f"{where}.path is empty: {where}.{key}={part.kind!r} needs one{fix}")
-        source = _make_source(part, where)
+        source = _open_fields(config, part, where)
     if isinstance(source, FolderSource) and not source.has_captions:
         fix = "; ".join(source.notes) or "write them as SAME_NAME.txt, or name a table by source=table"
         raise ValueError(f"{where}.path={part.path}: no picture has captions beside it: {fix}")
@@ -274,7 +300,22 @@ def _open_part(config: DataConfig, part: MixturePart, image_size: int, where: st
     return source
 
 
-def _make_source(part: MixturePart, where: str) -> Source:
+def _open_fields(config: DataConfig, part: MixturePart, where: str) -> Source:
+    """The source of a part; with data.caption_weights with the captions of several fields."""
+    names = list(config.weight_of_fields)
+    if not names or not part.captions_field:
+        return _make_source(part, where)
+    fields = {
+        name: _make_source(dataclasses.replace(part, captions_field=name), where, require_captions=False)
+        for name in names
+    }
+    try:
+        return CaptionFields(fields)
+    except ValueError as error:
+        raise ValueError(f"data.captions_field={config.captions_field!r}: {error}") from None
+
+
+def _make_source(part: MixturePart, where: str, *, require_captions: bool = True) -> Source:
     """As `make_source`; its error says which kind the files have, where that is another."""
     try:
         return make_source(
@@ -285,6 +326,7 @@ def _make_source(part: MixturePart, where: str) -> Source:
             image_field=part.image_field,
             separator=part.separator,
             link_root=part.link_root,
+            require_captions=require_captions,
         )
     except ValueError as error:
         try:

@@ -150,6 +150,8 @@ class Examples:
     decode: "exact" decodes and resizes with Pillow, as the evaluation does; "fast" takes `jpeg.random_jpeg_crop` for
       plain JPEGs: the same square, nearly the same pixels.
     orient: turns pictures upright by their EXIF tag first.
+    caption_weights: of the fields of a `CaptionFields` source: one is drawn in their proportion, of those that the
+      record has, and then one of its captions; (): one of all captions.
     """
 
     source: Source
@@ -159,6 +161,7 @@ class Examples:
     seed: int
     decode: Decode = "exact"
     orient: bool = False
+    caption_weights: tuple[float, ...] = ()
 
     @functools.cached_property
     def _order(self) -> Order:
@@ -194,7 +197,7 @@ class Examples:
                 broken.append((error.record_id, error.reason))
                 continue
             cropped = time.perf_counter()
-            text, truncated = self.tokenizer.encode(record["captions"][rng.integers(len(record["captions"]))])
+            text, truncated = self.tokenizer.encode(self.choose_caption(record, rng))
             seconds = np.diff([started, read, cropped, time.perf_counter()])
             # Only the first record is this position's to report: the others have positions of their own.
             retries += count_retries()
@@ -210,6 +213,16 @@ class Examples:
         raise ValueError(
             f"{MAX_BROKEN_IN_A_ROW} records in a row cannot be used; the first is {broken[0][0]}: {broken[0][1]}"
         )
+
+    def choose_caption(self, record: Record, rng: np.random.Generator) -> str:
+        """One of a record's captions, by random numbers of the position."""
+        captions = record["captions"]
+        if not self.caption_weights:
+            return captions[rng.integers(len(captions))]
+        fields = np.array(record["caption_fields"])
+        weights = np.array(self.caption_weights) * np.isin(np.arange(len(self.caption_weights)), fields)
+        of_field = np.flatnonzero(fields == rng.choice(len(weights), p=weights / weights.sum()))
+        return captions[of_field[rng.integers(len(of_field))]]
 
     def crop(self, record: Record, numbers: np.ndarray) -> np.ndarray:
         """The random square crop of a record, uint8 [S, S, 3]; three numbers in [0, 1) choose it.

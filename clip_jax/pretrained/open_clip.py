@@ -38,14 +38,13 @@ def config_from_open_clip(
 
     Raises:
       ValueError: lists every key that needs something these models do not have.
+      LookupError: it is no config of an image and a text tower.
     """
     model: Mapping[str, Any] = json.get("model_cfg", json)
     images: Mapping[str, Any] = json.get("preprocess_cfg", {})
     if missing := {"vision_cfg", "text_cfg"} - set(model):
-        raise ValueError(
-            f"this config has no {' and no '.join(sorted(missing))}, but {', '.join(sorted(map(str, model)))}: "
-            "clip_jax reads models of one image tower and one text tower"
-        )
+        given = ", ".join(sorted(map(str, model)))
+        raise LookupError(f"no {' and no '.join(sorted(missing))}, but {given}: one image and one text tower are read")
     vision, text = model["vision_cfg"], model["text_cfg"]
     read_model = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_bias"}
     is_timm = "timm_model_name" in vision

@@ -201,6 +201,10 @@ class FilteredSource:
         captions = self._passing(record["captions"])
         if not captions:
             raise BrokenRecordError(record["id"], "no caption passes the filters, as one did when they were first read")
+        if "caption_fields" in record:
+            of_each = zip(record["captions"], record["caption_fields"])
+            fields = tuple(field for caption, field in of_each if self._passing([caption]))
+            return {**record, "captions": captions, "caption_fields": fields}
         return {**record, "captions": captions}
 
     def captions(self, index: int) -> tuple[str, ...]:

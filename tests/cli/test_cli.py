@@ -417,6 +417,8 @@ def test_every_mistake_is_tried(outcomes):
         "ablations",
         "dry run",
         "bench help",
+        "models help",
+        "models",
         "kinds",
         "kinds help",
         "converted",

@@ -46,7 +46,7 @@ def test_a_package_configs_of_the_users_own_is_in_nobodys_way(tmp_path):
     (tmp_path / "configs" / "__init__.py").touch()
     code = "import clip_jax, configs; print(len(clip_jax.available_models()), configs.__file__)"
     printed, _ = python("-c", code, cwd=tmp_path, path=ROOT)
-    assert printed == f"15 {tmp_path / 'configs' / '__init__.py'}\n"
+    assert printed == f"144 {tmp_path / 'configs' / '__init__.py'}\n"
 
 
 @pytest.mark.parametrize(

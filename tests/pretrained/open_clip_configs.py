@@ -27,7 +27,7 @@ def main(package: Path) -> None:
         config = json.loads(file.read_text())
         try:
             model, _ = config_from_open_clip(config)
-        except ValueError as error:
+        except (ValueError, LookupError) as error:
             reason = next((reason for reason in REASONS if reason in str(error)), str(error))
             refused[file.stem] = {name: config[name] for name in FIRST}, reason
             continue
