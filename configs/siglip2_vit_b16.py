@@ -6,7 +6,7 @@
 tokenizer.json is that of google/siglip2-base-patch16-256, with tokenizer_config.json beside it. Not here: the losses of
 the last fifth of training (self-distillation, masked prediction), LocCa's boxes, prediction of all tokens at once and
 gradient clipping; and WebLI is not public.
-Hardware and time: `clip-jax plan` says at least 144 hours on 256 TPU v5e chips, for 40 billion pairs.
+Hardware and time: `clip-jax plan` says at least 105 hours on 256 TPU v5e chips, for 40 billion pairs.
 Result, the paper's and not ours: zero-shot ImageNet top-1 79.1 %.
 
 Reference: Tschannen et al. 2025, https://arxiv.org/abs/2502.14786, sec. 2; Zhai et al. 2023, https://arxiv.org/abs/2303.15343.

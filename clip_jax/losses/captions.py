@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from clip_jax.losses.contrastive import Metrics, at_least_float32
 
+GROUPS = 8  # in which the positions of captions are scored
 CaptionKind = Literal["bag_of_words", "language_model"]
 
 
@@ -77,21 +78,25 @@ def token_scores(
     """The scores of captions whose token [:, i] hidden[:, i] predicts, up to the end token; logits are products with
     the embedding.
 
-    Position by position, and again for the gradient: logits [N, V] are in memory at once, not [N, L, V].
+    In GROUPS of positions, and again for the gradient: of the logits [N, L, V] one group's are in memory at once.
     """
-    ends = jnp.argmax(text == eot_token, axis=1)  # [N]
+    is_counted = jnp.arange(text.shape[1]) <= jnp.argmax(text == eot_token, axis=1)[:, None]  # [N, L]
+
+    def grouped(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % GROUPS), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(len(x), GROUPS, -1, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
-    def position(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        h, target, i = inputs
+    def group(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        h, target, counted = inputs
         wide = jnp.promote_types(h.dtype, jnp.float32)
-        logits = jnp.einsum("nd,vd->nv", h, embedding.astype(h.dtype), preferred_element_type=wide)
-        log_p = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
-        weight = (i <= ends).astype(log_p.dtype)
-        return weight * log_p, weight, weight * (target == jnp.argmax(logits, axis=1))
+        logits = jnp.einsum("nld,vd->nlv", h, embedding.astype(h.dtype), preferred_element_type=wide)
+        log_p = jnp.take_along_axis(logits, target[:, :, None], axis=2)[:, :, 0] - jax.nn.logsumexp(logits, axis=2)
+        weight = counted.astype(log_p.dtype)
+        scores = weight * log_p, weight, weight * (target == jnp.argmax(logits, axis=2))
+        return tuple(score.sum(axis=1) for score in scores)  # type: ignore[return-value]
 
-    positions = jnp.arange(text.shape[1])
-    parts = jax.lax.map(position, (hidden.swapaxes(0, 1), text.T, positions))
+    parts = jax.lax.map(group, tuple(map(grouped, (hidden, text, is_counted))))
     return CaptionScores(*(part.sum(axis=0) for part in parts))
 
 

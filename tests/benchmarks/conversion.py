@@ -16,28 +16,29 @@ import numpy as np
 from absl import flags
 
 from clip_jax.cli.common_flags import run_command
-from clip_jax.models import PUBLISHED
+from clip_jax.models import ResNetConfig
 from clip_jax.models.variables import init_variables
 from clip_jax.pretrained import ImageTransform, Pretrained, load_pretrained, save_pretrained
+from clip_jax.pretrained.names import BY_NAME
 from clip_jax.tables import format_table
 
-PUBLISHED_NAME = flags.DEFINE_enum("published", "ViT-L/14", list(PUBLISHED), "Published model of the shapes.")
+NAME = flags.DEFINE_enum("published", "ViT-L/14", list(BY_NAME), "Name of the model of the shapes.")
 FOLDER = flags.DEFINE_string("folder", None, "Folder of the weights; used by the fresh process.")
 
 
 def main() -> int:
     """Prints the table; see the module's docstring."""
-    config = PUBLISHED[PUBLISHED_NAME.value]
+    config = BY_NAME[NAME.value].config
     if FOLDER.value:
-        is_vit = config.has_visual_projection
-        _measure(Path(FOLDER.value), "huggingface" if is_vit else "open_clip")
+        is_resnet = isinstance(config.vision, ResNetConfig)
+        _measure(Path(FOLDER.value), "open_clip" if is_resnet else "huggingface")
         return 0
     shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with tempfile.TemporaryDirectory() as folder:
         pretrained = Pretrained(config=config, variables=variables, transform=ImageTransform(), folder=Path(folder))
         save_pretrained(pretrained, Path(folder) / "in", "open_clip")
-        command = [sys.executable, __file__, f"--published={PUBLISHED_NAME.value}"]
+        command = [sys.executable, __file__, f"--published={NAME.value}"]
         subprocess.run([*command, f"--folder={folder}"], check=True)
     return 0
 

@@ -16,7 +16,8 @@ from input_pipeline.sources.caption_fields import CaptionFields
 
 ROWS = 12
 FIELDS = ["alt", "synthetic", "tags"]
-BEFORE = "3.0 6.3 7.3 5.2 2.0 10.0 1.3 0.3 11.2 4.1 1.0 10.0 2.1 3.2 7.2 5.0 6.1 4.1 0.3 11.3 10.2 11.3 5.3 6.1"  # NUMBER.CAPTION
+# Pictures and captions, as NUMBER.CAPTION, that were drawn before there were weights.
+BEFORE = "3.0 6.3 7.3 5.2 2.0 10.0 1.3 0.3 11.2 4.1 1.0 10.0 2.1 3.2 7.2 5.0 6.1 4.1 0.3 11.3 10.2 11.3 5.3 6.1"
 
 
 class Echo:
