@@ -23,8 +23,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline.data_config import check_broken_share
 from input_pipeline.examples import Batch, Example, Examples, collate, decoder
+from input_pipeline.open_data import check_broken_share
 from input_pipeline.storage import differences, listed
 
 LAST_ROW = 2**62  # the stream has no end that a run could reach

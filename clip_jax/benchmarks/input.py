@@ -17,8 +17,8 @@ import numpy as np
 from clip_jax.benchmarks.report import Report
 from clip_jax.benchmarks.timing import Runner, Timed, Timings
 from clip_jax.config.experiment import TOKENIZER_FILE, Config
-from input_pipeline.data_config import make_examples, make_sources
 from input_pipeline.examples import Examples, collate
+from input_pipeline.open_data import make_examples, make_sources
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Record
 from input_pipeline.tokenizers import make_tokenizer

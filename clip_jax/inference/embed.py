@@ -16,8 +16,8 @@ import numpy as np
 
 from clip_jax.inference.api import Model
 from clip_jax.inference.embedding_shards import MANIFEST, Row, Shards
-from input_pipeline.data_config import check_broken_share, count_indexed
 from input_pipeline.examples import load_image
+from input_pipeline.open_data import check_broken_share, count_indexed
 from input_pipeline.pipeline import BROKEN_REMEMBERED
 from input_pipeline.prefetch import load_ahead, progress_bar
 from input_pipeline.prepare.folder import LocalFolder

@@ -2,9 +2,10 @@
 
 from clip_jax.models.caption_models import BagOfWords, LanguageModel
 from clip_jax.models.clip import CLIP, normalize_images
-from clip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, TransformerConfig, VisionConfig
+from clip_jax.models.config import ModelConfig
 from clip_jax.models.published import PUBLISHED
 from clip_jax.models.text_transformer import PackedText
+from clip_jax.models.towers import ResNetConfig, TextConfig, TransformerConfig, VisionConfig
 from clip_jax.models.variables import make_model
 
 __all__ = [

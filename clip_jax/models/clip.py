@@ -7,9 +7,10 @@ from jaxtyping import Array, Float, UInt8
 
 from clip_jax.distributed.sharding import constrain_batch
 from clip_jax.models.caption_decoder import CaptionDecoder
-from clip_jax.models.config import ModelConfig, ResNetConfig
+from clip_jax.models.config import ModelConfig
 from clip_jax.models.modified_resnet import ModifiedResNet
 from clip_jax.models.text_transformer import PackedText, Text, TextTransformer
+from clip_jax.models.towers import ResNetConfig
 from clip_jax.models.transformer import ACTIVATIONS
 from clip_jax.models.vision_transformer import Keys, VisionTransformer
 

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float, PyTree
 
 from clip_jax.distributed.sharding import constrain_batch, platform
 from clip_jax.models.batch_norm import BatchNorm
-from clip_jax.models.config import ModelConfig, ResNetConfig
+from clip_jax.models.config import ModelConfig
+from clip_jax.models.towers import ResNetConfig
 from clip_jax.models.transformer import attention, attention_weights, keep, rematerialize
 from clip_jax.models.vision_transformer import Keys
 

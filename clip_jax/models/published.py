@@ -4,7 +4,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from clip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.models.config import ModelConfig
+from clip_jax.models.towers import ResNetConfig, TextConfig, VisionConfig
 
 FAMILIES: dict[str, dict[str, Any]] = json.loads(files(__package__).joinpath("model_sizes.json").read_text())
 SIGLIP_TEXT: dict[str, Any] = {"eot_token": 1, "causal": False, "pooling": "last", "projection_bias": True}

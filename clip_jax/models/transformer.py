@@ -11,7 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from clip_jax.distributed.sharding import constrain_batch
-from clip_jax.models.config import ModelConfig, TransformerConfig, VisionConfig
+from clip_jax.models.config import ModelConfig
+from clip_jax.models.towers import TransformerConfig, VisionConfig
 
 Segments = Int[Array, "B L"] | None
 Seen = Bool[Array, "B L"] | None

@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from clip_jax.models.config import ModelConfig, VisionConfig
+from clip_jax.models.config import ModelConfig
+from clip_jax.models.towers import VisionConfig
 from clip_jax.models.transformer import MLP, Transformer, attention, attention_weights, make_layer_norm
 
 Keys = Key[Array, "B"] | UInt32[Array | np.ndarray, "B 2"]  # new-style and raw random keys

@@ -20,6 +20,8 @@ def resize_positions(
     """
     flat, vision, text = dict(flatten_dict(variables)), config.vision, config.text
     if image_size is not None and image_size != vision.image_size:
+        if isinstance(vision, VisionConfig) and vision.pooling == "perception":  # rotary positions stay in their range
+            vision = dataclasses.replace(vision, rotary_grid=vision.rotary_grid or vision.grid_size)
         vision = dataclasses.replace(vision, image_size=image_size)
         tower = ("visual",) if isinstance(vision, VisionConfig) else ("visual", "attention_pool")
         path = (*tower, "positional_embedding")
@@ -30,8 +32,10 @@ def resize_positions(
         flat[path] = np.concatenate([prefix, grid])
     if context_length is not None and context_length != text.context_length:
         text = dataclasses.replace(text, context_length=context_length)
-        table = np.asarray(flat["text", "positional_embedding"])  # [L, D]
-        flat["text", "positional_embedding"] = _resize(table, (context_length, table.shape[1]), "linear")
+        table = np.asarray(flat["text", "positional_embedding"])  # [L, D]; a class token's position comes last
+        table, last = np.split(table, [config.text.context_length])
+        resized = _resize(table, (context_length, table.shape[1]), "linear")
+        flat["text", "positional_embedding"] = np.concatenate([resized, last])
     return unflatten_dict(flat), dataclasses.replace(config, vision=vision, text=text)
 
 

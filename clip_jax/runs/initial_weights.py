@@ -1,5 +1,7 @@
 """The weights that train.init_from names: opened, compared with the config's model, put into a new state."""
 
+import sys
+
 from clip_jax.config.experiment import Config
 from clip_jax.inference.load import open_model, with_end_token
 from clip_jax.models import ModelConfig
@@ -27,6 +29,13 @@ class InitialWeights:
             param_dtype=model.param_dtype,
         )
         self.tokenizer = tokenizer if "text" in self._towers else None
+        given = self._pretrained.transform
+        if "visual" in self._towers and given != (own := type(given)()):
+            print(
+                f"train.init_from={self._name} was trained on pictures prepared by {given}; this run, its evaluation "
+                f"and what is exported of it prepare them by {own}",
+                file=sys.stderr,
+            )
 
     def check(self, model: ModelConfig, tokenizer: Tokenizer) -> None:
         """Raises ValueError when what is taken is not the config's model, or was trained on another vocabulary.

@@ -23,8 +23,8 @@ from clip_jax.training.state import TrainState
 from clip_jax.training.step import TrainStep
 from clip_jax.training.text_packer import TextPacker, make_text_packer
 from clip_jax.training.training import Training
-from input_pipeline.data_config import make_examples, make_sources
 from input_pipeline.lock import lock_folder
+from input_pipeline.open_data import make_examples, make_sources
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.sources import Source
 from input_pipeline.sources.unread import remarks

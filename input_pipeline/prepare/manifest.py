@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from input_pipeline import jpeg
-from input_pipeline.data_config import check_broken_share, count_indexed
+from input_pipeline.open_data import check_broken_share, count_indexed
 from input_pipeline.prepare.duplicates import find_exact, find_near
 from input_pipeline.prepare.shards import Folder, ShardMaker
 from input_pipeline.prepare.statistics import Statistics, count_reasons

@@ -20,6 +20,7 @@ VOCABULARY, SETTINGS, SPECIAL, OPEN_CLIP = (
     "special_tokens_map.json",
     "open_clip_config.json",
 )
+RULES = "clip_jax_rules"  # key of tokenizer_config.json
 FORMAT = "clip_jax tokenizer 1"  # of a run's own file, which holds all of them
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # Their post-processor is made of these two settings, whatever tokenizer.json says.
@@ -49,7 +50,8 @@ class JsonTokenizer(Tokenizer):
     tokenizer_config.json, or special_tokens_map.json, says the padding and whether text is lower-cased first: so it was
     in SigLIP 2's training, while transformers 5 leaves it to the user. open_clip_config.json says what its tokenizer
     does to a text, and whether separators become padding (CLIPA). Special tokens written out in a text are special
-    tokens, as in both packages.
+    tokens, as in both packages. A folder that clip_jax wrote in the other package's form says in tokenizer_config.json,
+    under `RULES`, what that form has no word for.
 
     Args:
       file: tokenizer.json, the folder that holds it, or the file that `stored` gave.
@@ -64,8 +66,8 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, file: str | os.PathLike[str], context_length: int):
         path = Path(file) / VOCABULARY if Path(file).is_dir() else Path(file)
         self._files = _read_all(path)
-        self._clean, self._strips = _open_clip_rules(self._files, path)
         settings = _json(self._files.get(SETTINGS, b"{}"), path.with_name(SETTINGS))
+        self._clean, self._strips = self.rules = _rules(self._files, settings, path)
         special = _json(self._files.get(SPECIAL, b"{}"), path.with_name(SPECIAL)) | settings
         _check_settings(settings, path.with_name(SETTINGS))
         content = self._files[VOCABULARY]
@@ -106,6 +108,15 @@ class JsonTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         return {name: content for name, content in self._files.items() if name != OPEN_CLIP}
+
+    def files_in(self, implied: tuple[str, bool]) -> dict[str, bytes]:
+        """`files` of a folder whose other files imply these rules, (clean, strip_sep_token); RULES says others."""
+        files = self.files()
+        if self.rules != implied:
+            settings = _json(files.get(SETTINGS, b"{}"), Path(SETTINGS))
+            settings[RULES] = {"clean": self._clean, "strip_sep_token": self._strips}
+            files[SETTINGS] = json.dumps(settings, indent=2).encode() + b"\n"
+        return files
 
     def stored(self) -> bytes:
         parts = {name: content.decode("utf-8") for name, content in self._files.items()}
@@ -161,8 +172,13 @@ def _json(content: bytes, path: Path) -> dict[str, Any]:
     return found
 
 
-def _open_clip_rules(files: Mapping[str, bytes], path: Path) -> tuple[str, bool]:
-    """What open_clip does to a text first, and whether it turns separators into padding."""
+def _rules(files: Mapping[str, bytes], settings: Mapping[str, Any], path: Path) -> tuple[str, bool]:
+    """What is done to a text first, and whether separators become padding."""
+    if RULES in settings:
+        own = settings[RULES]
+        if not isinstance(own, dict) or own.get("clean") not in CLEANING:
+            raise ValueError(f"{path.with_name(SETTINGS)} has {RULES}={own!r}; clean is one of {', '.join(CLEANING)}")
+        return own["clean"], bool(own.get("strip_sep_token"))
     if OPEN_CLIP not in files:
         return "none", False
     config = path.with_name(OPEN_CLIP)

@@ -1,6 +1,6 @@
 """Captions a second and memory of a tokenizer.json with as many pieces as Gemma's, in the structure of SigLIP 2's.
 
-    python tests/benchmarks/large_vocabulary.py --folder=/tmp/vocabulary
+    python tests/benchmarks/large_vocabulary.py --folder=DIR
 
 The pieces are byte pairs of random words: how many are found in a caption, and so the time, is like that of rare words.
 """

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from processes import QUICK, Processes
 
-from input_pipeline.tokenizers import CLIP_NUM_MERGES
+from input_pipeline.tokenizers.clip_bpe import CLIP_NUM_MERGES
 from input_pipeline.vocabulary import train_sentencepiece
 
 ROOT = Path(__file__).parent.parent.parent

@@ -14,7 +14,7 @@ import pytest
 from clip_jax.config.experiment import make_config
 from clip_jax.evaluation.suite.config import make_suite_config
 from clip_jax.training.optimizer import make_schedule
-from input_pipeline.data_config import make_sources
+from input_pipeline.open_data import make_sources
 from input_pipeline.ranges import POSITIVE, Range, check_ranges
 from input_pipeline.sources import filters_of
 

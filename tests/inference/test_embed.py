@@ -22,7 +22,7 @@ from clip_jax.cli.embed import describe, parse_part
 from clip_jax.inference import api
 from clip_jax.inference.embed import Summary, embed
 from clip_jax.inference.embedding_shards import Shards
-from input_pipeline import data_config
+from input_pipeline import open_data
 from input_pipeline.prefetch import load_ahead
 from input_pipeline.prepare.folder import LocalFolder
 from input_pipeline.sources import FolderSource
@@ -373,7 +373,7 @@ def test_too_many_broken_records_stop_the_run_also_after_a_resume(photos, tmp_pa
         assert sum(model.batches) == (3 + 5 + 5 + 3 if done == 0 else 3)
         assert len(list(output.glob("part*"))) == 3
     assert run(photos, output, max_broken_share=0.14).shards_skipped == 3
-    monkeypatch.setattr(data_config, "FEW_RECORDS", 7)
+    monkeypatch.setattr(open_data, "FEW_RECORDS", 7)
     with pytest.raises(ValueError, match=r"^1 of 7 records"):
         run(photos, tmp_path / "few", max_broken_share=0.1)
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from tiny_records import Words, data_config, jpeg, write_tar
 
-from input_pipeline.data_config import make_sources
 from input_pipeline.examples import Examples
+from input_pipeline.open_data import make_sources
 from input_pipeline.pipeline import BatchIterator
 
 COUNT, BATCH_SIZE = 200, 5

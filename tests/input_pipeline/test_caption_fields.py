@@ -10,7 +10,7 @@ from scipy import stats
 
 from clip_jax.config.experiment import make_config
 from clip_jax.runs import loop
-from input_pipeline.data_config import make_examples, make_sources
+from input_pipeline.open_data import make_examples, make_sources
 from input_pipeline.sources import BrokenRecordError, TableSource
 from input_pipeline.sources.caption_fields import CaptionFields
 

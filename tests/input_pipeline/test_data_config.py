@@ -7,15 +7,8 @@ import pytest
 from PIL import Image
 
 from configs.clip_vit_b32 import get_config
-from input_pipeline.data_config import (
-    DataConfig,
-    MixturePart,
-    make_examples,
-    make_sources,
-    open_all,
-    open_other,
-    resolve_source,
-)
+from input_pipeline.data_config import DataConfig, MixturePart, resolve_source
+from input_pipeline.open_data import make_examples, make_sources, open_all, open_other
 from input_pipeline.sources import write_array_record
 from input_pipeline.tokenizers import Tokenizer
 

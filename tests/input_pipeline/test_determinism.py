@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiny_records import Words, data_config, jpeg, write_tar
 
-from input_pipeline.data_config import MixturePart, make_sources
+from input_pipeline.data_config import MixturePart
 from input_pipeline.examples import Batch, Examples
+from input_pipeline.open_data import make_sources
 from input_pipeline.pipeline import BatchIterator
 
 BATCH_SIZE = 16

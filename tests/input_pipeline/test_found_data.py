@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from tiny_records import data_config, jpeg, write_tar
 
-from input_pipeline.data_config import make_sources
 from input_pipeline.image_formats import FORMATS
+from input_pipeline.open_data import make_sources
 from input_pipeline.sources import FolderSource, Mixture, SubsetSource, TableSource, WebDatasetSource, make_source
 from input_pipeline.sources.guess import guess_kind
 from input_pipeline.sources.unread import describe_unread, remarks

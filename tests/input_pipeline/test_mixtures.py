@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tiny_records import data_config, jpeg, write_tar
 
-from input_pipeline.data_config import MixturePart, make_sources
+from input_pipeline.data_config import MixturePart
+from input_pipeline.open_data import make_sources
 from input_pipeline.sources import (
     BrokenRecordError,
     FilteredSource,

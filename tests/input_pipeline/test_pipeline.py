@@ -16,9 +16,10 @@ from PIL import Image
 from tiny_records import write_tar
 
 from input_pipeline import pipeline
-from input_pipeline.data_config import DataConfig, check_broken_share, make_sources
+from input_pipeline.data_config import DataConfig
 from input_pipeline.examples import MAX_BROKEN_IN_A_ROW, Batch, Examples, collate
 from input_pipeline.jpeg import libraries
+from input_pipeline.open_data import check_broken_share, make_sources
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import BrokenRecordError, Record, Source, WebDatasetSource

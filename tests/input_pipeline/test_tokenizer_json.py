@@ -1,5 +1,6 @@
 """tokenizer.json with the rules beside it: ids of the packages that the weights were trained with."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -113,6 +114,17 @@ def test_a_model_leaves_with_its_tokenizer_as_it_came(goldens, golden, tmp_path)
     np.testing.assert_array_equal(clip_jax.load(tmp_path / "out")[2](texts), ids)
 
 
+@pytest.mark.parametrize("golden", ["openclip_siglip2_timm", "openclip_metaclip2", "hf_metaclip2"])
+def test_rules_go_with_a_model_into_the_other_form(goldens, golden, tmp_path, capsys):
+    _, _, tokenize = clip_jax.load(goldens / golden)
+    other = "huggingface" if golden.startswith("openclip") else "open_clip"
+    pretrained = dataclasses.replace(load_pretrained(goldens / golden), origin=None)
+    save_pretrained(pretrained, tmp_path / "out", other, tokenize)
+    assert "will not do; clip_jax reads it in tokenizer_config.json" in capsys.readouterr().err
+    texts, ids = rows_of(goldens, golden)
+    np.testing.assert_array_equal(clip_jax.load(tmp_path / "out")[2](texts), ids)
+
+
 def test_rules_are_part_of_the_fingerprint(folder):
     place = folder(GEMMA)
     before = JsonTokenizer(place, 16)
@@ -161,6 +173,7 @@ def test_start_and_end_follow_the_settings_that_gemmas_class_follows(folder):
         (GEMMA, "tokenizer_config.json", {"truncation_side": "left"}, "has truncation_side='left'"),
         (GEMMA, "tokenizer_config.json", {"split_special_tokens": True}, "has split_special_tokens=True"),
         (GEMMA, "tokenizer_config.json", {"add_eos_token": False}, "puts no token behind a text"),
+        (GEMMA, "tokenizer_config.json", {"clip_jax_rules": {"clean": "x"}}, "has clip_jax_rules={'clean': 'x'}"),
         (
             BERT,
             "open_clip_config.json",
@@ -194,7 +207,7 @@ def test_a_vocabulary_with_more_ids_than_the_embedding_is_refused(goldens, tmp_p
         clip_jax.load(place)
 
 
-@pytest.mark.parametrize("golden", ["hf5_siglip_processor", GEMMA, BERT])
+@pytest.mark.parametrize("golden", [GEMMA, *(pytest.param(x, marks=pytest.mark.nightly) for x in (FAMILIES[1], BERT))])
 def test_a_run_is_trained_with_it_and_loaded_again(goldens, golden, tmp_path):
     file, kind = find_vocabulary(goldens / golden)
     data = tmp_path / "data"

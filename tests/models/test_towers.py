@@ -28,7 +28,7 @@ def make(vision, text=TEXT, **options):
     return config, model_graph(config), jax.jit(init_variables, static_argnums=0)(config, jax.random.key(0))
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("tower", [pytest.param(x, marks=[pytest.mark.nightly] * ("without" in x)) for x in TOWERS])
 def test_each_image_is_encoded_by_itself_and_differentiated(tower):
     config, graph, variables = make(TOWERS[tower])
     images = np.random.default_rng(0).integers(0, 256, (3, 15, 15, 3), np.uint8)

@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-import clip_jax.pretrained
+import clip_jax.pretrained.write
 from clip_jax.pretrained import load_pretrained, save_pretrained
 
 
@@ -252,7 +252,7 @@ def test_a_failed_export_leaves_nothing(models, make_pretrained, tmp_path, monke
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(clip_jax.pretrained, "save_file", full)
+    monkeypatch.setattr(clip_jax.pretrained.write, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_pretrained(make_pretrained(models["vit"]), tmp_path / "deep" / "out", "open_clip")
     assert list((tmp_path / "deep").iterdir()) == []

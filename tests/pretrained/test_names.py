@@ -142,7 +142,7 @@ def test_which_repository_is_asked(name, repository, monkeypatch):
     def download(repo):
         raise AskedError(repo)
 
-    monkeypatch.setattr("clip_jax.pretrained.download", download)
+    monkeypatch.setattr("clip_jax.pretrained.read.download", download)
     with pytest.raises(AskedError) as asked:
         load_pretrained(name)
     assert str(asked.value) == repository
@@ -150,7 +150,7 @@ def test_which_repository_is_asked(name, repository, monkeypatch):
 
 def test_weights_of_another_size_are_refused(models, make_pretrained, monkeypatch, tmp_path):
     save_pretrained(make_pretrained(models["vit"]), tmp_path / "model", "open_clip")
-    monkeypatch.setattr("clip_jax.pretrained.download", lambda repo: tmp_path / "model")
+    monkeypatch.setattr("clip_jax.pretrained.read.download", lambda repo: tmp_path / "model")
     with pytest.raises(ValueError, match=r"belong to another model: it has [\d,]+ parameters, not 151,277,313"):
         load_pretrained("ViT-B-32/laion2b_s34b_b79k")
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from clip_jax.models.transformer import rotary_angles
 from clip_jax.pretrained import load_pretrained, resize_positions
 
 
@@ -50,6 +51,8 @@ def test_in_float64(goldens, name):
         ("vit", 35, ["visual"], 1, 3, 7),
         ("mean", 10, ["visual"], 1, 3, 2),
         ("siglip", 25, ["visual"], 0, 3, 5),
+        ("clipa", 35, ["visual"], 1, 3, 7),
+        ("perception", 25, ["visual"], 1, 3, 5),
         ("resnet", 96, ["visual", "attention_pool"], 1, 2, 3),
     ],
 )
@@ -101,3 +104,22 @@ def test_sizes_that_cannot_be(models, make_pretrained, sizes, message):
     pretrained = make_pretrained(models["vit"])
     with pytest.raises(ValueError, match=message):
         resize_positions(pretrained.variables, pretrained.config, **sizes)
+
+
+def test_rotary_positions_stay_in_the_range_of_training(models, make_pretrained):
+    """As timm's ref_feat_shape: the corner of a larger grid is turned as that of the smaller one."""
+    config = dataclasses.replace(
+        models["perception"], vision=dataclasses.replace(models["perception"].vision, rotary_grid=0)
+    )
+    _, larger = resize_positions(make_pretrained(config).variables, config, image_size=25)
+    assert larger.vision.rotary_grid == config.vision.grid_size == 3
+    angles = rotary_angles(larger.vision.grid_size, 8, larger.vision.rotary_grid)
+    np.testing.assert_allclose(angles[-1], rotary_angles(3, 8)[-1], rtol=1e-12)
+
+
+def test_the_position_of_a_class_token_of_text_stays_behind_the_others(goldens):
+    pretrained = load_pretrained(goldens / "openclip_coca")
+    longer = load_pretrained(goldens / "openclip_coca", context_length=20)
+    before, after = (model.variables["text"]["positional_embedding"] for model in (pretrained, longer))
+    assert (len(before), len(after)) == (13, 21)
+    np.testing.assert_array_equal(before[-1], after[-1])

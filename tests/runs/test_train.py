@@ -35,9 +35,9 @@ from clip_jax.runs import loop, setup, stopping
 from clip_jax.runs.logging import read_metrics, source_cells, summary_table
 from clip_jax.training import training
 from clip_jax.training.checkpoint import Checkpointer
-from input_pipeline.data_config import make_sources
 from input_pipeline.examples import Examples
 from input_pipeline.lock import LOCK, lock_folder
+from input_pipeline.open_data import make_sources
 from input_pipeline.pipeline import BatchIterator
 from input_pipeline.scenes import SceneSource
 from input_pipeline.sources import FilteredSource, Filters, Mixture, Source, write_array_record

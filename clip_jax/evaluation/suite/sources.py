@@ -11,7 +11,7 @@ from clip_jax.config.record import load_config
 from clip_jax.distributed import processes
 from clip_jax.evaluation.suite.splits import AbsentError, parse_place
 from clip_jax.inference.load import trained_on
-from input_pipeline.data_config import make_sources, open_all, open_other
+from input_pipeline.open_data import make_sources, open_all, open_other
 from input_pipeline.sources import BrokenRecordError, Record, Source
 from input_pipeline.sources.base import check_index, relative_names
 from input_pipeline.storage import digest
