@@ -15,8 +15,9 @@ HF_SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "num_heads": "
 # transformers does not write values at their defaults.
 HF_CLIP_DEFAULTS: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 HF_SIGLIP_DEFAULTS: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+HF_PATCH_SIZE = {"clip": 32, "metaclip_2": 32, "siglip": 16}
 HF_VISION_DEFAULTS: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "image_size": 224, "patch_size": 32}  # fmt: skip
+    "num_attention_heads": 12, "image_size": 224}  # fmt: skip
 HF_TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "clip": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
              "max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407},
@@ -53,7 +54,8 @@ def config_from_hf(
         raise ValueError(f"config.json has model_type={kind!r}; clip_jax reads {known}{REFUSED.get(str(kind), '')}")
     is_clip = kind != "siglip"
     defaults = HF_CLIP_DEFAULTS if is_clip else HF_SIGLIP_DEFAULTS
-    vision = defaults | HF_VISION_DEFAULTS | json.get("vision_config", {}) | (json.get("vision_config_dict") or {})
+    vision = defaults | HF_VISION_DEFAULTS | {"patch_size": HF_PATCH_SIZE[kind]}
+    vision |= json.get("vision_config", {}) | (json.get("vision_config_dict") or {})
     text = defaults | HF_TEXT_DEFAULTS[kind] | json.get("text_config", {}) | (json.get("text_config_dict") or {})
     if unknown := {tower["hidden_act"] for tower in (vision, text)} - set(HF_ACTIVATIONS):
         raise ValueError(f"config.json has hidden_act={min(unknown)!r}; clip_jax has {', '.join(HF_ACTIVATIONS)}")

@@ -22,6 +22,7 @@ VOCABULARY, SETTINGS, SPECIAL, OPEN_CLIP = (
 )
 RULES = "clip_jax_rules"  # key of tokenizer_config.json
 FORMAT = "clip_jax tokenizer 1"  # of a run's own file, which holds all of them
+LIMIT = 256 * 2**20  # bytes; Gemma's has 34 million, XLM-V's, of 900,000 pieces, more
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # Their post-processor is made of these two settings, whatever tokenizer.json says.
 FLAGGED = ("GemmaTokenizer", "GemmaTokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast")
@@ -153,7 +154,7 @@ class JsonTokenizer(Tokenizer):
 
 def _read_all(path: Path) -> dict[str, bytes]:
     """tokenizer.json and what stands beside it, by name; from one file where a run stored them."""
-    content = read_vocabulary(path, "tokenizer.json")
+    content = read_vocabulary(path, "tokenizer.json", LIMIT)
     whole = _json(content, path)
     if whole.get("format") == FORMAT:
         return {name: text.encode() for name, text in whole["files"].items()}

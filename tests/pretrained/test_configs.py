@@ -297,7 +297,7 @@ def test_towers_of_different_eps_are_refused_and_of_different_activations_read()
 
 def test_what_transformers_leaves_out_is_at_its_defaults():
     assert config_from_hf({"model_type": "clip"}, {}) == (PUBLISHED["ViT-B/32"], SHORTEST)
-    siglip = {"model_type": "siglip", "vision_config": {"patch_size": 16}}
+    siglip = {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}
     assert config_from_hf(siglip, {}) == (read_back(PUBLISHED["SigLIP-B/16"]), SQUASH)
     nulls = {"model_type": "clip", "text_config_dict": None, "vision_config_dict": {"patch_size": 16}}
     assert config_from_hf(nulls, {}) == (PUBLISHED["ViT-B/16"], SHORTEST)
