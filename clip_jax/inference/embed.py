@@ -100,6 +100,8 @@ def embed(
     folder = LocalFolder(output)
     shards = Shards(folder=folder, source=source, shard_size=shard_size, file_format=file_format, texts=texts)
     described = {"about": dict(about or {}), **_manifest(model, tokenize, source, shards, dtype)}
+    if settings := getattr(getattr(preprocess, "transform", None), "settings", {}):
+        described["image_transform"] = settings
     shards.rename_earlier()
     holds = "embeddings of another model, source or other settings"
     shards.claim(

@@ -20,8 +20,10 @@ from PIL import Image
 from clip_jax.cli import embed as embed_command
 from clip_jax.cli.embed import describe, parse_part
 from clip_jax.inference import api
+from clip_jax.inference.api import Preprocess
 from clip_jax.inference.embed import Summary, embed
 from clip_jax.inference.embedding_shards import Shards
+from clip_jax.pretrained import ImageTransform
 from input_pipeline import open_data
 from input_pipeline.prefetch import load_ahead
 from input_pipeline.prepare.folder import LocalFolder
@@ -101,7 +103,8 @@ def photos(tmp_path) -> Path:
 def run(source, output: Path, model=None, tokenize=None, **settings) -> Summary:
     source = FolderSource(str(source)) if isinstance(source, Path) else source
     settings = {"shard_size": SHARD_SIZE, "batch_size": BATCH_SIZE, **settings}
-    return embed(model or StubModel(), preprocess, tokenize or StubTokenize(), source, output, **settings)
+    prepare = settings.pop("preprocess", preprocess)
+    return embed(model or StubModel(), prepare, tokenize or StubTokenize(), source, output, **settings)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -429,6 +432,13 @@ def test_another_setting_in_the_same_folder_is_an_error(photos, tmp_path, settin
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         run(photos, output, **settings)
     assert contents(output) == before
+
+
+def test_pictures_prepared_in_another_way_are_other_embeddings(photos, tmp_path):
+    run(photos, tmp_path / "out")
+    bilinear = Preprocess(IMAGE_SIZE, ImageTransform(interpolation="bilinear"))
+    with pytest.raises(ValueError, match="image_transform was None, is {'interpolation': 'bilinear'}"):
+        run(photos, tmp_path / "out", preprocess=bilinear)
 
 
 def test_another_source_in_the_same_folder_is_an_error(photos, tmp_path):
