@@ -437,7 +437,7 @@ def test_another_setting_in_the_same_folder_is_an_error(photos, tmp_path, settin
 def test_pictures_prepared_in_another_way_are_other_embeddings(photos, tmp_path):
     run(photos, tmp_path / "out")
     bilinear = Preprocess(IMAGE_SIZE, ImageTransform(interpolation="bilinear"))
-    with pytest.raises(ValueError, match="image_transform was None, is {'interpolation': 'bilinear'}"):
+    with pytest.raises(ValueError, match=r"image_transform was None, is .'interpolation': 'bilinear'"):
         run(photos, tmp_path / "out", preprocess=bilinear)
 
 
