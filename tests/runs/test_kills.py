@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,11 @@ def last_step(workdir: Path) -> int:
 
 
 def unfinished(workdir: Path) -> set[tuple[str, int]]:
-    return {(path.name, path.stat().st_ctime_ns) for path in workdir.glob("checkpoints/*.orbax-checkpoint-tmp")}
+    found = set()
+    for path in workdir.glob("checkpoints/*.orbax-checkpoint-tmp"):
+        with suppress(FileNotFoundError):  # it was renamed, complete, in the meantime
+            found.add((path.name, path.stat().st_ctime_ns))
+    return found
 
 
 def test_a_hundred_kills_change_nothing(processes, tmp_path, monkeypatch):

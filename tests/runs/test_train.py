@@ -494,7 +494,7 @@ def test_a_bucket_is_no_workdir(tmp_path, monkeypatch):
 def test_a_run_with_stuck_workers_ends_within_seconds_and_frees_its_memory(signals, stuck, processes, tmp_path):
     if not signals and not stuck:
         return
-    hang_timeout_s = 1800 if signals else 3
+    hang_timeout_s = 1800 if signals else 15  # compiling is no hang, and takes up to ten seconds here
     sections = miniature(
         data__num_workers=2, train__total_steps=10**5, train__evaluate_every=0, train__hang_timeout_s=hang_timeout_s
     )
@@ -511,11 +511,11 @@ def test_a_run_with_stuck_workers_ends_within_seconds_and_frees_its_memory(signa
         os.killpg(run.process.pid, each)
         time.sleep(0.2)
     code, _, err = run.end()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < (10 if signals else hang_timeout_s + 10)
     assert code == (1 if number is None else 128 + number)
     assert "leaked" not in err
     if number is None:
-        assert "clip-jax: error: no progress for 3 s since step" in err
+        assert "clip-jax: error: no progress for 15 s since step" in err
     elif len(signals) == 2:
         assert "interrupted" in err
     else:
